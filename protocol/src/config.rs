@@ -1,0 +1,116 @@
+//! What the core is told when a node starts: who it is, what it does, its timing and its limits.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use crate::{
+    advert::Roles,
+    id::{DiskId, NodeId},
+    name::Name,
+};
+
+/// One node's settings.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Who it is.
+    pub node: NodeId,
+    /// Its data folder.
+    pub disk: DiskId,
+    /// How often that folder was started; must be on disk before the core is made.
+    pub boot: u64,
+    /// Its name for people.
+    pub name: String,
+    /// The program's version.
+    pub version: String,
+    /// What it does.
+    pub roles: Roles,
+    /// The phases that it runs, each with its slots.
+    pub phases: Vec<(Name, u32)>,
+    /// What its operator says of it.
+    pub labels: BTreeMap<String, String>,
+    /// How fast it reacts.
+    pub timing: Timing,
+    /// How much it takes.
+    pub limits: Limits,
+}
+
+/// How fast a node reacts. Every node of a cluster should have the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timing {
+    /// How often leases are renewed and views exchanged. Default 1 s.
+    pub beat: Duration,
+    /// How long a lease holds without renewal: several beats, so that one lost frame does no harm.
+    /// Default 3 s.
+    pub lease: Duration,
+    /// How long a worker whose connection broke has to come back before its attempts are given to
+    /// others. Shorter than `lease`. Default 1 s.
+    pub reconnect_grace: Duration,
+    /// How long a replica may keep the others waiting before it is put out of the in-sync set.
+    /// Default 500 ms.
+    pub ack_timeout: Duration,
+    /// The step between candidates of neighbouring rank. Default 100 ms.
+    pub election_step: Duration,
+    /// How long a candidate that finds no majority waits before those who are there decide alone.
+    /// Default 1 s.
+    pub minority_wait: Duration,
+    /// How long a request is tried before its outcome is called unknown. Default 5 s.
+    pub request_timeout: Duration,
+    /// How often a node that holds live jobs of a pipeline compares them with its coordinator's.
+    /// Default 10 s.
+    pub anti_entropy: Duration,
+    /// How long a member must be away before its place is given to another. Default 10 min.
+    pub replace_after: Duration,
+}
+
+impl Timing {
+    /// The defaults, for a local network.
+    pub const DEFAULT: Self = Self {
+        beat: Duration::from_millis(1000),
+        lease: Duration::from_millis(3000),
+        reconnect_grace: Duration::from_millis(1000),
+        ack_timeout: Duration::from_millis(500),
+        election_step: Duration::from_millis(100),
+        minority_wait: Duration::from_millis(1000),
+        request_timeout: Duration::from_millis(5000),
+        anti_entropy: Duration::from_millis(10_000),
+        replace_after: Duration::from_secs(600),
+    };
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self::DEFAULT
+    }
+}
+
+/// How much a node takes; at a limit the sender is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// The largest job, in bytes of its instructions. Default 1 MiB.
+    pub job_bytes: usize,
+    /// How many unfinished jobs of one pipeline a replica keeps. Default 1,000,000.
+    pub waiting_jobs: u64,
+    /// How many bytes the unfinished jobs of one node may have together, since they are kept in
+    /// memory. Default 1 GiB.
+    pub waiting_bytes: usize,
+    /// How many pipelines there may be. Default 1,000.
+    pub pipelines: usize,
+    /// How many requests may wait in a node. Default 10,000.
+    pub requests: usize,
+}
+
+impl Limits {
+    /// The defaults.
+    pub const DEFAULT: Self = Self {
+        job_bytes: 1 << 20,
+        waiting_jobs: 1_000_000,
+        waiting_bytes: 1 << 30,
+        pipelines: 1000,
+        requests: 10_000,
+    };
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self::DEFAULT
+    }
+}

@@ -1,0 +1,250 @@
+//! Identifiers: who, which job, which term.
+//!
+//! All are values that compare and print; none is made here from a clock or a random source: the
+//! caller hands both in.
+
+use std::{fmt, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use thiserror::Error;
+use uuid::Uuid;
+
+/// A node's identity: the first 128 bits of the SHA-256 of its public key.
+///
+/// It outlives restarts and address changes; `Display` prints 8 digits for people, `{:#}` all 32.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct NodeId([u8; 16]);
+
+impl NodeId {
+    /// The identity that belongs to a public key.
+    pub fn of_public_key(key: &[u8]) -> Self {
+        Self(first_16(Sha256::digest(key).as_ref()))
+    }
+
+    /// An identity from its bytes.
+    pub const fn from_bytes(bytes: [u8; 16]) -> Self {
+        Self(bytes)
+    }
+
+    /// Its bytes.
+    pub const fn as_bytes(&self) -> &[u8; 16] {
+        &self.0
+    }
+}
+
+impl fmt::Display for NodeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shown = if f.alternate() { 16 } else { 4 };
+        self.0[..shown].iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for NodeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// One data folder's life: drawn at random when the folder is made, and again whenever the folder
+/// may have lost something that it once promised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct DiskId(pub u64);
+
+/// A pipeline's identity: the first 128 bits of the SHA-256 of its name.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct PipelineId(u128);
+
+impl PipelineId {
+    /// The identity that belongs to a name.
+    pub fn of_name(name: &str) -> Self {
+        let digest = Sha256::new().chain_update(b"pipeline\0").chain_update(name).finalize();
+        Self(u128::from_be_bytes(first_16(digest.as_ref())))
+    }
+
+    /// Its bytes, in the order in which keys sort.
+    pub const fn to_be_bytes(self) -> [u8; 16] {
+        self.0.to_be_bytes()
+    }
+
+    /// The inverse of [`to_be_bytes`](Self::to_be_bytes).
+    pub const fn from_be_bytes(bytes: [u8; 16]) -> Self {
+        Self(u128::from_be_bytes(bytes))
+    }
+
+    fn tag(self) -> u16 {
+        (self.0 >> 112) as u16
+    }
+}
+
+impl fmt::Display for PipelineId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:08x}", self.0 >> 96)
+    }
+}
+
+impl fmt::Debug for PipelineId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// The text is no job id.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("`{0}` is no job id: a job id is a UUID such as 0192e4a1-7c3b-7def-8123-456789abcdef")]
+pub struct ParseJobIdError(pub String);
+
+/// A job's identity, printed as a UUID (RFC 9562).
+///
+/// Version 7 (time-ordered, random) for a job without an idempotency key; version 8, a hash of
+/// pipeline and key, for one with: the same key enqueued on both sides of a partition is one job.
+/// Its last 16 bits are a tag of the pipeline, so that a node which sees only the id needs to ask
+/// few groups.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct JobId(u128);
+
+impl JobId {
+    /// The smallest and the largest id there can be, as bounds of scans.
+    pub const MIN: Self = Self(0);
+    /// See [`MIN`](Self::MIN).
+    pub const MAX: Self = Self(u128::MAX);
+
+    /// An id for a job without idempotency key, from the wall clock (ms since 1970) and chance.
+    pub fn time_ordered(pipeline: PipelineId, unix_ms: u64, random: [u8; 10]) -> Self {
+        let id = uuid::Builder::from_unix_timestamp_millis(unix_ms, &random).into_uuid();
+        Self(id.as_u128()).tagged(pipeline)
+    }
+
+    /// The id of the one job that `key` names in `pipeline`.
+    pub fn of_key(pipeline: PipelineId, key: &str) -> Self {
+        let digest =
+            Sha256::new().chain_update(pipeline.to_be_bytes()).chain_update(key).finalize();
+        let id = uuid::Builder::from_custom_bytes(first_16(digest.as_ref())).into_uuid();
+        Self(id.as_u128()).tagged(pipeline)
+    }
+
+    /// Whether the job may belong to `pipeline`; false says that it surely does not.
+    pub fn may_belong_to(self, pipeline: PipelineId) -> bool {
+        self.0 as u16 == pipeline.tag()
+    }
+
+    /// Its bytes, in the order in which keys sort.
+    pub const fn to_be_bytes(self) -> [u8; 16] {
+        self.0.to_be_bytes()
+    }
+
+    /// The inverse of [`to_be_bytes`](Self::to_be_bytes).
+    pub const fn from_be_bytes(bytes: [u8; 16]) -> Self {
+        Self(u128::from_be_bytes(bytes))
+    }
+
+    /// The next id in order; the largest stays.
+    pub const fn next(self) -> Self {
+        Self(self.0.saturating_add(1))
+    }
+
+    fn tagged(self, pipeline: PipelineId) -> Self {
+        Self(self.0 & !0xffff | u128::from(pipeline.tag()))
+    }
+}
+
+impl fmt::Display for JobId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&Uuid::from_u128(self.0).hyphenated(), f)
+    }
+}
+
+impl fmt::Debug for JobId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl FromStr for JobId {
+    type Err = ParseJobIdError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Uuid::parse_str(text)
+            .map(|id| Self(id.as_u128()))
+            .map_err(|_| ParseJobIdError(text.to_owned()))
+    }
+}
+
+/// The number of a coordinator's reign over one pipeline: ordered, and unique by construction,
+/// because a node never uses a counter twice within a boot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Term {
+    /// Grows with each election.
+    pub counter: u64,
+    /// The candidate.
+    pub node: NodeId,
+    /// The candidate's boot.
+    pub boot: u64,
+}
+
+impl Term {
+    /// Before the first election.
+    pub const ZERO: Self = Self { counter: 0, node: NodeId([0; 16]), boot: 0 };
+}
+
+impl fmt::Display for Term {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}@{}", self.counter, self.node)
+    }
+}
+
+/// The fencing token of one attempt: no two attempts anywhere share one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Token {
+    /// The term in which the attempt was assigned.
+    pub term: Term,
+    /// The coordinator's counter within the term.
+    pub sequence: u64,
+}
+
+impl fmt::Display for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.term, self.sequence)
+    }
+}
+
+fn first_16(digest: &[u8]) -> [u8; 16] {
+    let mut bytes = [0; 16];
+    bytes.copy_from_slice(&digest[..16]);
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_job_id_reads_back_from_its_text() {
+        let pipeline = PipelineId::of_name("thumbnails");
+        let id = JobId::time_ordered(pipeline, 1_700_000_000_000, [7; 10]);
+        assert_eq!(id.to_string().parse(), Ok(id));
+        assert!(id.may_belong_to(pipeline));
+    }
+
+    #[test]
+    fn the_same_key_is_the_same_job_and_another_key_another() {
+        let pipeline = PipelineId::of_name("thumbnails");
+        assert_eq!(JobId::of_key(pipeline, "a"), JobId::of_key(pipeline, "a"));
+        assert_ne!(JobId::of_key(pipeline, "a"), JobId::of_key(pipeline, "b"));
+    }
+
+    #[test]
+    fn job_ids_sort_by_time() {
+        let pipeline = PipelineId::of_name("thumbnails");
+        let early = JobId::time_ordered(pipeline, 1_000, [255; 10]);
+        let late = JobId::time_ordered(pipeline, 1_001, [0; 10]);
+        assert!(early < late);
+    }
+
+    #[test]
+    fn terms_order_by_counter_first() {
+        let low = Term { counter: 1, node: NodeId([9; 16]), boot: 9 };
+        let high = Term { counter: 2, node: NodeId([1; 16]), boot: 1 };
+        assert!(low < high);
+    }
+}

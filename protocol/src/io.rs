@@ -1,0 +1,332 @@
+//! All that enters the core and all that leaves it.
+//!
+//! Inputs are facts, effects are orders; both are plain values, so that a run can be written down
+//! and replayed.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use thiserror::Error;
+
+use crate::{
+    advert::Advert,
+    id::{JobId, NodeId, Token},
+    message::Message,
+    name::Name,
+    pipeline::{MAX_PHASES, PipelineDef, Revision},
+    store::Write,
+    view::{ClusterView, JobState, JobSummary, JobView},
+};
+
+/// Something that happened.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Input {
+    /// A connection to `peer` stands: what is sent now reaches it, in order, until
+    /// [`PeerDown`](Self::PeerDown).
+    PeerUp(NodeId),
+    /// The connection is gone; what was on the way may be lost.
+    PeerDown(NodeId),
+    /// A message came over a connection.
+    Message {
+        /// From whom; the shell has checked that it is.
+        from: NodeId,
+        /// What.
+        message: Message,
+    },
+    /// An advert came by gossip; the shell has checked its signature.
+    Advert(Advert),
+    /// Where this node can be reached has changed.
+    Listening(Vec<String>),
+    /// A client asks. Answered by one [`Effect::Reply`] with the same id.
+    Request {
+        /// Chosen by the shell.
+        id: RequestId,
+        /// What.
+        request: Request,
+    },
+    /// The client of a request has gone: no reply is needed.
+    RequestDropped(RequestId),
+    /// All writes of this [`Effect::Persist`] are on disk, and all before it.
+    Persisted(PersistId),
+    /// An attempt that [`Effect::StartAttempt`] began has ended.
+    AttemptFinished {
+        /// Which.
+        token: Token,
+        /// How.
+        outcome: Outcome,
+    },
+    /// Whether the disk has room for more jobs; the reason if not.
+    Accepting(Result<(), String>),
+    /// The operator wants the node to stop: it takes no new work and hands over what it can.
+    Draining,
+}
+
+/// Something to do.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Effect {
+    /// Send to a connected peer, in order; dropped if the connection is gone.
+    Send {
+        /// To whom.
+        to: NodeId,
+        /// What.
+        message: Message,
+    },
+    /// Gossip.
+    Publish(Advert),
+    /// Write as one batch and sync; then feed back [`Input::Persisted`]. Batches are applied in
+    /// the order in which they are given. A store that cannot is fatal: the shell ends the node.
+    Persist {
+        /// Names the batch.
+        id: PersistId,
+        /// Its changes.
+        writes: Vec<Write>,
+    },
+    /// Run a phase; then feed back [`Input::AttemptFinished`].
+    StartAttempt(Box<Attempt>),
+    /// Nobody wants the attempt's outcome any more: end it. It still feeds back its end.
+    CancelAttempt(Token),
+    /// Answer a client.
+    Reply {
+        /// Which request.
+        id: RequestId,
+        /// The answer.
+        response: Response,
+    },
+}
+
+/// Names a client's request within a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct RequestId(pub u64);
+
+/// Names a batch of writes within a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PersistId(pub u64);
+
+/// One run of one phase of one job, as its worker gets it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attempt {
+    /// What fences it.
+    pub token: Token,
+    /// The job.
+    pub job: JobId,
+    /// The job's pipeline.
+    pub pipeline: Name,
+    /// The step's name in the pipeline.
+    pub step: Name,
+    /// Which phase the worker runs.
+    pub phase: Name,
+    /// From 1.
+    pub number: u32,
+    /// How long it may take.
+    pub timeout: Option<Duration>,
+    /// The idempotency key that the job was enqueued with.
+    pub key: Option<String>,
+    /// What was enqueued: a JSON object.
+    pub instructions: Bytes,
+    /// What the phases before it gave, in order, to be merged into the instructions.
+    pub results: Vec<Bytes>,
+}
+
+/// How an attempt ended.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+pub enum Outcome {
+    /// With a JSON object.
+    Succeeded(Bytes),
+    /// With an error.
+    Failed {
+        /// For people.
+        error: String,
+        /// Whether another attempt may do better.
+        retry: bool,
+    },
+    /// It was cancelled before it ended.
+    Cancelled,
+}
+
+/// What a client may ask of any node.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Request {
+    /// Make the pipeline known, or change it for jobs to come.
+    Apply(PipelineDef),
+    /// Forget a pipeline that has no unfinished jobs.
+    Remove(Name),
+    /// Accept jobs; each is answered on its own.
+    Enqueue {
+        /// For which pipeline.
+        pipeline: Name,
+        /// The jobs.
+        jobs: Vec<NewJob>,
+    },
+    /// One job; with `wait`, as soon as it is finished or that time is over.
+    Job {
+        /// Which.
+        job: JobId,
+        /// How long to wait for its end.
+        wait: Option<Duration>,
+    },
+    /// A page of jobs, newest key last.
+    Jobs {
+        /// Of which pipeline.
+        pipeline: Name,
+        /// Only those in this state.
+        state: Option<JobState>,
+        /// Only those behind this one.
+        after: Option<JobId>,
+        /// How many at most.
+        limit: u32,
+    },
+    /// What this node knows of the cluster.
+    Cluster,
+}
+
+/// A job as its client hands it in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewJob {
+    /// The idempotency key: the same key is the same job.
+    pub key: Option<String>,
+    /// A JSON object; the core takes it as bytes.
+    pub instructions: Bytes,
+}
+
+/// The answer to a [`Request`].
+#[derive(Clone, Debug, PartialEq)]
+pub enum Response {
+    /// The pipeline is on disk.
+    Applied {
+        /// Which definition is current.
+        revision: Revision,
+        /// Whether that is new.
+        changed: bool,
+        /// On how many nodes it is on disk.
+        copies: u32,
+    },
+    /// The pipeline is gone.
+    Removed,
+    /// One answer per job, in their order.
+    Enqueued(Vec<Result<Receipt, Refusal>>),
+    /// The job.
+    Job(Box<JobView>),
+    /// A page of jobs.
+    Jobs {
+        /// The jobs.
+        jobs: Vec<JobSummary>,
+        /// Where the next page begins (as `after`), if there may be one.
+        next: Option<JobId>,
+    },
+    /// The cluster.
+    Cluster(Box<ClusterView>),
+    /// It was not done.
+    Refused(Refusal),
+}
+
+/// A job is on disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Receipt {
+    /// Its id.
+    pub job: JobId,
+    /// How many nodes had synced it when this was said.
+    pub copies: u32,
+    /// How many should.
+    pub target: u32,
+    /// Whether there are fewer copies than the cluster could be expected to hold.
+    pub degraded: bool,
+    /// Whether the same job was there already.
+    pub existed: bool,
+}
+
+/// Why a request was not done. Unless it says otherwise, nothing was changed.
+#[derive(Clone, Debug, PartialEq, Eq, Error, serde::Serialize, serde::Deserialize)]
+pub enum Refusal {
+    /// No such pipeline.
+    #[error("no pipeline is named `{name}`{}", known_pipelines(.known))]
+    UnknownPipeline {
+        /// What was asked for.
+        name: String,
+        /// What there is, some of it.
+        known: Vec<String>,
+    },
+    /// No such job.
+    #[error("no job {0} is known: its id is wrong, or its retention is over")]
+    UnknownJob(JobId),
+    /// The payload is over the limit.
+    #[error("the job has {bytes} bytes: at most {limit} are allowed (limits.job_bytes)")]
+    TooLarge {
+        /// Its size.
+        bytes: usize,
+        /// The limit.
+        limit: usize,
+    },
+    /// The key is over the limit.
+    #[error("the idempotency key has {bytes} bytes: 1 to {limit} are allowed")]
+    KeyLength {
+        /// Its size.
+        bytes: usize,
+        /// The limit.
+        limit: usize,
+    },
+    /// The key names a job with another payload.
+    #[error(
+        "idempotency key `{key}` belongs to job {job}, which was enqueued with another payload"
+    )]
+    KeyConflict {
+        /// The key.
+        key: String,
+        /// The job that has it.
+        job: JobId,
+    },
+    /// Too many jobs wait.
+    #[error(
+        "{waiting} jobs of this pipeline wait, the limit is {limit} (limits.waiting_jobs): try again later"
+    )]
+    Busy {
+        /// How many.
+        waiting: u64,
+        /// The limit.
+        limit: u64,
+    },
+    /// The disks take no more.
+    #[error("no replica takes jobs at present: {0}")]
+    StorageFull(String),
+    /// Nobody who could keep the job answers.
+    #[error(
+        "no replica of the pipeline can be reached: start one, or connect this node to one with --peer"
+    )]
+    NoReplica,
+    /// It may or may not have been done.
+    #[error(
+        "no replica answered in time: it is not known whether it was done; send it again with the same idempotency key"
+    )]
+    Unknown,
+    /// Pipelines with unfinished jobs stay.
+    #[error("pipeline `{name}` has {unfinished} unfinished jobs: wait for them, then remove it")]
+    PipelineInUse {
+        /// The pipeline.
+        name: String,
+        /// How many.
+        unfinished: u64,
+    },
+    /// Too many pipelines.
+    #[error("there are {0} pipelines already: remove one first (limits.pipelines)")]
+    TooManyPipelines(usize),
+    /// The definition cannot be used. At most [`MAX_PHASES`] phases are allowed.
+    #[error("{0}")]
+    InvalidPipeline(String),
+    /// The node does not play the part.
+    #[error("this node is no gateway: ask another, or start it with --role gateway")]
+    NotGateway,
+    /// Too many requests wait in this node.
+    #[error("{0} requests wait in this node: try again later (limits.requests)")]
+    TooManyRequests(usize),
+    /// The node is about to stop.
+    #[error("this node is stopping: ask another")]
+    Stopping,
+}
+
+const _: () = assert!(MAX_PHASES <= u16::MAX as usize);
+
+fn known_pipelines(known: &[String]) -> String {
+    match known {
+        [] => ": none is known yet; apply one first".to_owned(),
+        names => format!(": known are {}", names.join(", ")),
+    }
+}

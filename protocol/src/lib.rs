@@ -1,0 +1,18 @@
+//! What the nodes of a CarbonMesh cluster agree on.
+//!
+//! This crate does no input or output: it reads no clock, opens no socket or file, starts no thread
+//! and draws no random number of its own. [`core::Core`] takes inputs and time, and gives effects
+//! back. The same code runs in a node, in the simulator and under a model checker.
+
+pub mod advert;
+pub mod codec;
+pub mod config;
+pub mod core;
+pub mod id;
+pub mod io;
+pub mod message;
+pub mod name;
+pub mod pipeline;
+pub mod store;
+pub mod time;
+pub mod view;

@@ -1,0 +1,127 @@
+//! Where a node's state lies: tables, keys, writes, and how the core reads.
+//!
+//! Keys sort so that one pipeline's jobs lie together, and one job's components behind each other:
+//! `Jobs: pipeline(16) job(16) tag(2)`, `Live: pipeline(16) job(16)`, `Meta: kind(1) rest`.
+
+use bytes::Bytes;
+use thiserror::Error;
+
+use crate::id::{JobId, PipelineId};
+
+/// A table; on disk, a column family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Table {
+    /// The node's identity, votes, catalog, members, counters.
+    Meta,
+    /// Components of job records.
+    Jobs,
+    /// Which jobs are unfinished, so that a start reads only those.
+    Live,
+}
+
+impl Table {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Meta, Self::Jobs, Self::Live];
+
+    /// Its name on disk.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Meta => "meta",
+            Self::Jobs => "jobs",
+            Self::Live => "live",
+        }
+    }
+}
+
+/// One change; a batch of them is applied as a whole or not at all.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Write {
+    /// Sets a key.
+    Put {
+        /// Where.
+        table: Table,
+        /// The key.
+        key: Bytes,
+        /// Its new value.
+        value: Bytes,
+    },
+    /// Removes a key.
+    Delete {
+        /// Where.
+        table: Table,
+        /// The key.
+        key: Bytes,
+    },
+    /// Removes all keys from `start` up to, not including, `end`.
+    DeleteRange {
+        /// Where.
+        table: Table,
+        /// The first key.
+        start: Bytes,
+        /// The key behind the last.
+        end: Bytes,
+    },
+}
+
+/// The store could not be read. Nothing was changed; the node cannot go on.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("reading {table} failed: {reason}")]
+pub struct ReadError {
+    /// What was read.
+    pub table: &'static str,
+    /// Why not.
+    pub reason: String,
+}
+
+/// A key and its value.
+pub type Row = (Bytes, Bytes);
+
+/// How the core reads what it once asked to persist.
+///
+/// A read sees every write that was reported as persisted, and may see later ones.
+pub trait Reader: Send {
+    /// The value of a key.
+    ///
+    /// # Errors
+    /// The disk fails or its content is damaged.
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, ReadError>;
+
+    /// The rows from `start` up to, not including, `end`, in order, at most `limit`.
+    ///
+    /// # Errors
+    /// The disk fails or its content is damaged.
+    fn scan(
+        &self,
+        table: Table,
+        start: &[u8],
+        end: &[u8],
+        limit: usize,
+    ) -> Result<Vec<Row>, ReadError>;
+}
+
+/// The key of one component of a job's record.
+pub(crate) fn component_key(pipeline: PipelineId, job: JobId, tag: u16) -> Bytes {
+    let mut key = job_key(pipeline, job).to_vec();
+    key.extend_from_slice(&tag.to_be_bytes());
+    key.into()
+}
+
+/// The key of a job in [`Table::Live`], and the start of its components in [`Table::Jobs`].
+pub(crate) fn job_key(pipeline: PipelineId, job: JobId) -> Bytes {
+    let mut key = Vec::with_capacity(34);
+    key.extend_from_slice(&pipeline.to_be_bytes());
+    key.extend_from_slice(&job.to_be_bytes());
+    key.into()
+}
+
+/// Reads a key of [`Table::Live`] or [`Table::Jobs`]; the tag is 0 where there is none.
+pub(crate) fn parse_key(key: &[u8]) -> Option<(PipelineId, JobId, u16)> {
+    let pipeline = PipelineId::from_be_bytes(key.get(..16)?.try_into().ok()?);
+    let job = JobId::from_be_bytes(key.get(16..32)?.try_into().ok()?);
+    let tag = match key.get(32..)? {
+        [] => 0,
+        [high, low] => u16::from_be_bytes([*high, *low]),
+        _ => return None,
+    };
+    Some((pipeline, job, tag))
+}
