@@ -87,6 +87,8 @@ impl Default for Timing {
 pub struct Limits {
     /// The largest job, in bytes of its instructions. Default 1 MiB.
     pub job_bytes: usize,
+    /// The largest result of a phase, in bytes. Default 1 MiB.
+    pub result_bytes: usize,
     /// How many unfinished jobs of one pipeline a replica keeps. Default 1,000,000.
     pub waiting_jobs: u64,
     /// How many bytes the unfinished jobs of one node may have together, since they are kept in
@@ -102,6 +104,7 @@ impl Limits {
     /// The defaults.
     pub const DEFAULT: Self = Self {
         job_bytes: 1 << 20,
+        result_bytes: 1 << 20,
         waiting_jobs: 1_000_000,
         waiting_bytes: 1 << 30,
         pipelines: 1000,

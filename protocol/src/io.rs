@@ -74,7 +74,8 @@ pub enum Effect {
     /// Gossip.
     Publish(Advert),
     /// Write as one batch and sync; then feed back [`Input::Persisted`]. Batches are applied in
-    /// the order in which they are given. A store that cannot is fatal: the shell ends the node.
+    /// the order in which they are given; one without changes needs no sync of its own, but is
+    /// reported in its turn. A store that cannot is fatal: the shell ends the node.
     Persist {
         /// Names the batch.
         id: PersistId,
@@ -283,6 +284,16 @@ pub enum Refusal {
         waiting: u64,
         /// The limit.
         limit: u64,
+    },
+    /// Too much is waiting.
+    #[error(
+        "unfinished jobs take {bytes} bytes of memory, the limit is {limit} (limits.waiting_bytes): try again later"
+    )]
+    MemoryFull {
+        /// How much.
+        bytes: usize,
+        /// The limit.
+        limit: usize,
     },
     /// The disks take no more.
     #[error("no replica takes jobs at present: {0}")]

@@ -5,6 +5,7 @@
 //! back. The same code runs in a node, in the simulator and under a model checker.
 
 pub mod advert;
+pub mod catalog;
 pub mod codec;
 pub mod config;
 pub mod core;
@@ -13,6 +14,8 @@ pub mod io;
 pub mod message;
 pub mod name;
 pub mod pipeline;
+pub mod placement;
+pub mod record;
 pub mod store;
 pub mod time;
 pub mod view;

@@ -1,15 +1,422 @@
 //! What nodes say to each other over their connections.
+//!
+//! ```text
+//! gateway ─Store─► replica          replica ─Stored─► gateway
+//! coordinator ─Replicate─► replica  replica ─ReplicateAck─► coordinator
+//! coordinator ─Assign─► worker      worker ─Completed─► coordinator ─CompletionAck─► worker
+//! node ─Beat─► node                 node ─BeatAck─► node        (the lease, both ways)
+//! candidate ─PreVote, Vote─► voter  voter ─Ballot─► candidate
+//! holder ─SyncPage─► holder         ◄─SyncReply─, ─SyncPush─►, ◄─SyncPushAck─
+//! ```
+//! Every message may be lost, delayed, repeated or overtaken without harm to what was acknowledged.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
 use crate::{
     advert::Advert,
+    catalog::CatalogEntry,
     codec::{Encoded, Kind},
+    id::{DiskId, JobId, PipelineId, Term, Token},
+    io::{Outcome, Refusal},
+    name::Name,
+    pipeline::Revision,
+    record::Component,
+    view::{Counts, JobState, JobSummary, JobView},
 };
-use serde::{Deserialize, Serialize};
+
 /// A message.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Message {
-    /// First on every connection.
+    /// First on every connection, and when something in it changes.
     Hello(Advert),
+    /// Pipelines that the sender knows.
+    Catalog(Vec<CatalogEntry>),
+    /// The sender has these pipelines on disk, at least in this state.
+    CatalogAck(Vec<(PipelineId, u64)>),
+    /// The sender wants all pipelines.
+    CatalogPull,
+    /// A lease, renewed: every beat to every peer.
+    Beat(Beat),
+    /// The answer to a beat.
+    BeatAck(BeatAck),
+    /// Would you vote for me in that term? Changes nothing.
+    PreVote {
+        /// The pipeline.
+        pipeline: PipelineId,
+        /// The term's counter.
+        counter: u64,
+    },
+    /// Vote for me in this term.
+    Vote {
+        /// The pipeline.
+        pipeline: PipelineId,
+        /// The term.
+        term: Term,
+    },
+    /// The answer to either.
+    Ballot(Ballot),
+    /// The sender knows a later term than the receiver acts in.
+    Stale {
+        /// The pipeline.
+        pipeline: PipelineId,
+        /// The later term.
+        term: Term,
+    },
+    /// The receiver's copy is complete: from now on it may vote and count.
+    Admit {
+        /// The pipeline.
+        pipeline: PipelineId,
+        /// Who says so.
+        term: Term,
+        /// Which of the receiver's disks.
+        disk: DiskId,
+    },
+    /// Changes of job records, from a coordinator.
+    Replicate(Replicate),
+    /// They are on disk.
+    ReplicateAck {
+        /// Which.
+        batch: u64,
+        /// Jobs of which the sender lacks what was enqueued.
+        missing: Vec<(PipelineId, JobId)>,
+    },
+    /// One page of a comparison of what two nodes hold.
+    SyncPage(SyncPage),
+    /// What the other holds that differs.
+    SyncReply(SyncReply),
+    /// What the other lacked.
+    SyncPush {
+        /// Whose comparison.
+        session: u64,
+        /// Which part.
+        part: u64,
+        /// The pipeline.
+        pipeline: PipelineId,
+        /// Whole records.
+        records: Vec<JobUpdate>,
+    },
+    /// It is on disk.
+    SyncPushAck {
+        /// Whose comparison.
+        session: u64,
+        /// Which part.
+        part: u64,
+    },
+    /// New jobs, from a gateway.
+    Store {
+        /// Chosen by the gateway.
+        store: u64,
+        /// The pipeline.
+        pipeline: PipelineId,
+        /// The definition that the jobs follow.
+        revision: Revision,
+        /// The jobs.
+        jobs: Vec<JobUpdate>,
+    },
+    /// They are on disk, or why not.
+    Stored {
+        /// Which.
+        store: u64,
+        /// Whether the sender's copies count.
+        admitted: bool,
+        /// One answer per job.
+        results: Vec<StoreResult>,
+    },
+    /// Run this.
+    Assign(Assignment),
+    /// The worker cannot.
+    Declined(Token),
+    /// It has ended.
+    Completed(Completion),
+    /// Its end is durable: forget it.
+    CompletionAck(Token),
+    /// Nobody wants it any more.
+    Cancel(Token),
+    /// The window that a worker opens for the receiver.
+    Grant {
+        /// For each phase, how many attempts it may have there at once.
+        windows: Vec<(Name, u32)>,
+    },
+    /// A client's question, passed on.
+    Query {
+        /// Chosen by the sender.
+        query: u64,
+        /// What is asked.
+        question: Question,
+    },
+    /// Its answer.
+    Answer {
+        /// Which question.
+        query: u64,
+        /// What is known.
+        answer: Answer,
+    },
 }
+
 impl Encoded for Message {
     const KIND: Kind = 0x02;
+}
+
+/// A renewed lease.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Beat {
+    /// Counts the sender's beats.
+    pub sequence: u64,
+    /// A digest of the pipelines that it knows.
+    pub catalog: u64,
+    /// What it coordinates.
+    pub groups: Vec<BeatGroup>,
+    /// Phases for which it has work waiting.
+    pub demand: Vec<Name>,
+    /// How many attempts run there, by phase.
+    pub busy: Vec<(Name, u32)>,
+}
+
+/// One coordinated pipeline within a beat.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BeatGroup {
+    /// The pipeline.
+    pub pipeline: PipelineId,
+    /// The coordinator's term.
+    pub term: Term,
+    /// Its unfinished jobs.
+    pub live: Digest,
+    /// Its jobs by state.
+    pub counts: Counts,
+    /// Whether every node that should keep a copy has one that is complete.
+    pub settled: bool,
+}
+
+/// How many jobs, and an order-free hash of their states.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Digest {
+    /// How many.
+    pub count: u64,
+    /// The exclusive or of their hashes.
+    pub xor: u64,
+}
+
+impl Digest {
+    /// Counts a job in.
+    pub(crate) fn add(&mut self, hash: u64) {
+        self.count += 1;
+        self.xor ^= hash;
+    }
+
+    /// Counts a job out.
+    pub(crate) fn remove(&mut self, hash: u64) {
+        self.count -= 1;
+        self.xor ^= hash;
+    }
+}
+
+/// The answer to a [`Beat`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BeatAck {
+    /// Which beat.
+    pub sequence: u64,
+    /// All attempts of the coordinator's pipelines that the sender has: running, waiting for a
+    /// slot, or ended and not yet acknowledged.
+    pub attempts: Vec<Held>,
+}
+
+/// An attempt that a worker has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Held {
+    /// The pipeline.
+    pub pipeline: PipelineId,
+    /// The job.
+    pub job: JobId,
+    /// Which of its phases.
+    pub step: u16,
+    /// The attempt.
+    pub token: Token,
+}
+
+/// A voter's answer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Ballot {
+    /// The pipeline.
+    pub pipeline: PipelineId,
+    /// The counter that was asked for.
+    pub counter: u64,
+    /// Whether it was only a pre-vote.
+    pub pre: bool,
+    /// Yes.
+    pub granted: bool,
+    /// Whether the sender may vote at all.
+    pub admitted: bool,
+    /// The highest term that it knows.
+    pub highest: Term,
+}
+
+/// Changes from a coordinator.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Replicate {
+    /// Counts the sender's batches.
+    pub batch: u64,
+    /// By pipeline.
+    pub groups: Vec<GroupUpdate>,
+}
+
+/// One pipeline's part of a [`Replicate`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GroupUpdate {
+    /// The pipeline.
+    pub pipeline: PipelineId,
+    /// The coordinator's term.
+    pub term: Term,
+    /// What changed.
+    pub updates: Vec<JobUpdate>,
+}
+
+/// Some or all components of a job's record.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobUpdate {
+    /// The job.
+    pub job: JobId,
+    /// Components.
+    pub components: Vec<Component>,
+}
+
+/// What a comparison covers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Scope {
+    /// Unfinished jobs.
+    Live,
+    /// All jobs.
+    All,
+}
+
+/// One page of what the initiator holds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SyncPage {
+    /// Chosen by the initiator.
+    pub session: u64,
+    /// The pipeline.
+    pub pipeline: PipelineId,
+    /// What is compared.
+    pub scope: Scope,
+    /// The first job of the range.
+    pub from: JobId,
+    /// The last job of the range, included.
+    pub to: JobId,
+    /// What the initiator holds in it, in order.
+    pub entries: Vec<(JobId, u64)>,
+}
+
+/// The answer to a page.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SyncReply {
+    /// Which session.
+    pub session: u64,
+    /// The first job of the page that this answers.
+    pub from: JobId,
+    /// The last job that was compared; less than the page's `to` when the answer grew too large.
+    pub upto: JobId,
+    /// What the sender holds that differs.
+    pub records: Vec<JobUpdate>,
+    /// What the sender lacks.
+    pub want: Vec<JobId>,
+    /// A digest of the finished jobs that the sender holds.
+    pub finished: Digest,
+}
+
+/// What became of one job of a [`Message::Store`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum StoreResult {
+    /// It is there now.
+    Stored,
+    /// It was there before.
+    Existed,
+    /// Another payload has its id.
+    Conflict,
+    /// It was not taken.
+    Refused(Refusal),
+}
+
+/// An attempt, from the coordinator to its worker.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Assignment {
+    /// The attempt.
+    pub token: Token,
+    /// The pipeline.
+    pub pipeline: PipelineId,
+    /// Its name.
+    pub name: Name,
+    /// The job.
+    pub job: JobId,
+    /// Which of its phases.
+    pub step: u16,
+    /// That step's name.
+    pub step_name: Name,
+    /// What the worker runs.
+    pub phase: Name,
+    /// From 1.
+    pub number: u32,
+    /// How long it may take.
+    pub timeout: Option<Duration>,
+    /// The job's idempotency key.
+    pub key: Option<String>,
+    /// What was enqueued.
+    pub instructions: Bytes,
+    /// What the phases before it gave.
+    pub results: Vec<Bytes>,
+}
+
+/// The end of an attempt, from its worker to the coordinator.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Completion {
+    /// The attempt.
+    pub token: Token,
+    /// The pipeline.
+    pub pipeline: PipelineId,
+    /// The job.
+    pub job: JobId,
+    /// Which of its phases.
+    pub step: u16,
+    /// How it ended.
+    pub outcome: Outcome,
+}
+
+/// A question that only a replica can answer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Question {
+    /// One job; with `wait`, when it is finished or the time is over.
+    Job {
+        /// The pipeline.
+        pipeline: PipelineId,
+        /// The job.
+        job: JobId,
+        /// How long.
+        wait: Option<Duration>,
+    },
+    /// A page of jobs.
+    Jobs {
+        /// The pipeline.
+        pipeline: PipelineId,
+        /// Only those in this state.
+        state: Option<JobState>,
+        /// Only those behind this one.
+        after: Option<JobId>,
+        /// How many at most.
+        limit: u32,
+    },
+}
+
+/// What a replica knows.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Answer {
+    /// The job, if it is there.
+    Job(Option<Box<JobView>>),
+    /// A page of jobs.
+    Jobs {
+        /// The jobs.
+        jobs: Vec<JobSummary>,
+        /// Where the next page begins.
+        next: Option<JobId>,
+    },
 }

@@ -1,0 +1,191 @@
+//! The beat: renews leases with every peer, and looks after all that is done now and then.
+//!
+//! A beat says what its sender coordinates; the answer says which of its attempts the receiver has.
+//! Both show that the connection lives. A node that was stopped itself for a while does not blame
+//! the others for the silence: they get a lease's time to be heard again.
+
+use crate::{
+    id::{NodeId, PipelineId},
+    message::{Beat, BeatAck, BeatGroup, Message},
+    store::ReadError,
+    time::Timestamp,
+};
+
+use super::{
+    Core,
+    group::{PeerSync, Role},
+    timer::Timer,
+};
+
+/// What is known of beats.
+#[derive(Debug)]
+pub(super) struct Beats {
+    /// The last beat that was sent.
+    sequence: u64,
+    /// When the timer fired last.
+    fired: Timestamp,
+}
+
+impl Beats {
+    pub(super) fn new(now: Timestamp) -> Self {
+        Self { sequence: 0, fired: now }
+    }
+
+    /// The number of the last beat that was sent to anybody.
+    pub(super) fn sequence(&self) -> u64 {
+        self.sequence
+    }
+}
+
+impl Core {
+    pub(super) fn on_beat_timer(&mut self) -> Result<(), ReadError> {
+        let late = self.now.since(self.beats.fired) > self.config.timing.beat * 2;
+        self.beats.fired = self.now;
+        if late {
+            let now = self.now;
+            self.members.values_mut().for_each(|member| member.heard = now);
+        }
+        self.drop_silent_peers();
+        for peer in self.connections.clone() {
+            self.send_beat_to(peer);
+        }
+        let pipelines: Vec<PipelineId> = self.groups.keys().copied().collect();
+        for pipeline in pipelines {
+            self.maintain_replicas(pipeline);
+            self.expire_leader(pipeline);
+            self.consider_election(pipeline);
+            self.drop_if_removed(pipeline);
+        }
+        self.complete_own()?;
+        self.anti_entropy();
+        let demand = self.demand();
+        self.note_demand(self.me(), demand);
+        self.grant_to_coordinators();
+        self.publish_advert();
+        self.arm(self.config.timing.beat, Timer::Beat);
+        Ok(())
+    }
+
+    fn drop_silent_peers(&mut self) {
+        let silent: Vec<NodeId> = self
+            .members
+            .iter()
+            .filter(|(_, member)| {
+                member.reachable && self.now.since(member.heard) > self.config.timing.lease
+            })
+            .map(|(node, _)| *node)
+            .collect();
+        silent.into_iter().for_each(|peer| self.lose(peer));
+    }
+
+    /// A coordinator that lives but does not say so any more.
+    fn expire_leader(&mut self, pipeline: PipelineId) {
+        let Some(group) = self.groups.get(&pipeline) else { return };
+        if group.leader.is_some() && !self.hears_leader(group) {
+            self.leader_lost(pipeline);
+        }
+    }
+
+    /// The jobs of a removed pipeline go.
+    fn drop_if_removed(&mut self, pipeline: PipelineId) {
+        let removed = self.catalog.get(&pipeline).is_some_and(|entry| entry.removed);
+        let Some(group) = self.groups.get(&pipeline) else { return };
+        let idle = group.live.count == 0 && group.jobs.values().all(|job| job.pending == 0);
+        if removed && idle && group.finished.digest.count > 0 {
+            self.drop_group_data(pipeline);
+        }
+    }
+
+    pub(super) fn send_beat_to(&mut self, peer: NodeId) {
+        self.beats.sequence += 1;
+        let beat = Beat {
+            sequence: self.beats.sequence,
+            catalog: self.catalog_digest,
+            groups: self.coordinated(),
+            demand: self.demand(),
+            busy: self.worker.phases().map(|(phase, _, busy)| (phase.clone(), busy)).collect(),
+        };
+        self.send(peer, Message::Beat(beat));
+    }
+
+    /// What this node coordinates, as it tells others.
+    fn coordinated(&self) -> Vec<BeatGroup> {
+        let groups = self.groups.values().filter_map(|group| match &group.role {
+            Role::Coordinator(reign) => Some((group, reign)),
+            _ => None,
+        });
+        groups
+            .map(|(group, reign)| {
+                let in_sync = |node: &NodeId| {
+                    *node == self.me() || reign.peers.get(node) == Some(&PeerSync::InSync)
+                };
+                BeatGroup {
+                    pipeline: group.id,
+                    term: reign.term,
+                    live: group.live,
+                    counts: group.counts(),
+                    settled: self.view(group.id).iter().all(in_sync),
+                }
+            })
+            .collect()
+    }
+
+    /// A peer renews its leases.
+    pub(super) fn on_beat(&mut self, from: NodeId, beat: Beat) {
+        if let Some(member) = self.members.get_mut(&from) {
+            member.busy = beat.busy;
+        }
+        if beat.catalog != self.catalog_digest {
+            self.send(from, Message::CatalogPull);
+        }
+        self.note_demand(from, beat.demand);
+        let led: Vec<PipelineId> = beat.groups.iter().map(|group| group.pipeline).collect();
+        for group in beat.groups {
+            self.on_beat_group(from, group);
+        }
+        self.note_abdications(from, &led);
+        let attempts = self.worker.held(|pipeline| led.contains(&pipeline));
+        self.send(from, Message::BeatAck(BeatAck { sequence: beat.sequence, attempts }));
+        if !led.is_empty() && self.worker.phases().next().is_some() {
+            self.grant_to(from, true);
+        }
+        led.into_iter().for_each(|pipeline| self.resend_completions(pipeline));
+    }
+
+    fn on_beat_group(&mut self, from: NodeId, beat: BeatGroup) {
+        let (pipeline, term) = (beat.pipeline, beat.term);
+        let Some(group) = self.groups.get_mut(&pipeline) else {
+            return self.send(from, Message::CatalogPull);
+        };
+        let highest = group.promise.highest.max(group.elected_term().unwrap_or(term));
+        if term < highest {
+            return self.send(from, Message::Stale { pipeline, term: highest });
+        }
+        group.beat = Some(beat);
+        self.set_leader(pipeline, from, term);
+    }
+
+    /// A peer that coordinated a pipeline does not say so any more.
+    fn note_abdications(&mut self, from: NodeId, led: &[PipelineId]) {
+        let left: Vec<PipelineId> = self
+            .groups
+            .values()
+            .filter(|group| group.leader.is_some_and(|leader| leader.node == from))
+            .map(|group| group.id)
+            .filter(|pipeline| !led.contains(pipeline))
+            .collect();
+        left.into_iter().for_each(|pipeline| self.leader_lost(pipeline));
+    }
+
+    /// A peer heard a beat, and says what it runs for this node.
+    pub(super) fn on_beat_ack(&mut self, from: NodeId, ack: BeatAck) -> Result<(), ReadError> {
+        for held in &ack.attempts {
+            self.load_job(held.pipeline, held.job)?;
+        }
+        self.match_attempts(from, ack.sequence, &ack.attempts);
+        for held in &ack.attempts {
+            self.forget_if_settled(held.pipeline, held.job);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,280 @@
+//! The pipelines that the cluster knows: kept by every node, joined like job records.
+//!
+//! A change goes to every peer at once; a digest in each beat finds what was missed.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+
+use crate::{
+    catalog::CatalogEntry,
+    codec,
+    id::{DiskId, NodeId, PipelineId},
+    io::{Effect, Refusal, RequestId, Response},
+    message::Message,
+    name::Name,
+    pipeline::{PipelineDef, Revision},
+    store::{ReadError, Table, Write},
+};
+
+use super::{Core, commit::Held, group::Group, timer::Timer};
+
+/// The prefix of a pipeline's definition, in [`Table::Meta`].
+const CATALOG: u8 = 0x01;
+
+/// The key of something about a pipeline, in [`Table::Meta`].
+pub(super) fn meta_key(prefix: u8, pipeline: PipelineId) -> Bytes {
+    let mut key = vec![prefix];
+    key.extend_from_slice(&pipeline.to_be_bytes());
+    key.into()
+}
+
+/// A change of the catalog that its client waits for.
+#[derive(Debug)]
+pub(super) struct Pending {
+    pipeline: PipelineId,
+    digest: u64,
+    waiting: BTreeSet<NodeId>,
+    here: bool,
+    copies: u32,
+    changed: bool,
+}
+
+impl Pending {
+    /// A peer cannot be reached: it is not waited for.
+    pub(super) fn lost(&mut self, peer: NodeId) {
+        self.waiting.remove(&peer);
+    }
+}
+
+impl Core {
+    pub(super) fn load_catalog(&mut self) -> Result<(), ReadError> {
+        let most = usize::MAX;
+        for (_, value) in self.reader.scan(Table::Meta, &[CATALOG], &[CATALOG + 1], most)? {
+            let entry: CatalogEntry = codec::decode(&value).map_err(|error| ReadError {
+                table: Table::Meta.name(),
+                reason: format!("a pipeline's definition is damaged: {error}"),
+            })?;
+            self.catalog.insert(entry.id(), entry);
+        }
+        self.digest_catalog();
+        Ok(())
+    }
+
+    fn digest_catalog(&mut self) {
+        self.catalog_digest = self.catalog.values().fold(0, |all, entry| all ^ entry.digest());
+        self.advert_changed = true;
+    }
+
+    /// The definition that a job follows.
+    pub(super) fn definition(
+        &self,
+        pipeline: PipelineId,
+        revision: Revision,
+    ) -> Option<&PipelineDef> {
+        self.catalog.get(&pipeline)?.revisions.get(&revision)
+    }
+
+    /// How many nodes should keep a pipeline's jobs.
+    pub(super) fn replicas_of(&self, pipeline: PipelineId) -> usize {
+        let definition = self.catalog.get(&pipeline).and_then(CatalogEntry::definition);
+        definition.map_or(0, |definition| definition.replicas.into())
+    }
+
+    /// The pipeline of that name, unless it was removed.
+    pub(super) fn pipeline_named(&self, name: &Name) -> Result<&CatalogEntry, Refusal> {
+        let entry = self.catalog.get(&PipelineId::of_name(name.as_str()));
+        entry.filter(|entry| !entry.removed).ok_or_else(|| Refusal::UnknownPipeline {
+            name: name.to_string(),
+            known: self
+                .catalog
+                .values()
+                .filter(|entry| !entry.removed)
+                .take(10)
+                .map(|entry| entry.name.to_string())
+                .collect(),
+        })
+    }
+
+    /// A client wants a pipeline made or changed.
+    pub(super) fn apply(&mut self, request: RequestId, definition: PipelineDef) {
+        let (id, revision) = (definition.id(), definition.revision());
+        let known = self.catalog.values().filter(|entry| !entry.removed).count();
+        let entry = match self.catalog.get(&id) {
+            Some(entry) if !entry.removed && entry.current == revision => entry.clone(),
+            Some(entry) => {
+                let mut entry = entry.clone();
+                entry.generation += 1;
+                entry.removed = false;
+                entry.current = revision;
+                entry.revisions.insert(revision, definition);
+                entry
+            }
+            None if known >= self.config.limits.pipelines => {
+                let refusal = Refusal::TooManyPipelines(known);
+                return self.reply(request, Response::Refused(refusal));
+            }
+            None => {
+                let founders = self.founders(id, definition.replicas.into());
+                if founders.is_empty() {
+                    return self.reply(request, Response::Refused(Refusal::NoReplica));
+                }
+                CatalogEntry::new(definition, founders)
+            }
+        };
+        self.spread(request, entry);
+    }
+
+    /// Those who keep a new pipeline's jobs: their copies are complete, since there are none yet.
+    fn founders(&self, pipeline: PipelineId, replicas: usize) -> BTreeSet<(NodeId, DiskId)> {
+        let reachable = self.replica_nodes().into_iter().filter(|node| self.is_reachable(*node));
+        let disk = |node: NodeId| match self.members.get(&node) {
+            Some(member) => member.advert.disk,
+            None => self.config.disk,
+        };
+        let ranked = crate::placement::rank(pipeline, reachable);
+        ranked.into_iter().take(replicas).map(|node| (node, disk(node))).collect()
+    }
+
+    /// A client wants a pipeline gone.
+    pub(super) fn remove(&mut self, request: RequestId, name: &Name) {
+        let entry = match self.pipeline_named(name) {
+            Ok(entry) => entry.clone(),
+            Err(refusal) => return self.reply(request, Response::Refused(refusal)),
+        };
+        let unfinished = self.unfinished(entry.id());
+        if unfinished > 0 {
+            let refusal = Refusal::PipelineInUse { name: name.to_string(), unfinished };
+            return self.reply(request, Response::Refused(refusal));
+        }
+        let removed = CatalogEntry { generation: entry.generation + 1, removed: true, ..entry };
+        self.spread(request, removed);
+    }
+
+    /// How many jobs of a pipeline are not finished, as far as this node knows.
+    fn unfinished(&self, pipeline: PipelineId) -> u64 {
+        let Some(group) = self.groups.get(&pipeline) else { return 0 };
+        let told = group.beat.as_ref().map_or(0, |beat| beat.live.count);
+        group.live.count.max(told)
+    }
+
+    fn spread(&mut self, request: RequestId, entry: CatalogEntry) {
+        let (pipeline, digest) = (entry.id(), entry.digest());
+        let changed = self.learn(&entry);
+        let waiting: BTreeSet<NodeId> = self.reachable().into_iter().collect();
+        for &peer in &waiting {
+            self.send(peer, Message::Catalog(vec![entry.clone()]));
+        }
+        let pending = Pending { pipeline, digest, waiting, here: false, copies: 0, changed };
+        self.gateway.applying.insert(request, pending);
+        self.hold_until_on_disk(Held::Applied(request));
+        self.arm(self.config.timing.ack_timeout, Timer::Apply(request));
+    }
+
+    /// Takes over what an entry says. Says whether that was news.
+    fn learn(&mut self, entry: &CatalogEntry) -> bool {
+        let id = entry.id();
+        let full = self.catalog.len() > 4 * self.config.limits.pipelines;
+        let changed = match self.catalog.get_mut(&id) {
+            Some(known) => known.merge(entry),
+            None if full => false,
+            None => {
+                self.catalog.insert(id, entry.clone());
+                true
+            }
+        };
+        if changed && let Some(known) = self.catalog.get(&id) {
+            let (key, value) = (meta_key(CATALOG, id), codec::encode(known));
+            self.write(Write::Put { table: Table::Meta, key, value });
+            self.digest_catalog();
+            self.found_group(id);
+            self.grant_to_coordinators();
+        }
+        changed
+    }
+
+    /// Makes a group for a pipeline; a founder's copy counts from the start.
+    fn found_group(&mut self, pipeline: PipelineId) {
+        let now = self.now;
+        let (me, disk) = (self.me(), self.config.disk);
+        let founder =
+            self.catalog.get(&pipeline).is_some_and(|entry| entry.founders.contains(&(me, disk)));
+        let group = self.groups.entry(pipeline).or_insert_with(|| Group::new(pipeline, now));
+        if founder && group.promise.admitted != Some(disk) {
+            group.promise.admitted = Some(disk);
+            self.write_promise(pipeline);
+        }
+        self.consider_election(pipeline);
+    }
+
+    /// A peer tells what it knows.
+    pub(super) fn on_catalog(&mut self, from: NodeId, entries: Vec<CatalogEntry>) {
+        let mut known = Vec::new();
+        for entry in entries {
+            let valid = entry.revisions.contains_key(&entry.current)
+                && entry.revisions.values().all(|definition| definition.name == entry.name);
+            if valid {
+                self.learn(&entry);
+                known.push((entry.id(), entry.digest()));
+            }
+        }
+        let ack = Effect::Send { to: from, message: Message::CatalogAck(known) };
+        self.hold_until_on_disk(Held::Effect(ack));
+    }
+
+    pub(super) fn send_catalog(&mut self, to: NodeId) {
+        let entries: Vec<CatalogEntry> = self.catalog.values().cloned().collect();
+        for entries in entries.chunks(64) {
+            self.send(to, Message::Catalog(entries.to_vec()));
+        }
+    }
+
+    pub(super) fn on_catalog_ack(&mut self, from: NodeId, known: &[(PipelineId, u64)]) {
+        let mut done = Vec::new();
+        for (request, pending) in &mut self.gateway.applying {
+            if known.contains(&(pending.pipeline, pending.digest)) && pending.waiting.remove(&from)
+            {
+                pending.copies += 1;
+                done.push(*request);
+            }
+        }
+        done.into_iter().for_each(|request| self.finish_applying(request, false));
+    }
+
+    pub(super) fn on_applied_here(&mut self, request: RequestId) {
+        if let Some(pending) = self.gateway.applying.get_mut(&request) {
+            pending.here = true;
+            pending.copies += 1;
+        }
+        self.finish_applying(request, false);
+    }
+
+    pub(super) fn on_apply_timer(&mut self, request: RequestId) {
+        self.finish_applying(request, true);
+    }
+
+    /// Answers once all have it, or, when time is up, once it is on this node's disk.
+    pub(super) fn finish_applying(&mut self, request: RequestId, time_is_up: bool) {
+        let Some(pending) = self.gateway.applying.get(&request) else { return };
+        if !pending.here || !(time_is_up || pending.waiting.is_empty()) {
+            if time_is_up {
+                self.arm(self.config.timing.ack_timeout, Timer::Apply(request));
+            }
+            return;
+        }
+        let Some(pending) = self.gateway.applying.remove(&request) else { return };
+        let Some(entry) = self.catalog.get(&pending.pipeline) else { return };
+        let response = if entry.removed {
+            Response::Removed
+        } else {
+            let (changed, copies) = (pending.changed, pending.copies);
+            Response::Applied { revision: entry.current, changed, copies }
+        };
+        self.reply(request, response);
+    }
+
+    /// Definitions by pipeline, for those who only look.
+    pub(super) fn pipelines(&self) -> &BTreeMap<PipelineId, CatalogEntry> {
+        &self.catalog
+    }
+}

@@ -1,0 +1,337 @@
+//! Group commit: what changed since the last round becomes one write and one message per replica,
+//! and all that depends on it waits until it is durable.
+//!
+//! ```text
+//! touch, hold ─► Batch ─seal─► Persist + Replicate ─Persisted, ReplicateAck─► settled: held is let go
+//! ```
+//! A batch is settled when this node has synced it and every replica that is being kept in step has,
+//! or has been put out for keeping the others waiting. Batches settle in the order in which they
+//! were sealed, so what is let go never rests on an earlier batch that is not settled.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    mem,
+};
+
+use bytes::Bytes;
+
+use crate::{
+    codec,
+    id::{JobId, NodeId, PipelineId, Term, Token},
+    io::{Effect, PersistId},
+    message::{Assignment, GroupUpdate, JobUpdate, Message, Replicate, StoreResult},
+    record::FIRST_CONTROL,
+    store::{Table, Write, component_key, job_key},
+    time::Timestamp,
+};
+
+use super::{
+    Core,
+    catalog::meta_key,
+    group::{PeerSync, Recount},
+};
+
+/// A batch is sealed early when it has grown to this, so that no message nears the codec's limit.
+const LARGE_BATCH_BYTES: usize = 8 << 20;
+
+/// The prefix of what a group promised, in [`Table::Meta`].
+pub(super) const PROMISE: u8 = 0x02;
+
+/// The prefix of a group's finished jobs, in [`Table::Meta`].
+pub(super) const FINISHED: u8 = 0x04;
+
+/// What waits for durability.
+#[derive(Debug)]
+pub(super) enum Held {
+    /// An effect.
+    Effect(Effect),
+    /// An attempt to be given to a worker.
+    Assign { to: NodeId, assignment: Box<Assignment> },
+    /// This node's vote for itself.
+    OwnVote { pipeline: PipelineId, term: Term },
+    /// All that the voters hold is merged.
+    Adopted { pipeline: PipelineId, term: Term },
+    /// This node's own copies of jobs that came through it.
+    Stored { store: u64, results: Vec<StoreResult> },
+    /// This node's own copy of the catalog.
+    Applied(crate::io::RequestId),
+    /// An end that was accepted: its worker may forget it.
+    Completed { worker: NodeId, token: Token },
+}
+
+#[derive(Debug, Default)]
+struct Dirty {
+    tags: BTreeSet<u16>,
+    replicate: bool,
+}
+
+/// What changed since the last round.
+#[derive(Debug, Default)]
+pub(super) struct Batch {
+    dirty: BTreeMap<(PipelineId, JobId), Dirty>,
+    writes: Vec<Write>,
+    on_disk: Vec<Held>,
+    settled: Vec<Held>,
+    bytes: usize,
+}
+
+impl Batch {
+    pub(super) fn is_large(&self) -> bool {
+        self.bytes > LARGE_BATCH_BYTES
+    }
+
+    fn is_empty(&self) -> bool {
+        self.dirty.is_empty()
+            && self.writes.is_empty()
+            && self.on_disk.is_empty()
+            && self.settled.is_empty()
+    }
+}
+
+/// A batch under way.
+#[derive(Debug)]
+pub(super) struct Commit {
+    id: PersistId,
+    sealed_at: Timestamp,
+    on_disk: bool,
+    waiting: BTreeSet<NodeId>,
+    touched: Vec<(PipelineId, JobId)>,
+    when_on_disk: Vec<Held>,
+    when_settled: Vec<Held>,
+}
+
+impl Core {
+    /// A component of a job's record changed. `replicate` unless the others get it from elsewhere.
+    pub(super) fn touch(&mut self, pipeline: PipelineId, job: JobId, tag: u16, replicate: bool) {
+        let dirty = self.batch.dirty.entry((pipeline, job)).or_default();
+        dirty.replicate |= replicate;
+        if dirty.tags.insert(tag) {
+            let record = self.groups.get(&pipeline).and_then(|group| group.jobs.get(&job));
+            self.batch.bytes += record.map_or(0, |job| tag_bytes(&job.record, tag));
+        }
+    }
+
+    /// Whether this batch changes a job.
+    pub(super) fn is_dirty(&self, pipeline: PipelineId, job: JobId) -> bool {
+        self.batch.dirty.contains_key(&(pipeline, job))
+    }
+
+    /// Something outside the job records changed.
+    pub(super) fn write(&mut self, write: Write) {
+        self.batch.writes.push(write);
+    }
+
+    /// Does something once this batch is on this node's disk.
+    pub(super) fn hold_until_on_disk(&mut self, held: Held) {
+        self.batch.on_disk.push(held);
+    }
+
+    /// Does something once this batch is on the disks of all replicas that are in step.
+    pub(super) fn hold_until_settled(&mut self, held: Held) {
+        self.batch.settled.push(held);
+    }
+
+    /// Writes down what this node promised within a group.
+    pub(super) fn write_promise(&mut self, pipeline: PipelineId) {
+        let Some(group) = self.groups.get(&pipeline) else { return };
+        let value = codec::encode(&group.promise);
+        self.write(Write::Put { table: Table::Meta, key: meta_key(PROMISE, pipeline), value });
+    }
+
+    /// Ends the batch: one write, one message to each replica.
+    pub(super) fn seal(&mut self) {
+        self.dispatch();
+        if self.batch.is_empty() {
+            return;
+        }
+        let batch = mem::take(&mut self.batch);
+        let id = self.next_persist_id();
+        let mut writes = batch.writes;
+        let mut groups: Vec<GroupUpdate> = Vec::new();
+        let mut touched = Vec::with_capacity(batch.dirty.len());
+        for ((pipeline, job), dirty) in batch.dirty {
+            let Some((term, update)) = self.write_job(pipeline, job, &dirty, &mut writes) else {
+                continue;
+            };
+            touched.push((pipeline, job));
+            let Some(term) = term.filter(|_| dirty.replicate) else { continue };
+            match groups.last_mut() {
+                Some(last) if last.pipeline == pipeline => last.updates.push(update),
+                _ => groups.push(GroupUpdate { pipeline, term, updates: vec![update] }),
+            }
+        }
+        self.write_finished(&mut writes);
+        let waiting = self.replicate(id, groups);
+        self.effects.push_back(Effect::Persist { id, writes });
+        self.commits.push_back(Commit {
+            id,
+            sealed_at: self.now,
+            on_disk: false,
+            waiting,
+            touched,
+            when_on_disk: batch.on_disk,
+            when_settled: batch.settled,
+        });
+    }
+
+    /// Turns a job's changed components into writes; gives them back for the replicas, with the
+    /// term if this node was elected.
+    fn write_job(
+        &mut self,
+        pipeline: PipelineId,
+        job: JobId,
+        dirty: &Dirty,
+        writes: &mut Vec<Write>,
+    ) -> Option<(Option<Term>, JobUpdate)> {
+        let group = self.groups.get_mut(&pipeline)?;
+        let entry = group.jobs.get_mut(&job)?;
+        entry.pending += 1;
+        let components: Vec<_> =
+            dirty.tags.iter().filter_map(|&tag| entry.record.component(tag)).collect();
+        writes.extend(components.iter().map(|component| Write::Put {
+            table: Table::Jobs,
+            key: component_key(pipeline, job, component.tag),
+            value: component.bytes.clone(),
+        }));
+        let key = job_key(pipeline, job);
+        match group.recount(job) {
+            Recount::Began => {
+                writes.push(Write::Put { table: Table::Live, key, value: Bytes::new() });
+            }
+            Recount::Ended => writes.push(Write::Delete { table: Table::Live, key }),
+            Recount::Same => {}
+        }
+        Some((group.elected_term(), JobUpdate { job, components }))
+    }
+
+    fn write_finished(&mut self, writes: &mut Vec<Write>) {
+        for (id, group) in &mut self.groups {
+            if mem::take(&mut group.finished_dirty) {
+                let value = codec::encode(&group.finished);
+                writes.push(Write::Put { table: Table::Meta, key: meta_key(FINISHED, *id), value });
+            }
+        }
+    }
+
+    /// Sends changes to the replicas that are kept in step; gives back whom to wait for.
+    fn replicate(&mut self, id: PersistId, groups: Vec<GroupUpdate>) -> BTreeSet<NodeId> {
+        let mut frames: BTreeMap<NodeId, Vec<GroupUpdate>> = BTreeMap::new();
+        for update in groups {
+            let Some(reign) =
+                self.groups.get_mut(&update.pipeline).and_then(|group| group.elected())
+            else {
+                continue;
+            };
+            for (peer, sync) in &reign.peers {
+                if !matches!(sync, PeerSync::Lagging(_)) {
+                    frames.entry(*peer).or_default().push(update.clone());
+                }
+            }
+        }
+        let waiting = frames.keys().copied().collect();
+        for (to, groups) in frames {
+            self.send(to, Message::Replicate(Replicate { batch: id.0, groups }));
+        }
+        waiting
+    }
+
+    /// All batches up to `id` are on disk.
+    pub(super) fn on_persisted(&mut self, id: PersistId) {
+        let mut held = Vec::new();
+        for commit in self.commits.iter_mut().take_while(|commit| commit.id <= id) {
+            commit.on_disk = true;
+            held.append(&mut commit.when_on_disk);
+        }
+        held.into_iter().for_each(|held| self.let_go(held));
+        self.settle();
+    }
+
+    /// A replica has a batch on disk.
+    pub(super) fn on_replicate_ack(
+        &mut self,
+        from: NodeId,
+        batch: u64,
+        missing: &[(PipelineId, JobId)],
+    ) {
+        if let Ok(at) = self.commits.binary_search_by_key(&PersistId(batch), |commit| commit.id) {
+            self.commits[at].waiting.remove(&from);
+        }
+        for &(pipeline, job) in missing {
+            let record = self.groups.get(&pipeline).and_then(|group| group.jobs.get(&job));
+            if let Some(job_entry) = record {
+                let records = vec![JobUpdate { job, components: job_entry.record.components() }];
+                self.send(from, Message::SyncPush { session: 0, part: 0, pipeline, records });
+            }
+        }
+        self.settle();
+    }
+
+    /// Waits no longer for a peer that cannot answer.
+    pub(super) fn stop_waiting_for(&mut self, peer: NodeId) {
+        for commit in &mut self.commits {
+            commit.waiting.remove(&peer);
+        }
+        self.settle();
+    }
+
+    /// When the oldest batch will have waited too long.
+    pub(super) fn lagging_at(&self) -> Option<Timestamp> {
+        let oldest = self.commits.iter().find(|commit| !commit.waiting.is_empty())?;
+        Some(oldest.sealed_at + self.config.timing.ack_timeout)
+    }
+
+    /// Puts replicas out that keep the others waiting; they are brought up to date later.
+    pub(super) fn drop_lagging_replicas(&mut self) {
+        if self.lagging_at().is_none_or(|at| at > self.now) {
+            return;
+        }
+        let late = self.now - self.config.timing.ack_timeout;
+        let lagging: BTreeSet<NodeId> = self
+            .commits
+            .iter()
+            .filter(|commit| commit.sealed_at <= late)
+            .flat_map(|commit| commit.waiting.iter().copied())
+            .collect();
+        for peer in lagging {
+            self.put_out(peer);
+        }
+    }
+
+    fn settle(&mut self) {
+        while let Some(first) = self.commits.front() {
+            if !first.on_disk || !first.waiting.is_empty() {
+                return;
+            }
+            let Some(commit) = self.commits.pop_front() else { return };
+            for (pipeline, job) in commit.touched {
+                self.on_job_settled(pipeline, job);
+            }
+            commit.when_settled.into_iter().for_each(|held| self.let_go(held));
+        }
+    }
+
+    fn let_go(&mut self, held: Held) {
+        match held {
+            Held::Effect(effect) => self.effects.push_back(effect),
+            Held::Assign { to, assignment } => self.hand_over(to, *assignment),
+            Held::OwnVote { pipeline, term } => self.on_own_vote(pipeline, term),
+            Held::Adopted { pipeline, term } => self.on_adopted(pipeline, term),
+            Held::Stored { store, results } => self.on_stored_here(store, results),
+            Held::Applied(request) => self.on_applied_here(request),
+            Held::Completed { worker, token } => {
+                if worker == self.me() {
+                    self.worker_forget(token);
+                } else {
+                    self.send(worker, Message::CompletionAck(token));
+                }
+            }
+        }
+    }
+}
+
+fn tag_bytes(record: &crate::record::JobRecord, tag: u16) -> usize {
+    let spec = || record.spec.as_ref().map_or(0, |spec| spec.instructions.len());
+    let control =
+        |step: u16| record.controls.get(&step).map_or(0, |control| control.result_bytes());
+    128 + tag.checked_sub(FIRST_CONTROL).map_or_else(spec, control)
+}

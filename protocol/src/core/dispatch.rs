@@ -1,0 +1,307 @@
+//! Gives ready phases to workers, within the windows that these opened.
+//!
+//! The queue lives in memory alone: it is derived from the records, and an entry that does not hold
+//! any more is dropped when its turn comes. Of several workers the least loaded is next; of several
+//! pipelines each in turn.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::{
+    id::{JobId, NodeId, PipelineId, Token},
+    message::{Assignment, Message},
+    name::Name,
+    record::{JobRecord, Progress},
+};
+
+use super::{
+    Core,
+    commit::Held,
+    group::{Role, Running},
+    reign::push_attempt,
+};
+
+/// What a worker lets this node run there.
+#[derive(Debug, Default)]
+pub(super) struct Window {
+    phases: BTreeMap<Name, Slots>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Slots {
+    /// How many attempts at once.
+    window: u32,
+    /// How many there are.
+    taken: u32,
+    /// When one was given last, as a count of all.
+    last: u64,
+}
+
+/// Whether all that a phase comes after have succeeded.
+pub(super) fn is_open(record: &JobRecord, after: &[u16]) -> bool {
+    after.iter().all(|before| {
+        record
+            .controls
+            .get(before)
+            .is_some_and(|control| matches!(control.progress, Progress::Succeeded { .. }))
+    })
+}
+
+impl Core {
+    /// A worker opens or narrows its window.
+    pub(super) fn on_grant(&mut self, worker: NodeId, windows: Vec<(Name, u32)>) {
+        let mut taken: BTreeMap<Name, u32> = BTreeMap::new();
+        for group in self.groups.values_mut() {
+            let Some(reign) = group.reign() else { continue };
+            for running in reign.running.values().filter(|running| running.worker == worker) {
+                *taken.entry(running.phase.clone()).or_default() += 1;
+            }
+        }
+        let last = |phase: &Name| {
+            self.windows
+                .get(&worker)
+                .and_then(|known| known.phases.get(phase))
+                .map_or(0, |it| it.last)
+        };
+        let phases = windows
+            .into_iter()
+            .map(|(phase, window)| {
+                let (taken, last) = (taken.remove(&phase).unwrap_or(0), last(&phase));
+                (phase, Slots { window, taken, last })
+            })
+            .collect();
+        self.windows.insert(worker, Window { phases });
+    }
+
+    /// Fills the windows with what is ready.
+    pub(super) fn dispatch(&mut self) {
+        let mut wanted: BTreeMap<Name, Vec<PipelineId>> = BTreeMap::new();
+        for group in self.groups.values() {
+            let Role::Coordinator(reign) = &group.role else { continue };
+            for (phase, queue) in &reign.ready {
+                if !queue.is_empty() {
+                    wanted.entry(phase.clone()).or_default().push(group.id);
+                }
+            }
+        }
+        for (phase, mut pipelines) in wanted {
+            let first = self.assigned as usize % pipelines.len();
+            pipelines.rotate_left(first);
+            self.dispatch_phase(&phase, pipelines.into());
+        }
+    }
+
+    fn dispatch_phase(
+        &mut self,
+        phase: &Name,
+        mut pipelines: std::collections::VecDeque<PipelineId>,
+    ) {
+        while let Some(pipeline) = pipelines.pop_front() {
+            let Some(worker) = self.least_loaded(phase) else { return };
+            if let Some((job, step)) = self.next_ready(pipeline, phase) {
+                self.assign(pipeline, job, step, phase, worker);
+                pipelines.push_back(pipeline);
+            }
+        }
+    }
+
+    /// The worker with the smallest share of its window taken; of several, who waited longest.
+    fn least_loaded(&self, phase: &Name) -> Option<NodeId> {
+        self.windows
+            .iter()
+            .filter_map(|(worker, window)| Some((*worker, *window.phases.get(phase)?)))
+            .filter(|(worker, slots)| slots.taken < slots.window && self.is_reachable(*worker))
+            .min_by_key(|(_, slots)| {
+                (u64::from(slots.taken) * 1_000_000 / u64::from(slots.window), slots.last)
+            })
+            .map(|(worker, _)| worker)
+    }
+
+    /// The next entry of a queue that still holds.
+    fn next_ready(&mut self, pipeline: PipelineId, phase: &Name) -> Option<(JobId, u16)> {
+        loop {
+            let reign = self.groups.get_mut(&pipeline)?.reign()?;
+            let queue = reign.ready.get_mut(phase)?;
+            let Some((job, step)) = queue.pop_front() else {
+                reign.ready.remove(phase);
+                return None;
+            };
+            if self.is_ready(pipeline, job, step) {
+                return Some((job, step));
+            }
+        }
+    }
+
+    fn is_ready(&self, pipeline: PipelineId, job: JobId, step: u16) -> bool {
+        let holds = || {
+            let record = &self.groups.get(&pipeline)?.jobs.get(&job)?.record;
+            let definition = self.definition(pipeline, record.spec.as_ref()?.revision)?;
+            let phase = definition.phases.get(usize::from(step))?;
+            let waits = match record.controls.get(&step).map(|control| &control.progress) {
+                None => true,
+                Some(Progress::Waiting { not_before_ms }) => {
+                    // Entries come here after their backoff; those from an earlier change do not.
+                    *not_before_ms <= self.wall_ms() || !self.is_delayed(pipeline, job, step)
+                }
+                Some(_) => false,
+            };
+            Some(waits && !record.state().is_terminal() && is_open(record, &phase.after))
+        };
+        holds().unwrap_or(false)
+    }
+
+    fn is_delayed(&self, pipeline: PipelineId, job: JobId, step: u16) -> bool {
+        let Some(Role::Coordinator(reign)) = self.groups.get(&pipeline).map(|group| &group.role)
+        else {
+            return false;
+        };
+        reign.delayed.iter().any(|(_, delayed, at)| (*delayed, *at) == (job, step))
+    }
+
+    /// Writes down that a worker has the phase; it is told once that is durable.
+    fn assign(
+        &mut self,
+        pipeline: PipelineId,
+        job: JobId,
+        step: u16,
+        phase: &Name,
+        worker: NodeId,
+    ) {
+        let wall_ms = self.wall_ms();
+        let Some(term) = self.groups.get(&pipeline).and_then(|group| group.elected_term()) else {
+            return;
+        };
+        let mut token = Token { term, sequence: 0 };
+        self.update_control(pipeline, job, step, |control| {
+            token.sequence = control.sequence;
+            control.attempt_count += 1;
+            push_attempt(control, worker, wall_ms);
+            control.progress = Progress::Running { worker, token };
+        });
+        let Some(assignment) = self.assignment(pipeline, job, step, token) else { return };
+        let phase = phase.clone();
+        let running =
+            Running { job, step, phase, worker, after_beat: None, claimed: true, deadline: None };
+        self.add_running(pipeline, token, running);
+        let assignment = Box::new(assignment);
+        self.hold_until_settled(Held::Assign { to: worker, assignment });
+    }
+
+    /// What a worker needs to know.
+    fn assignment(
+        &self,
+        pipeline: PipelineId,
+        job: JobId,
+        step: u16,
+        token: Token,
+    ) -> Option<Assignment> {
+        let record = &self.groups.get(&pipeline)?.jobs.get(&job)?.record;
+        let spec = record.spec.as_ref()?;
+        let definition = self.definition(pipeline, spec.revision)?;
+        let phase = definition.phases.get(usize::from(step))?;
+        Some(Assignment {
+            token,
+            pipeline,
+            name: definition.name.clone(),
+            job,
+            step,
+            step_name: phase.name.clone(),
+            phase: phase.phase.clone(),
+            number: record.controls.get(&step)?.attempt_count,
+            timeout: phase.timeout,
+            key: spec.key.clone(),
+            instructions: spec.instructions.clone(),
+            results: results(record, &definition.ancestors(step.into())),
+        })
+    }
+
+    /// The attempt is durable: its worker may begin, unless things have changed since.
+    pub(super) fn hand_over(&mut self, to: NodeId, assignment: Assignment) {
+        let sequence = self.beats.sequence();
+        let reign = self.groups.get_mut(&assignment.pipeline).and_then(|group| group.reign());
+        let Some(running) = reign.and_then(|reign| reign.running.get_mut(&assignment.token)) else {
+            return;
+        };
+        running.after_beat = Some(sequence);
+        if to == self.me() {
+            self.on_assign(to, assignment);
+        } else {
+            self.send(to, Message::Assign(assignment));
+        }
+    }
+
+    /// A worker has no room for an attempt after all.
+    pub(super) fn on_declined(&mut self, from: NodeId, token: Token) {
+        let pipelines: Vec<PipelineId> = self.groups.keys().copied().collect();
+        for pipeline in pipelines {
+            let Some(reign) = self.groups.get_mut(&pipeline).and_then(|group| group.reign()) else {
+                continue;
+            };
+            let Some(running) = reign.running.get(&token).filter(|it| it.worker == from) else {
+                continue;
+            };
+            // Nothing more for it until it opens its window again.
+            let phase = running.phase.clone();
+            if let Some(slots) =
+                self.windows.get_mut(&from).and_then(|window| window.phases.get_mut(&phase))
+            {
+                slots.window = 0;
+            }
+            self.give_back(pipeline, token);
+        }
+    }
+
+    pub(super) fn add_running(&mut self, pipeline: PipelineId, token: Token, running: Running) {
+        self.assigned += 1;
+        let window = self.windows.get_mut(&running.worker);
+        if let Some(slots) = window.and_then(|window| window.phases.get_mut(&running.phase)) {
+            slots.taken += 1;
+            slots.last = self.assigned;
+        }
+        if let Some(reign) = self.groups.get_mut(&pipeline).and_then(|group| group.reign()) {
+            reign.running.insert(token, running);
+        }
+    }
+
+    pub(super) fn remove_running(&mut self, pipeline: PipelineId, token: Token) -> Option<Running> {
+        let running = self.groups.get_mut(&pipeline)?.reign()?.running.remove(&token)?;
+        self.free_slot(&running);
+        Some(running)
+    }
+
+    fn free_slot(&mut self, running: &Running) {
+        let window = self.windows.get_mut(&running.worker);
+        if let Some(slots) = window.and_then(|window| window.phases.get_mut(&running.phase)) {
+            slots.taken = slots.taken.saturating_sub(1);
+        }
+    }
+
+    /// This node does not coordinate the pipeline any more: its attempts fill no windows here.
+    pub(super) fn release_windows(&mut self, _pipeline: PipelineId) {
+        let windows = std::mem::take(&mut self.windows);
+        for (worker, window) in windows {
+            let open = window.phases.into_iter().map(|(phase, slots)| (phase, slots.window));
+            self.on_grant(worker, open.collect());
+        }
+    }
+
+    /// Phases for which work waits here.
+    pub(super) fn demand(&self) -> Vec<Name> {
+        let mut demand = BTreeSet::new();
+        for group in self.groups.values() {
+            if let Role::Coordinator(reign) = &group.role {
+                let waiting = reign.ready.iter().filter(|(_, queue)| !queue.is_empty());
+                demand.extend(waiting.map(|(phase, _)| phase.clone()));
+            }
+        }
+        demand.into_iter().collect()
+    }
+}
+
+/// What the phases gave, in order.
+pub(super) fn results(record: &JobRecord, phases: &BTreeSet<usize>) -> Vec<bytes::Bytes> {
+    let result = |step: &usize| match &record.controls.get(&(*step as u16))?.progress {
+        Progress::Succeeded { result, .. } => Some(result.clone()),
+        _ => None,
+    };
+    phases.iter().filter_map(result).collect()
+}

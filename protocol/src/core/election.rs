@@ -1,0 +1,344 @@
+//! Who coordinates a pipeline: votes that are on disk before they are told.
+//!
+//! ```text
+//! Follower ─nobody heard─► PreCandidate ─quorum─► Candidate ─quorum─► TakingOver ─merged─► Coordinator
+//!     ▲                          │                    │                   │                    │
+//!     └──────────── a later term is seen, or a voter is lost ────────────┴────────────────────┘
+//! ```
+//! A pre-vote changes nothing, so a node that merely lost its own link disturbs nobody. A vote is
+//! given once a counter and synced before it is told. Better ranks stand earlier.
+//!
+//! With `execute = any` those who can be reached may decide alone after a wait; no safety property
+//! then rests on there being one coordinator.
+
+use std::{collections::BTreeSet, mem, time::Duration};
+
+use crate::{
+    id::{DiskId, NodeId, PipelineId, Term},
+    io::Effect,
+    message::{Ballot, Message},
+};
+
+use super::{
+    Core,
+    commit::Held,
+    group::{Candidacy, Group, Leader, PeerSync, Reign, Role},
+    sync::Purpose,
+    timer::Timer,
+};
+
+impl Core {
+    /// Whether this node's copy of a group counts.
+    pub(super) fn is_admitted(&self, pipeline: PipelineId) -> bool {
+        let disk = Some(self.config.disk);
+        self.groups.get(&pipeline).is_some_and(|group| group.promise.admitted == disk)
+    }
+
+    /// Whether this node coordinates, or hears who does.
+    pub(super) fn hears_leader(&self, group: &Group) -> bool {
+        group.elected_term().is_some()
+            || group.leader.is_some_and(|leader| {
+                leader.node != self.me()
+                    && self.is_reachable(leader.node)
+                    && self.now.since(leader.heard) < self.config.timing.lease
+            })
+    }
+
+    /// Those who are asked for their vote.
+    fn electorate(&self, pipeline: PipelineId) -> BTreeSet<NodeId> {
+        let mut nodes = self.view(pipeline);
+        nodes.append(&mut self.keepers(pipeline));
+        nodes.into_iter().filter(|node| self.is_reachable(*node)).collect()
+    }
+
+    /// Stands for election soon, unless somebody coordinates or this node may not.
+    pub(super) fn consider_election(&mut self, pipeline: PipelineId) {
+        let Some(group) = self.groups.get(&pipeline) else { return };
+        let removed = self.catalog.get(&pipeline).is_none_or(|entry| entry.removed);
+        if removed
+            || group.election_at.is_some()
+            || self.hears_leader(group)
+            || !self.is_admitted(pipeline)
+        {
+            return;
+        }
+        let Some(rank) = self.keepers(pipeline).iter().position(|node| *node == self.me()) else {
+            return;
+        };
+        let step = self.config.timing.election_step;
+        let delay = step * rank as u32 + self.jitter(step / 2);
+        self.stand_after(pipeline, delay);
+    }
+
+    fn stand_after(&mut self, pipeline: PipelineId, delay: Duration) {
+        let at = self.now + delay;
+        if let Some(group) = self.groups.get_mut(&pipeline) {
+            group.election_at = Some(at);
+            self.arm_at(at, Timer::Election(pipeline));
+        }
+    }
+
+    pub(super) fn on_election_timer(&mut self, pipeline: PipelineId) {
+        let now = self.now;
+        let Some(group) = self.groups.get_mut(&pipeline) else { return };
+        if group.election_at.is_none_or(|at| at > now) {
+            return;
+        }
+        group.election_at = None;
+        let Some(group) = self.groups.get(&pipeline) else { return };
+        let may = self.is_admitted(pipeline)
+            && !self.draining
+            && !self.hears_leader(group)
+            && self.keepers(pipeline).contains(&self.me());
+        let counter = group.promise.highest.counter.max(group.promise.voted.counter) + 1;
+        let role = if may {
+            let term = Term { counter, node: self.me(), boot: self.config.boot };
+            let (granted, excluded) = (BTreeSet::from([self.me()]), BTreeSet::new());
+            Role::PreCandidate(Candidacy { term, granted, excluded })
+        } else {
+            Role::Follower
+        };
+        self.set_role(pipeline, role);
+        if may {
+            let step = self.config.timing.election_step;
+            let retry = step * 3 + self.jitter(step * 2);
+            self.stand_after(pipeline, retry);
+            self.ask(pipeline, &Message::PreVote { pipeline, counter });
+            self.count_votes(pipeline);
+        }
+    }
+
+    /// Changes the part that this node plays while it is not elected.
+    fn set_role(&mut self, pipeline: PipelineId, role: Role) {
+        if let Some(group) = self.groups.get_mut(&pipeline)
+            && group.elected_term().is_none()
+        {
+            group.role = role;
+        }
+    }
+
+    fn ask(&mut self, pipeline: PipelineId, question: &Message) {
+        for node in self.electorate(pipeline) {
+            if node != self.me() {
+                self.send(node, question.clone());
+            }
+        }
+    }
+
+    /// Goes on to the next stage if enough have said yes.
+    fn count_votes(&mut self, pipeline: PipelineId) {
+        let Some(group) = self.groups.get(&pipeline) else { return };
+        let (Role::PreCandidate(candidacy) | Role::Candidate(candidacy)) = &group.role else {
+            return;
+        };
+        let view = self.view(pipeline);
+        let for_us = view.iter().filter(|node| candidacy.granted.contains(node)).count();
+        let waited = self.now.since(group.leaderless_since) >= self.config.timing.minority_wait;
+        let all_here = || {
+            let mut electorate = self.electorate(pipeline);
+            electorate.retain(|node| !candidacy.excluded.contains(node));
+            electorate.is_subset(&candidacy.granted)
+        };
+        let elected = for_us > view.len() / 2 || waited && all_here();
+        if !elected || !candidacy.granted.contains(&self.me()) {
+            return;
+        }
+        match &group.role {
+            Role::PreCandidate(_) => self.stand(pipeline),
+            _ => self.take_over(pipeline),
+        }
+    }
+
+    /// Votes for itself; the others are asked once that is on disk.
+    fn stand(&mut self, pipeline: PipelineId) {
+        let Some(group) = self.groups.get_mut(&pipeline) else { return };
+        let Role::PreCandidate(candidacy) = &group.role else { return };
+        let term = candidacy.term;
+        group.promise.voted = term;
+        group.promise.highest = group.promise.highest.max(term);
+        let (granted, excluded) = (BTreeSet::new(), candidacy.excluded.clone());
+        group.role = Role::Candidate(Candidacy { term, granted, excluded });
+        self.write_promise(pipeline);
+        self.hold_until_on_disk(Held::OwnVote { pipeline, term });
+    }
+
+    pub(super) fn on_own_vote(&mut self, pipeline: PipelineId, term: Term) {
+        let me = self.me();
+        let Some(group) = self.groups.get_mut(&pipeline) else { return };
+        let Role::Candidate(candidacy) = &mut group.role else { return };
+        if candidacy.term != term {
+            return;
+        }
+        candidacy.granted.insert(me);
+        self.ask(pipeline, &Message::Vote { pipeline, term });
+        self.count_votes(pipeline);
+    }
+
+    pub(super) fn on_pre_vote(&mut self, from: NodeId, pipeline: PipelineId, counter: u64) {
+        let admitted = self.is_admitted(pipeline);
+        let group = self.groups.get(&pipeline);
+        let granted = admitted
+            && group.is_some_and(|group| {
+                !self.hears_leader(group) && counter > group.promise.voted.counter
+            });
+        let highest = group.map_or(Term::ZERO, |group| group.promise.highest);
+        let ballot = Ballot { pipeline, counter, pre: true, granted, admitted, highest };
+        self.send(from, Message::Ballot(ballot));
+    }
+
+    pub(super) fn on_vote(&mut self, from: NodeId, pipeline: PipelineId, term: Term) {
+        let admitted = self.is_admitted(pipeline);
+        let Some(group) = self.groups.get(&pipeline) else { return };
+        let promise = group.promise;
+        let fresh = term.counter > promise.voted.counter && term >= promise.highest;
+        let granted = admitted
+            && term.node == from
+            && !self.hears_leader(group)
+            && (fresh || term == promise.voted);
+        if granted {
+            self.set_role(pipeline, Role::Follower);
+            if let Some(group) = self.groups.get_mut(&pipeline) {
+                group.promise.voted = term;
+                group.promise.highest = promise.highest.max(term);
+            }
+            self.write_promise(pipeline);
+            // The candidate gets time to merge what its voters hold before anybody stands again.
+            self.stand_after(pipeline, self.config.timing.lease);
+        }
+        let highest = promise.highest.max(if granted { term } else { Term::ZERO });
+        let counter = term.counter;
+        let ballot = Ballot { pipeline, counter, pre: false, granted, admitted, highest };
+        let answer = Effect::Send { to: from, message: Message::Ballot(ballot) };
+        self.hold_until_on_disk(Held::Effect(answer));
+    }
+
+    pub(super) fn on_ballot(&mut self, from: NodeId, ballot: Ballot) {
+        let Some(group) = self.groups.get_mut(&ballot.pipeline) else { return };
+        let candidacy = match (&mut group.role, ballot.pre) {
+            (Role::PreCandidate(candidacy), true) | (Role::Candidate(candidacy), false) => {
+                candidacy
+            }
+            _ => return,
+        };
+        if candidacy.term.counter != ballot.counter {
+            return;
+        }
+        if ballot.granted {
+            candidacy.granted.insert(from);
+        } else if !ballot.admitted {
+            candidacy.excluded.insert(from);
+        }
+        self.note_term(ballot.pipeline, ballot.highest);
+        self.count_votes(ballot.pipeline);
+    }
+
+    /// Elected: merges what each voter holds before anything else.
+    fn take_over(&mut self, pipeline: PipelineId) {
+        let me = self.me();
+        let Some(group) = self.groups.get_mut(&pipeline) else { return };
+        let Role::Candidate(candidacy) = mem::replace(&mut group.role, Role::Follower) else {
+            return;
+        };
+        group.election_at = None;
+        group.leader = None;
+        let voters: BTreeSet<NodeId> =
+            candidacy.granted.into_iter().filter(|node| *node != me).collect();
+        let mut reign = Reign::new(candidacy.term, voters.clone());
+        reign.peers = voters.iter().map(|voter| (*voter, PeerSync::Syncing)).collect();
+        group.role = Role::TakingOver(reign);
+        for voter in voters {
+            self.start_live_sync(voter, pipeline, Purpose::Reign(candidacy.term));
+        }
+        self.adopt_if_merged(pipeline);
+    }
+
+    /// Takes up work once every voter's records are merged and that is on disk.
+    pub(super) fn adopt_if_merged(&mut self, pipeline: PipelineId) {
+        let Some(Role::TakingOver(reign)) = self.groups.get(&pipeline).map(|group| &group.role)
+        else {
+            return;
+        };
+        if reign.unmerged.is_empty() {
+            let term = reign.term;
+            self.hold_until_on_disk(Held::Adopted { pipeline, term });
+        }
+    }
+
+    /// A term was seen. Whoever acts in an earlier one steps down.
+    pub(super) fn note_term(&mut self, pipeline: PipelineId, term: Term) {
+        let Some(group) = self.groups.get_mut(&pipeline) else { return };
+        if term <= group.promise.highest {
+            return;
+        }
+        group.promise.highest = term;
+        let deposed = group.elected_term().is_some_and(|mine| mine < term);
+        self.write_promise(pipeline);
+        if deposed {
+            self.step_down(pipeline);
+        }
+    }
+
+    /// Coordinates no longer.
+    pub(super) fn step_down(&mut self, pipeline: PipelineId) {
+        let now = self.now;
+        let Some(group) = self.groups.get_mut(&pipeline) else { return };
+        group.role = Role::Follower;
+        group.leader = None;
+        group.leaderless_since = now;
+        group.election_at = None;
+        self.release_windows(pipeline);
+        self.drop_sessions_for(pipeline);
+        self.advert_changed = true;
+        self.consider_election(pipeline);
+    }
+
+    /// Somebody says that it coordinates.
+    pub(super) fn set_leader(&mut self, pipeline: PipelineId, node: NodeId, term: Term) {
+        self.note_term(pipeline, term);
+        let heard = self.now;
+        let Some(group) = self.groups.get_mut(&pipeline) else { return };
+        if group.elected_term().is_some() {
+            return;
+        }
+        let changed = group.leader.is_none_or(|leader| (leader.node, leader.term) != (node, term));
+        group.leader = Some(Leader { node, term, heard });
+        group.role = Role::Follower;
+        group.election_at = None;
+        if changed {
+            self.grant_to_coordinators();
+            self.resend_completions(pipeline);
+        }
+    }
+
+    /// A peer cannot be reached: what it coordinated needs another.
+    pub(super) fn leaders_lost(&mut self, peer: NodeId) {
+        let led: Vec<PipelineId> = self
+            .groups
+            .values()
+            .filter(|group| group.leader.is_some_and(|leader| leader.node == peer))
+            .map(|group| group.id)
+            .collect();
+        led.into_iter().for_each(|pipeline| self.leader_lost(pipeline));
+    }
+
+    pub(super) fn leader_lost(&mut self, pipeline: PipelineId) {
+        let now = self.now;
+        if let Some(group) = self.groups.get_mut(&pipeline) {
+            group.leader = None;
+            group.leaderless_since = now;
+        }
+        self.consider_election(pipeline);
+    }
+
+    /// A coordinator says that this node's copy is complete.
+    pub(super) fn on_admit(&mut self, pipeline: PipelineId, term: Term, disk: DiskId) {
+        let Some(group) = self.groups.get_mut(&pipeline) else { return };
+        if disk == self.config.disk
+            && term >= group.promise.highest
+            && group.promise.admitted != Some(disk)
+        {
+            group.promise.admitted = Some(disk);
+            self.write_promise(pipeline);
+        }
+    }
+}

@@ -1,0 +1,308 @@
+//! The gateway's side: takes jobs from clients and answers once they are durable.
+//!
+//! The gateway sends to the replicas itself, so jobs are taken while a coordinator is being elected.
+//! The answer comes when every replica that can be reached has synced; one that lags is not waited
+//! for once there are enough copies. A time-out means that the outcome is not known: whoever sends
+//! the job again with the same key gets the same job.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::{
+    id::{JobId, NodeId, PipelineId},
+    io::{NewJob, Receipt, Refusal, Request, RequestId, Response},
+    message::{JobUpdate, Message, StoreResult},
+    name::Name,
+    pipeline::Revision,
+    record::{JobRecord, JobSpec},
+    store::ReadError,
+    time::Timestamp,
+};
+
+use super::{Core, catalog, timer::Timer};
+
+/// The longest idempotency key, in bytes.
+const MAX_KEY_BYTES: usize = 256;
+
+/// Fewer copies than this are called degraded, unless the cluster has no more nodes.
+const FEWEST_COPIES: usize = 2;
+
+/// Clients that wait.
+#[derive(Debug, Default)]
+pub(super) struct Gateway {
+    stores: BTreeMap<u64, Store>,
+    last_store: u64,
+    pub(super) applying: BTreeMap<RequestId, catalog::Pending>,
+}
+
+impl Gateway {
+    /// How many clients wait.
+    pub(super) fn waiting(&self) -> usize {
+        self.stores.len() + self.applying.len()
+    }
+}
+
+/// Jobs on their way to the replicas.
+#[derive(Debug)]
+struct Store {
+    request: RequestId,
+    pipeline: PipelineId,
+    revision: Revision,
+    updates: Vec<JobUpdate>,
+    /// What is known of each job of the request, in its order.
+    answers: Vec<Progress>,
+    waiting: BTreeSet<NodeId>,
+    since: Timestamp,
+}
+
+#[derive(Debug)]
+enum Progress {
+    /// Refused before it was sent.
+    Refused(Refusal),
+    /// Sent, as the update at this position.
+    Sent { at: usize, copies: u32, existed: bool, refusal: Option<Refusal>, conflict: bool },
+}
+
+impl Core {
+    /// A client asks.
+    pub(super) fn on_request(&mut self, id: RequestId, request: Request) -> Result<(), ReadError> {
+        let waiting = self.gateway.waiting() + self.queries.waiting();
+        if waiting >= self.config.limits.requests {
+            self.reply(id, Response::Refused(Refusal::TooManyRequests(waiting)));
+            return Ok(());
+        }
+        match request {
+            Request::Apply(definition) => self.apply(id, definition),
+            Request::Remove(name) => self.remove(id, &name),
+            Request::Enqueue { pipeline, jobs } => return self.enqueue(id, &pipeline, jobs),
+            Request::Job { job, wait } => return self.ask_job(id, job, wait),
+            Request::Jobs { pipeline, state, after, limit } => {
+                return self.ask_jobs(id, &pipeline, state, after, limit);
+            }
+            Request::Cluster => {
+                let view = self.cluster_view();
+                self.reply(id, Response::Cluster(Box::new(view)));
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn on_request_dropped(&mut self, id: RequestId) {
+        // Jobs that were sent are stored all the same; only the answer has no reader.
+        self.gateway.applying.remove(&id);
+        self.queries.drop_request(id);
+        for group in self.groups.values_mut() {
+            super::query::drop_watchers(&mut group.watchers, id);
+        }
+    }
+
+    pub(super) fn reply(&mut self, id: RequestId, response: Response) {
+        self.effects.push_back(crate::io::Effect::Reply { id, response });
+    }
+
+    fn enqueue(
+        &mut self,
+        request: RequestId,
+        name: &Name,
+        jobs: Vec<NewJob>,
+    ) -> Result<(), ReadError> {
+        let refused = |refusal| Response::Refused(refusal);
+        if !self.config.roles.gateway {
+            self.reply(request, refused(Refusal::NotGateway));
+            return Ok(());
+        }
+        if self.draining {
+            self.reply(request, refused(Refusal::Stopping));
+            return Ok(());
+        }
+        let (pipeline, revision, phases) = match self.pipeline_named(name) {
+            Ok(entry) => {
+                let phases = entry.definition().map_or(0, |definition| definition.phases.len());
+                (entry.id(), entry.current, phases as u16)
+            }
+            Err(refusal) => {
+                self.reply(request, refused(refusal));
+                return Ok(());
+            }
+        };
+        let keepers = self.keepers(pipeline);
+        if keepers.is_empty() {
+            self.reply(request, refused(Refusal::NoReplica));
+            return Ok(());
+        }
+        let mut updates = Vec::with_capacity(jobs.len());
+        let mut answers = Vec::with_capacity(jobs.len());
+        for job in jobs {
+            match self.new_record(pipeline, revision, phases, job) {
+                Ok(update) => {
+                    let at = updates.len();
+                    updates.push(update);
+                    let (copies, existed, conflict) = (0, false, false);
+                    answers.push(Progress::Sent { at, copies, existed, refusal: None, conflict });
+                }
+                Err(refusal) => answers.push(Progress::Refused(refusal)),
+            }
+        }
+        self.gateway.last_store += 1;
+        let id = self.gateway.last_store;
+        let waiting = keepers.into_iter().collect();
+        let since = self.now;
+        let store = Store { request, pipeline, revision, updates, answers, waiting, since };
+        self.gateway.stores.insert(id, store);
+        self.arm(self.config.timing.ack_timeout, Timer::Store(id));
+        self.send_store(id)
+    }
+
+    fn new_record(
+        &mut self,
+        pipeline: PipelineId,
+        revision: Revision,
+        phases: u16,
+        job: NewJob,
+    ) -> Result<JobUpdate, Refusal> {
+        let (bytes, limit) = (job.instructions.len(), self.config.limits.job_bytes);
+        if bytes > limit {
+            return Err(Refusal::TooLarge { bytes, limit });
+        }
+        let key_bytes = job.key.as_ref().map(String::len);
+        if let Some(bytes) = key_bytes.filter(|bytes| !(1..=MAX_KEY_BYTES).contains(bytes)) {
+            return Err(Refusal::KeyLength { bytes, limit: MAX_KEY_BYTES });
+        }
+        let created_ms = self.wall_ms();
+        let id = match &job.key {
+            Some(key) => JobId::of_key(pipeline, key),
+            None => {
+                let mut random = [0; 10];
+                random[..8].copy_from_slice(&self.random_u64().to_le_bytes());
+                random[8..].copy_from_slice(&self.random_u64().to_le_bytes()[..2]);
+                JobId::time_ordered(pipeline, created_ms, random)
+            }
+        };
+        let NewJob { key, instructions } = job;
+        let record = JobRecord::new(JobSpec { revision, phases, created_ms, key, instructions });
+        Ok(JobUpdate { job: id, components: record.components() })
+    }
+
+    /// Sends jobs to every replica that has not answered.
+    fn send_store(&mut self, id: u64) -> Result<(), ReadError> {
+        let Some(store) = self.gateway.stores.get(&id) else { return Ok(()) };
+        let (pipeline, revision) = (store.pipeline, store.revision);
+        let jobs = store.updates.clone();
+        for peer in store.waiting.clone() {
+            if peer == self.me() {
+                self.on_store(peer, id, pipeline, revision, &jobs)?;
+            } else {
+                let jobs = jobs.clone();
+                self.send(peer, Message::Store { store: id, pipeline, revision, jobs });
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn on_stored_here(&mut self, store: u64, results: Vec<StoreResult>) {
+        let pipeline = self.gateway.stores.get(&store).map(|store| store.pipeline);
+        let admitted = pipeline.is_some_and(|pipeline| self.is_admitted(pipeline));
+        self.on_stored(self.me(), store, admitted, results);
+    }
+
+    /// A replica has jobs on disk, or does not take them.
+    pub(super) fn on_stored(
+        &mut self,
+        from: NodeId,
+        id: u64,
+        admitted: bool,
+        results: Vec<StoreResult>,
+    ) {
+        let Some(store) = self.gateway.stores.get_mut(&id) else { return };
+        if results.len() != store.updates.len() || !store.waiting.remove(&from) {
+            return;
+        }
+        for answer in &mut store.answers {
+            let Progress::Sent { at, copies, existed, refusal, conflict } = answer else {
+                continue;
+            };
+            match &results[*at] {
+                StoreResult::Stored => *copies += u32::from(admitted),
+                StoreResult::Existed => {
+                    *copies += u32::from(admitted);
+                    *existed = true;
+                }
+                StoreResult::Conflict => *conflict = true,
+                StoreResult::Refused(why) => *refusal = Some(why.clone()),
+            }
+        }
+        if store.waiting.is_empty() {
+            self.finish_store(id);
+        }
+    }
+
+    /// A replica cannot be reached: its answer is not waited for.
+    pub(super) fn gateway_lost(&mut self, peer: NodeId) {
+        let mut done = Vec::new();
+        for (id, store) in &mut self.gateway.stores {
+            if store.waiting.remove(&peer) && store.waiting.is_empty() {
+                done.push(*id);
+            }
+        }
+        done.into_iter().for_each(|id| self.finish_store(id));
+        let mut done = Vec::new();
+        for (request, pending) in &mut self.gateway.applying {
+            pending.lost(peer);
+            done.push(*request);
+        }
+        done.into_iter().for_each(|request| self.finish_applying(request, false));
+    }
+
+    /// Not all replicas have answered.
+    pub(super) fn on_store_timer(&mut self, id: u64) -> Result<(), ReadError> {
+        let timing = self.config.timing;
+        let Some(store) = self.gateway.stores.get(&id) else { return Ok(()) };
+        let enough = self.fewest_copies(store.pipeline) as u32;
+        let safe = store.answers.iter().all(|answer| match answer {
+            Progress::Sent { copies, conflict, refusal, .. } => {
+                *copies >= enough || *conflict || refusal.is_some()
+            }
+            Progress::Refused(_) => true,
+        });
+        if safe || self.now.since(store.since) >= timing.request_timeout {
+            self.finish_store(id);
+            return Ok(());
+        }
+        self.arm(timing.ack_timeout, Timer::Store(id));
+        self.send_store(id)
+    }
+
+    /// How many copies there must be for an answer without reservation.
+    fn fewest_copies(&self, pipeline: PipelineId) -> usize {
+        self.replica_nodes().len().min(self.replicas_of(pipeline)).min(FEWEST_COPIES)
+    }
+
+    fn finish_store(&mut self, id: u64) {
+        let Some(store) = self.gateway.stores.remove(&id) else { return };
+        let fewest = self.fewest_copies(store.pipeline) as u32;
+        let target = self.replicas_of(store.pipeline).min(self.replica_nodes().len()) as u32;
+        let answers = store.answers.into_iter().map(|answer| match answer {
+            Progress::Refused(refusal) => Err(refusal),
+            Progress::Sent { at, conflict: true, .. } => {
+                let job = store.updates[at].job;
+                let key = key_of(&store.updates[at]);
+                Err(Refusal::KeyConflict { key, job })
+            }
+            Progress::Sent { copies: 0, refusal, .. } => Err(refusal.unwrap_or(Refusal::Unknown)),
+            Progress::Sent { at, copies, existed, .. } => {
+                let (job, degraded) = (store.updates[at].job, copies < fewest);
+                Ok(Receipt { job, copies, target, degraded, existed })
+            }
+        });
+        let answers = answers.collect();
+        self.reply(store.request, Response::Enqueued(answers));
+    }
+}
+
+fn key_of(update: &JobUpdate) -> String {
+    let mut record = JobRecord::default();
+    for component in &update.components {
+        // This node encoded it; an error would only cost the message its key.
+        let _ = record.merge(component);
+    }
+    record.spec.and_then(|spec| spec.key.clone()).unwrap_or_default()
+}

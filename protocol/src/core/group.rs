@@ -1,0 +1,357 @@
+//! One pipeline's group on one node: its vote, its jobs, and the part that the node plays in it.
+//!
+//! Owns the table of unfinished jobs and its digest. What is written and replicated, and when, is
+//! [`commit`](super::commit)'s business.
+//!
+//! Invariants: the highest term never falls; a vote is given once a counter; `live` and `finished`
+//! are the digests of exactly the jobs that they name.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    codec::{Encoded, Kind},
+    id::{DiskId, JobId, NodeId, PipelineId, Term, Token},
+    message::{BeatGroup, Digest},
+    name::Name,
+    record::JobRecord,
+    time::Timestamp,
+    view::{Counts, JobState},
+};
+
+use super::query::Watcher;
+
+/// What a node has promised within a group; on disk before any promise is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Promise {
+    /// The highest term that was seen.
+    pub(super) highest: Term,
+    /// The last term that was voted for.
+    pub(super) voted: Term,
+    /// Which disk's copy is complete, and so may vote and count.
+    pub(super) admitted: Option<DiskId>,
+}
+
+impl Encoded for Promise {
+    const KIND: Kind = 0x120;
+}
+
+impl Promise {
+    pub(super) const NONE: Self = Self { highest: Term::ZERO, voted: Term::ZERO, admitted: None };
+}
+
+/// What a node holds of finished jobs; on disk with every change.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Finished {
+    pub(super) digest: Digest,
+    pub(super) succeeded: u64,
+    pub(super) dead: u64,
+    pub(super) cancelled: u64,
+}
+
+impl Encoded for Finished {
+    const KIND: Kind = 0x121;
+}
+
+impl Finished {
+    fn of(&mut self, state: JobState) -> &mut u64 {
+        match state {
+            JobState::Dead => &mut self.dead,
+            JobState::Cancelled => &mut self.cancelled,
+            _ => &mut self.succeeded,
+        }
+    }
+
+    fn add(&mut self, state: JobState, hash: u64) {
+        self.digest.add(hash);
+        *self.of(state) += 1;
+    }
+
+    fn remove(&mut self, state: JobState, hash: u64) {
+        self.digest.remove(hash);
+        *self.of(state) -= 1;
+    }
+}
+
+/// A job in memory: unfinished, or finished and not yet settled on disk.
+#[derive(Debug, Default)]
+pub(super) struct Job {
+    pub(super) record: JobRecord,
+    /// Under which hash and state the digests count it.
+    pub(super) counted: Option<(JobState, u64)>,
+    /// How many batches that are not settled touch it.
+    pub(super) pending: u32,
+    size: usize,
+}
+
+/// Who coordinates, as this node heard last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Leader {
+    pub(super) node: NodeId,
+    pub(super) term: Term,
+    pub(super) heard: Timestamp,
+}
+
+/// The part that this node plays.
+#[derive(Debug)]
+pub(super) enum Role {
+    /// It follows, or only looks on.
+    Follower,
+    /// It asks whether it would be elected.
+    PreCandidate(Candidacy),
+    /// It stands for election; its own vote counts once it is on disk.
+    Candidate(Candidacy),
+    /// It is elected and merges what its voters hold.
+    TakingOver(Reign),
+    /// It coordinates.
+    Coordinator(Reign),
+}
+
+/// An election under way.
+#[derive(Debug)]
+pub(super) struct Candidacy {
+    pub(super) term: Term,
+    pub(super) granted: BTreeSet<NodeId>,
+    /// Those who said that they may not vote.
+    pub(super) excluded: BTreeSet<NodeId>,
+}
+
+/// A term of this node's as the group's coordinator.
+#[derive(Debug)]
+pub(super) struct Reign {
+    pub(super) term: Term,
+    /// The last sequence used in this term.
+    pub(super) sequence: u64,
+    /// Voters whose records have not been merged yet.
+    pub(super) unmerged: BTreeSet<NodeId>,
+    /// Replicas that receive each change.
+    pub(super) peers: BTreeMap<NodeId, PeerSync>,
+    /// Invocations that want a worker, by phase.
+    pub(super) ready: BTreeMap<Name, VecDeque<(JobId, u16)>>,
+    /// Attempts at workers.
+    pub(super) running: BTreeMap<Token, Running>,
+    /// Invocations whose backoff runs.
+    pub(super) delayed: BTreeSet<(Timestamp, JobId, u16)>,
+}
+
+/// How far a replica is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum PeerSync {
+    /// It is being brought up to date.
+    Syncing,
+    /// It has all that was replicated.
+    InSync,
+    /// It kept the others waiting; it is tried again from this moment on.
+    Lagging(Timestamp),
+}
+
+/// An attempt at a worker, as its coordinator sees it.
+#[derive(Clone, Debug)]
+pub(super) struct Running {
+    pub(super) job: JobId,
+    pub(super) step: u16,
+    pub(super) phase: Name,
+    pub(super) worker: NodeId,
+    /// The last beat that was sent before its worker had it; none while it is still held here.
+    pub(super) after_beat: Option<u64>,
+    /// Whether its worker has confirmed it to this coordinator.
+    pub(super) claimed: bool,
+    /// When it is given to another unless its worker claims it.
+    pub(super) deadline: Option<Timestamp>,
+}
+
+impl Reign {
+    pub(super) fn new(term: Term, unmerged: BTreeSet<NodeId>) -> Self {
+        Self {
+            term,
+            sequence: 0,
+            unmerged,
+            peers: BTreeMap::new(),
+            ready: BTreeMap::new(),
+            running: BTreeMap::new(),
+            delayed: BTreeSet::new(),
+        }
+    }
+
+    /// The next sequence of this term.
+    pub(super) fn next_sequence(&mut self) -> u64 {
+        self.sequence += 1;
+        self.sequence
+    }
+}
+
+/// A pipeline's group.
+#[derive(Debug)]
+pub(super) struct Group {
+    pub(super) id: PipelineId,
+    pub(super) promise: Promise,
+    pub(super) role: Role,
+    pub(super) leader: Option<Leader>,
+    /// Since when nobody is known to coordinate.
+    pub(super) leaderless_since: Timestamp,
+    /// When this node stands for election, if it means to.
+    pub(super) election_at: Option<Timestamp>,
+    pub(super) jobs: BTreeMap<JobId, Job>,
+    pub(super) live: Digest,
+    pub(super) finished: Finished,
+    pub(super) finished_dirty: bool,
+    /// What the coordinator said of the group last.
+    pub(super) beat: Option<BeatGroup>,
+    pub(super) last_anti_entropy: Timestamp,
+    pub(super) watchers: BTreeMap<JobId, Vec<Watcher>>,
+    /// Bytes of the jobs in memory.
+    pub(super) bytes: usize,
+    running: u64,
+}
+
+impl Group {
+    pub(super) fn new(id: PipelineId, now: Timestamp) -> Self {
+        Self {
+            id,
+            promise: Promise::NONE,
+            role: Role::Follower,
+            leader: None,
+            leaderless_since: now,
+            election_at: None,
+            jobs: BTreeMap::new(),
+            live: Digest::default(),
+            finished: Finished::default(),
+            finished_dirty: false,
+            beat: None,
+            last_anti_entropy: now,
+            watchers: BTreeMap::new(),
+            bytes: 0,
+            running: 0,
+        }
+    }
+
+    /// The reign, if this node coordinates and may dispatch.
+    pub(super) fn reign(&mut self) -> Option<&mut Reign> {
+        match &mut self.role {
+            Role::Coordinator(reign) => Some(reign),
+            _ => None,
+        }
+    }
+
+    /// The reign, if this node was elected, whether or not it has merged all yet.
+    pub(super) fn elected(&mut self) -> Option<&mut Reign> {
+        match &mut self.role {
+            Role::Coordinator(reign) | Role::TakingOver(reign) => Some(reign),
+            _ => None,
+        }
+    }
+
+    /// The term in which this node was elected, if it was.
+    pub(super) fn elected_term(&self) -> Option<Term> {
+        match &self.role {
+            Role::Coordinator(reign) | Role::TakingOver(reign) => Some(reign.term),
+            _ => None,
+        }
+    }
+
+    /// Whether this node coordinates and may dispatch.
+    pub(super) fn is_coordinator(&self) -> bool {
+        matches!(self.role, Role::Coordinator(_))
+    }
+
+    /// Brings digests and counts in line with a job that changed. Says whether it ended just now,
+    /// or came back.
+    pub(super) fn recount(&mut self, id: JobId) -> Recount {
+        let Some(job) = self.jobs.get_mut(&id) else { return Recount::Same };
+        let (state, hash) = (job.record.state(), job.record.digest() ^ job_hash(id));
+        let size = job.record.size();
+        self.bytes = self.bytes + size - job.size;
+        job.size = size;
+        let before = job.counted.replace((state, hash));
+        self.uncount(before);
+        if state.is_terminal() {
+            self.finished.add(state, hash);
+            self.finished_dirty = true;
+        } else {
+            self.live.add(hash);
+        }
+        self.running += u64::from(state == JobState::Running);
+        match (before.is_some_and(|(state, _)| state.is_terminal()), state.is_terminal()) {
+            _ if before.is_none() && !state.is_terminal() => Recount::Began,
+            (false, true) => Recount::Ended,
+            (true, false) => Recount::Began,
+            _ => Recount::Same,
+        }
+    }
+
+    fn uncount(&mut self, counted: Option<(JobState, u64)>) {
+        let Some((state, hash)) = counted else { return };
+        if state.is_terminal() {
+            self.finished.remove(state, hash);
+            self.finished_dirty = true;
+        } else {
+            self.live.remove(hash);
+        }
+        self.running -= u64::from(state == JobState::Running);
+    }
+
+    /// Puts a job that was read from disk, and is counted there, into memory.
+    pub(super) fn insert_counted(&mut self, id: JobId, record: JobRecord) {
+        let counted = Some((record.state(), record.digest() ^ job_hash(id)));
+        let size = record.size();
+        self.bytes += size;
+        self.jobs.insert(id, Job { record, counted, pending: 0, size });
+    }
+
+    /// Puts an unfinished job that was read at the start into memory.
+    pub(super) fn load(&mut self, id: JobId, record: JobRecord) {
+        self.insert_counted(id, record);
+        let Some((state, hash)) = self.jobs.get(&id).and_then(|job| job.counted) else { return };
+        debug_assert!(!state.is_terminal());
+        self.live.add(hash);
+        self.running += u64::from(state == JobState::Running);
+    }
+
+    /// Takes a job out of memory if it is finished and all of it is on disk.
+    pub(super) fn evict_if_settled(&mut self, id: JobId) {
+        let settled = self.jobs.get(&id).is_some_and(|job| {
+            job.pending == 0 && job.counted.is_some_and(|(state, _)| state.is_terminal())
+        });
+        if settled && let Some(job) = self.jobs.remove(&id) {
+            self.bytes -= job.size;
+        }
+    }
+
+    /// Forgets all jobs, in memory and in the counts.
+    pub(super) fn forget_jobs(&mut self) {
+        self.jobs.clear();
+        self.live = Digest::default();
+        self.finished = Finished::default();
+        self.finished_dirty = true;
+        self.bytes = 0;
+        self.running = 0;
+    }
+
+    /// Jobs by state.
+    pub(super) fn counts(&self) -> Counts {
+        Counts {
+            queued: self.live.count - self.running,
+            running: self.running,
+            succeeded: self.finished.succeeded,
+            dead: self.finished.dead,
+            cancelled: self.finished.cancelled,
+        }
+    }
+}
+
+/// What a change meant for the list of unfinished jobs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Recount {
+    /// The job belongs on the list.
+    Began,
+    /// It does not any more.
+    Ended,
+    /// As before.
+    Same,
+}
+
+/// Makes the hash of a record one of the job, so that two jobs alike do not cancel each other out.
+pub(super) fn job_hash(job: JobId) -> u64 {
+    xxhash_rust::xxh3::xxh3_64(&job.to_be_bytes())
+}

@@ -1,0 +1,89 @@
+//! What a checker may see of a core: enough to hold it to its invariants, nothing that could change
+//! it.
+
+use std::collections::BTreeMap;
+
+use crate::{
+    id::{JobId, NodeId, PipelineId, Term},
+    message::Digest,
+    record::JobRecord,
+    store::ReadError,
+};
+
+use super::{Core, group::Role};
+
+/// A node's state at one moment.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// Who.
+    pub node: NodeId,
+    /// Its groups.
+    pub groups: BTreeMap<PipelineId, GroupSnapshot>,
+    /// Ends that wait for a coordinator to have them on disk.
+    pub unacknowledged: usize,
+    /// Batches that are not settled.
+    pub commits: usize,
+}
+
+/// A group's state at one moment.
+#[derive(Clone, Debug)]
+pub struct GroupSnapshot {
+    /// The highest term that was seen.
+    pub highest: Term,
+    /// The last term that was voted for.
+    pub voted: Term,
+    /// Whether this node's copy counts.
+    pub admitted: bool,
+    /// The term that this node coordinates in, if it does.
+    pub coordinates: Option<Term>,
+    /// Whom it takes for the coordinator.
+    pub leader: Option<(NodeId, Term)>,
+    /// Its unfinished jobs.
+    pub live: Digest,
+    /// Its finished jobs.
+    pub finished: Digest,
+    /// Attempts that it believes to be at workers.
+    pub running: usize,
+}
+
+impl Core {
+    /// The state at this moment.
+    pub fn snapshot(&self) -> Snapshot {
+        let groups = self.groups.iter().map(|(pipeline, group)| {
+            let running = match &group.role {
+                Role::Coordinator(reign) => reign.running.len(),
+                _ => 0,
+            };
+            let coordinates = group.elected_term().filter(|_| group.is_coordinator());
+            let snapshot = GroupSnapshot {
+                highest: group.promise.highest,
+                voted: group.promise.voted,
+                admitted: self.is_admitted(*pipeline),
+                coordinates,
+                leader: group.leader.map(|leader| (leader.node, leader.term)),
+                live: group.live,
+                finished: group.finished.digest,
+                running,
+            };
+            (*pipeline, snapshot)
+        });
+        Snapshot {
+            node: self.config.node,
+            groups: groups.collect(),
+            unacknowledged: self.worker.held(|_| true).len(),
+            commits: self.commits.len(),
+        }
+    }
+
+    /// A job's record as this node holds it.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub fn record(&self, pipeline: PipelineId, job: JobId) -> Result<Option<JobRecord>, ReadError> {
+        let in_memory = self.groups.get(&pipeline).and_then(|group| group.jobs.get(&job));
+        match in_memory {
+            Some(entry) => Ok(Some(entry.record.clone())),
+            None => self.read_record(pipeline, job),
+        }
+    }
+}

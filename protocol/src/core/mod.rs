@@ -1,0 +1,306 @@
+//! One node's protocol brain: inputs and time in, effects out.
+//!
+//! ```text
+//!            handle_input(now, Input)      poll_effect() -> Effect
+//!  driver ─► handle_timeout(now)      Core ─────────────────────────► driver
+//!            ◄───────────────────────────── poll_timeout() -> when to call again
+//! ```
+//! The driver hands in all inputs that wait, then takes all effects, then sleeps until the next
+//! input or the time-out; a time-out that comes too early does no harm. All changes between two
+//! rounds of effects form one batch: one write with one sync, one frame to each replica. Whatever
+//! says that something is durable waits in that batch until it is.
+//!
+//! Each concern has a module; they share this struct and nothing else.
+
+mod beat;
+mod catalog;
+mod commit;
+mod dispatch;
+mod election;
+mod gateway;
+mod group;
+mod inspect;
+mod members;
+mod query;
+mod reign;
+mod replica;
+mod sync;
+mod timer;
+mod worker;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    time::Duration,
+};
+
+use rand_chacha::{
+    ChaCha8Rng,
+    rand_core::{Rng, SeedableRng},
+};
+
+use crate::{
+    catalog::CatalogEntry,
+    config::Config,
+    id::{NodeId, PipelineId},
+    io::{Effect, Input, PersistId},
+    message::Message,
+    store::{ReadError, Reader},
+    time::Timestamp,
+};
+
+pub use inspect::{GroupSnapshot, Snapshot};
+
+use beat::Beats;
+use commit::{Batch, Commit};
+use dispatch::Window;
+use gateway::Gateway;
+use group::Group;
+use members::Member;
+use query::Queries;
+use sync::Session;
+use timer::Timer;
+use worker::Worker;
+
+/// See the [module](self).
+pub struct Core {
+    config: Config,
+    rng: ChaCha8Rng,
+    reader: Box<dyn Reader>,
+    now: Timestamp,
+    /// The wall clock at timestamp zero, in ms since 1970.
+    wall_base_ms: u64,
+    effects: VecDeque<Effect>,
+    timers: BTreeSet<(Timestamp, Timer)>,
+
+    members: BTreeMap<NodeId, Member>,
+    connections: BTreeSet<NodeId>,
+    addresses: Vec<String>,
+    advert_sequence: u64,
+    advert_changed: bool,
+    advert_sent: Timestamp,
+    /// Why this node takes no jobs.
+    refusing: Option<String>,
+    draining: bool,
+
+    catalog: BTreeMap<PipelineId, CatalogEntry>,
+    catalog_digest: u64,
+    groups: BTreeMap<PipelineId, Group>,
+
+    batch: Batch,
+    commits: VecDeque<Commit>,
+    next_persist: u64,
+    sessions: BTreeMap<u64, Session>,
+    next_session: u64,
+
+    beats: Beats,
+    windows: BTreeMap<NodeId, Window>,
+    assigned: u64,
+    worker: Worker,
+    gateway: Gateway,
+    queries: Queries,
+}
+
+impl Core {
+    /// A node that starts: reads what it has on disk. `seed` should differ at each start; `unix_ms`
+    /// is the wall clock at `now`.
+    ///
+    /// # Errors
+    /// The store cannot be read, or what it holds is damaged.
+    pub fn new(
+        config: Config,
+        seed: u64,
+        now: Timestamp,
+        unix_ms: u64,
+        reader: Box<dyn Reader>,
+    ) -> Result<Self, ReadError> {
+        let worker = Worker::new(&config.phases);
+        let mut core = Self {
+            config,
+            rng: ChaCha8Rng::seed_from_u64(seed),
+            reader,
+            now,
+            wall_base_ms: unix_ms.saturating_sub(now.as_millis()),
+            effects: VecDeque::new(),
+            timers: BTreeSet::new(),
+            members: BTreeMap::new(),
+            connections: BTreeSet::new(),
+            addresses: Vec::new(),
+            advert_sequence: 0,
+            advert_changed: true,
+            advert_sent: now,
+            refusing: None,
+            draining: false,
+            catalog: BTreeMap::new(),
+            catalog_digest: 0,
+            groups: BTreeMap::new(),
+            batch: Batch::default(),
+            commits: VecDeque::new(),
+            next_persist: 0,
+            sessions: BTreeMap::new(),
+            next_session: 0,
+            beats: Beats::new(now),
+            windows: BTreeMap::new(),
+            assigned: 0,
+            worker,
+            gateway: Gateway::default(),
+            queries: Queries::default(),
+        };
+        core.load_members()?;
+        core.load_catalog()?;
+        core.load_groups()?;
+        core.grant_to_self();
+        core.arm(Duration::ZERO, Timer::Beat);
+        Ok(core)
+    }
+
+    /// Something happened.
+    ///
+    /// # Errors
+    /// The store cannot be read: the node must stop.
+    pub fn handle_input(&mut self, now: Timestamp, input: Input) -> Result<(), ReadError> {
+        self.advance(now);
+        match input {
+            Input::PeerUp(peer) => self.on_peer_up(peer),
+            Input::PeerDown(peer) => self.on_peer_down(peer),
+            Input::Message { from, message } => self.on_message(from, message)?,
+            Input::Advert(advert) => self.on_advert(advert),
+            Input::Listening(addresses) => self.on_listening(addresses),
+            Input::Request { id, request } => self.on_request(id, request)?,
+            Input::RequestDropped(id) => self.on_request_dropped(id),
+            Input::Persisted(id) => self.on_persisted(id),
+            Input::AttemptFinished { token, outcome } => {
+                self.on_attempt_finished(token, outcome)?
+            }
+            Input::Accepting(accepting) => self.on_accepting(accepting),
+            Input::Draining => self.on_draining(),
+        }
+        if self.batch.is_large() {
+            self.seal();
+        }
+        Ok(())
+    }
+
+    /// The moment that [`poll_timeout`](Self::poll_timeout) named has come.
+    ///
+    /// # Errors
+    /// The store cannot be read: the node must stop.
+    pub fn handle_timeout(&mut self, now: Timestamp) -> Result<(), ReadError> {
+        self.advance(now);
+        self.drop_lagging_replicas();
+        while let Some(timer) = self.next_due() {
+            self.on_timer(timer)?;
+        }
+        Ok(())
+    }
+
+    /// When [`handle_timeout`](Self::handle_timeout) should be called.
+    pub fn poll_timeout(&self) -> Option<Timestamp> {
+        let timer = self.timers.first().map(|(at, _)| *at);
+        timer.into_iter().chain(self.lagging_at()).min()
+    }
+
+    /// The next thing to do; to be called until it gives nothing more.
+    pub fn poll_effect(&mut self) -> Option<Effect> {
+        if self.effects.is_empty() {
+            self.seal();
+        }
+        self.effects.pop_front()
+    }
+
+    /// The wall clock was set, or is told again because clocks drift.
+    pub fn set_wall_clock(&mut self, now: Timestamp, unix_ms: u64) {
+        self.wall_base_ms = unix_ms.saturating_sub(now.as_millis());
+    }
+
+    fn advance(&mut self, now: Timestamp) {
+        // A clock that went back would fire timers twice; time stands still instead.
+        self.now = self.now.max(now);
+    }
+
+    fn on_message(&mut self, from: NodeId, message: Message) -> Result<(), ReadError> {
+        self.heard_from(from);
+        match message {
+            Message::Hello(advert) => self.on_hello(from, advert),
+            Message::Catalog(entries) => self.on_catalog(from, entries),
+            Message::CatalogAck(known) => self.on_catalog_ack(from, &known),
+            Message::CatalogPull => self.send_catalog(from),
+            Message::Beat(beat) => self.on_beat(from, beat),
+            Message::BeatAck(ack) => self.on_beat_ack(from, ack)?,
+            Message::PreVote { pipeline, counter } => self.on_pre_vote(from, pipeline, counter),
+            Message::Vote { pipeline, term } => self.on_vote(from, pipeline, term),
+            Message::Ballot(ballot) => self.on_ballot(from, ballot),
+            Message::Stale { pipeline, term } => self.note_term(pipeline, term),
+            Message::Admit { pipeline, term, disk } => self.on_admit(pipeline, term, disk),
+            Message::Replicate(replicate) => self.on_replicate(from, replicate)?,
+            Message::ReplicateAck { batch, missing } => {
+                self.on_replicate_ack(from, batch, &missing)
+            }
+            Message::SyncPage(page) => self.on_sync_page(from, page)?,
+            Message::SyncReply(reply) => self.on_sync_reply(from, reply)?,
+            Message::SyncPush { session, part, pipeline, records } => {
+                self.on_sync_push(from, (session, part), pipeline, &records)?;
+            }
+            Message::SyncPushAck { session, part } => self.on_sync_push_ack(from, session, part),
+            Message::Store { store, pipeline, revision, jobs } => {
+                self.on_store(from, store, pipeline, revision, &jobs)?;
+            }
+            Message::Stored { store, admitted, results } => {
+                self.on_stored(from, store, admitted, results);
+            }
+            Message::Assign(assignment) => self.on_assign(from, assignment),
+            Message::Declined(token) => self.on_declined(from, token),
+            Message::Completed(completion) => self.on_completed(from, completion)?,
+            Message::CompletionAck(token) => self.worker_forget(token),
+            Message::Cancel(token) => self.worker_cancel(token),
+            Message::Grant { windows } => self.on_grant(from, windows),
+            Message::Query { query, question } => self.on_query(from, query, question)?,
+            Message::Answer { query, answer } => self.on_answer(query, answer),
+        }
+        Ok(())
+    }
+
+    fn on_timer(&mut self, timer: Timer) -> Result<(), ReadError> {
+        match timer {
+            Timer::Beat => self.on_beat_timer()?,
+            Timer::Election(pipeline) => self.on_election_timer(pipeline),
+            Timer::Grace(peer) => self.on_grace_over(peer),
+            Timer::Claim(pipeline) => self.on_claims_over(pipeline),
+            Timer::Delayed(pipeline) => self.on_delay_over(pipeline),
+            Timer::Store(store) => self.on_store_timer(store)?,
+            Timer::Apply(request) => self.on_apply_timer(request),
+            Timer::Query(query) => self.on_query_timer(query),
+            Timer::Watch(pipeline) => self.on_watch_timer(pipeline)?,
+            Timer::Sync(session) => self.on_sync_timer(session)?,
+        }
+        Ok(())
+    }
+
+    fn me(&self) -> NodeId {
+        self.config.node
+    }
+
+    /// The wall clock, in ms since 1970.
+    fn wall_ms(&self) -> u64 {
+        self.wall_base_ms + self.now.as_millis()
+    }
+
+    fn send(&mut self, to: NodeId, message: Message) {
+        debug_assert_ne!(to, self.me());
+        self.effects.push_back(Effect::Send { to, message });
+    }
+
+    /// A wait between zero and `most`.
+    fn jitter(&mut self, most: Duration) -> Duration {
+        let most = most.as_millis() as u64;
+        Duration::from_millis(self.rng.next_u64() % (most + 1))
+    }
+
+    fn random_u64(&mut self) -> u64 {
+        self.rng.next_u64()
+    }
+
+    fn next_persist_id(&mut self) -> PersistId {
+        self.next_persist += 1;
+        PersistId(self.next_persist)
+    }
+}

@@ -1,0 +1,509 @@
+//! Clients' questions about jobs: answered from this node's copy where it has one, otherwise by a
+//! replica; and those who wait for a job's end.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use crate::{
+    id::{JobId, NodeId, PipelineId},
+    io::{Refusal, RequestId, Response},
+    message::{Answer, Message, Question},
+    name::Name,
+    record::{JobRecord, Progress},
+    store::{ReadError, Table, component_key, job_key, parse_key},
+    time::Timestamp,
+    view::{
+        ClusterView, InvocationView, JobState, JobSummary, JobView, Liveness, MemberView,
+        PipelineView,
+    },
+};
+
+use super::{Core, dispatch::results, timer::Timer};
+
+/// The most jobs in one page.
+pub const MAX_PAGE: u32 = 1000;
+
+/// How many rows one page may cost.
+const MAX_ROWS: usize = 20_000;
+
+/// How many clients may wait for jobs of one pipeline, on one node.
+const MAX_WATCHERS: usize = 10_000;
+
+/// Whoever asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Asker {
+    Client(RequestId),
+    Peer(NodeId, u64),
+}
+
+/// Somebody who waits for a job's end.
+#[derive(Debug)]
+pub(super) struct Watcher {
+    asker: Asker,
+    until: Timestamp,
+}
+
+/// Questions that were passed on.
+#[derive(Debug, Default)]
+pub(super) struct Queries {
+    pending: BTreeMap<u64, Pending>,
+    last: u64,
+}
+
+#[derive(Debug)]
+struct Pending {
+    request: RequestId,
+    question: Question,
+    asked: NodeId,
+    /// Others to ask, should this one not answer.
+    others: Vec<(PipelineId, NodeId)>,
+    deadline: Timestamp,
+}
+
+impl Queries {
+    pub(super) fn waiting(&self) -> usize {
+        self.pending.len()
+    }
+
+    pub(super) fn drop_request(&mut self, id: RequestId) {
+        self.pending.retain(|_, pending| pending.request != id);
+    }
+}
+
+/// A client has gone.
+pub(super) fn drop_watchers(watchers: &mut BTreeMap<JobId, Vec<Watcher>>, id: RequestId) {
+    watchers.retain(|_, waiting| {
+        waiting.retain(|watcher| watcher.asker != Asker::Client(id));
+        !waiting.is_empty()
+    });
+}
+
+impl Core {
+    /// A client asks for a job.
+    pub(super) fn ask_job(
+        &mut self,
+        request: RequestId,
+        job: JobId,
+        wait: Option<Duration>,
+    ) -> Result<(), ReadError> {
+        let pipelines: Vec<PipelineId> =
+            self.catalog.keys().copied().filter(|pipeline| job.may_belong_to(*pipeline)).collect();
+        for &pipeline in &pipelines {
+            if self.knows_best(pipeline) && self.has_job(pipeline, job)? {
+                return self.answer_job(Asker::Client(request), pipeline, job, wait);
+            }
+        }
+        let mut whom = Vec::new();
+        for &pipeline in &pipelines {
+            whom.extend(self.who_knows(pipeline).into_iter().map(|node| (pipeline, node)));
+        }
+        self.pass_on(request, whom, |pipeline| Question::Job { pipeline, job, wait })
+    }
+
+    /// A client asks for a page of jobs.
+    pub(super) fn ask_jobs(
+        &mut self,
+        request: RequestId,
+        name: &Name,
+        state: Option<JobState>,
+        after: Option<JobId>,
+        limit: u32,
+    ) -> Result<(), ReadError> {
+        let pipeline = match self.pipeline_named(name) {
+            Ok(entry) => entry.id(),
+            Err(refusal) => {
+                self.reply(request, Response::Refused(refusal));
+                return Ok(());
+            }
+        };
+        if self.knows_best(pipeline) {
+            let (jobs, next) = self.page(pipeline, state, after, limit)?;
+            self.reply(request, Response::Jobs { jobs, next });
+            return Ok(());
+        }
+        let whom = self.who_knows(pipeline).into_iter().map(|node| (pipeline, node)).collect();
+        self.pass_on(request, whom, |pipeline| Question::Jobs { pipeline, state, after, limit })
+    }
+
+    /// Whether this node's copy is as good as any: it coordinates, or keeps one and nobody else can
+    /// be asked.
+    fn knows_best(&self, pipeline: PipelineId) -> bool {
+        let coordinates = self.groups.get(&pipeline).is_some_and(|group| group.is_coordinator());
+        coordinates || self.who_knows(pipeline).is_empty()
+    }
+
+    /// Others who have copies: the coordinator first.
+    fn who_knows(&self, pipeline: PipelineId) -> Vec<NodeId> {
+        let leader = self.groups.get(&pipeline).and_then(|group| group.leader);
+        let leader = leader.map(|leader| leader.node);
+        let mut nodes: Vec<NodeId> = leader.into_iter().collect();
+        nodes.extend(self.keepers(pipeline).into_iter().filter(|node| Some(*node) != leader));
+        nodes.retain(|node| *node != self.me() && self.is_reachable(*node));
+        nodes
+    }
+
+    fn pass_on(
+        &mut self,
+        request: RequestId,
+        mut whom: Vec<(PipelineId, NodeId)>,
+        question: impl Fn(PipelineId) -> Question,
+    ) -> Result<(), ReadError> {
+        if whom.is_empty() {
+            let probe = question(PipelineId::of_name(""));
+            let refusal = match probe {
+                Question::Job { job, .. } => Refusal::UnknownJob(job),
+                Question::Jobs { .. } => Refusal::NoReplica,
+            };
+            self.reply(request, Response::Refused(refusal));
+            return Ok(());
+        }
+        whom.reverse();
+        let Some((pipeline, node)) = whom.pop() else { return Ok(()) };
+        let question = question(pipeline);
+        let wait = match &question {
+            Question::Job { wait, .. } => wait.unwrap_or_default(),
+            Question::Jobs { .. } => Duration::ZERO,
+        };
+        let deadline = self.now + wait + self.config.timing.request_timeout;
+        self.ask_node(Pending { request, question, asked: node, others: whom, deadline });
+        Ok(())
+    }
+
+    fn ask_node(&mut self, pending: Pending) {
+        self.queries.last += 1;
+        let query = self.queries.last;
+        let question = pending.question.clone();
+        self.send(pending.asked, Message::Query { query, question });
+        self.arm_at(pending.deadline, Timer::Query(query));
+        self.queries.pending.insert(query, pending);
+    }
+
+    /// Asks the next who may know.
+    fn ask_next(&mut self, mut pending: Pending) {
+        let now = self.now;
+        while let Some((pipeline, node)) = pending.others.pop() {
+            if node == self.me() || !self.is_reachable(node) {
+                continue;
+            }
+            pending.asked = node;
+            match &mut pending.question {
+                Question::Job { pipeline: of, wait, .. } => {
+                    *of = pipeline;
+                    let left = pending.deadline.since(now);
+                    *wait = wait.map(|_| left.saturating_sub(self.config.timing.request_timeout));
+                }
+                Question::Jobs { pipeline: of, .. } => *of = pipeline,
+            }
+            return self.ask_node(pending);
+        }
+        let refusal = match pending.question {
+            Question::Job { job, .. } => Refusal::UnknownJob(job),
+            Question::Jobs { .. } => Refusal::NoReplica,
+        };
+        self.reply(pending.request, Response::Refused(refusal));
+    }
+
+    pub(super) fn on_query_timer(&mut self, query: u64) {
+        if let Some(pending) = self.queries.pending.remove(&query) {
+            self.reply(pending.request, Response::Refused(Refusal::Unknown));
+        }
+    }
+
+    pub(super) fn queries_lost(&mut self, peer: NodeId) {
+        let lost: Vec<u64> = self
+            .queries
+            .pending
+            .iter()
+            .filter(|(_, pending)| pending.asked == peer)
+            .map(|(query, _)| *query)
+            .collect();
+        for query in lost {
+            if let Some(pending) = self.queries.pending.remove(&query) {
+                self.ask_next(pending);
+            }
+        }
+    }
+
+    /// A peer asks.
+    pub(super) fn on_query(
+        &mut self,
+        from: NodeId,
+        query: u64,
+        question: Question,
+    ) -> Result<(), ReadError> {
+        match question {
+            Question::Job { pipeline, job, wait } => {
+                self.answer_job(Asker::Peer(from, query), pipeline, job, wait)
+            }
+            Question::Jobs { pipeline, state, after, limit } => {
+                let (jobs, next) = self.page(pipeline, state, after, limit)?;
+                self.send(from, Message::Answer { query, answer: Answer::Jobs { jobs, next } });
+                Ok(())
+            }
+        }
+    }
+
+    pub(super) fn on_answer(&mut self, query: u64, answer: Answer) {
+        let Some(pending) = self.queries.pending.remove(&query) else { return };
+        let response = match answer {
+            Answer::Job(None) => return self.ask_next(pending),
+            Answer::Job(Some(view)) => Response::Job(view),
+            Answer::Jobs { jobs, next } => Response::Jobs { jobs, next },
+        };
+        self.reply(pending.request, response);
+    }
+
+    fn has_job(&self, pipeline: PipelineId, job: JobId) -> Result<bool, ReadError> {
+        let in_memory =
+            self.groups.get(&pipeline).is_some_and(|group| group.jobs.contains_key(&job));
+        Ok(in_memory || self.read_record(pipeline, job)?.is_some())
+    }
+
+    /// Answers now, or puts the asker among those who wait.
+    fn answer_job(
+        &mut self,
+        asker: Asker,
+        pipeline: PipelineId,
+        job: JobId,
+        wait: Option<Duration>,
+    ) -> Result<(), ReadError> {
+        let view = self.job_view(pipeline, job)?;
+        let unsettled =
+            self.groups.get(&pipeline).is_some_and(|group| group.jobs.contains_key(&job));
+        if let (Some(wait), Some(_), true) = (wait, &view, unsettled) {
+            let until = self.now + wait;
+            if let Some(group) = self.groups.get_mut(&pipeline)
+                && group.watchers.len() < MAX_WATCHERS
+            {
+                group.watchers.entry(job).or_default().push(Watcher { asker, until });
+                self.arm_at(until, Timer::Watch(pipeline));
+                return Ok(());
+            }
+        }
+        self.answer(asker, job, view);
+        Ok(())
+    }
+
+    fn answer(&mut self, asker: Asker, job: JobId, view: Option<JobView>) {
+        let view = view.map(Box::new);
+        match asker {
+            Asker::Peer(node, query) => {
+                if self.is_reachable(node) {
+                    self.send(node, Message::Answer { query, answer: Answer::Job(view) });
+                }
+            }
+            Asker::Client(request) => {
+                let unknown = || Response::Refused(Refusal::UnknownJob(job));
+                self.reply(request, view.map_or_else(unknown, Response::Job));
+            }
+        }
+    }
+
+    /// A job's end is durable: whoever waited is told.
+    pub(super) fn answer_watchers(&mut self, pipeline: PipelineId, job: JobId) {
+        let Some(group) = self.groups.get_mut(&pipeline) else { return };
+        let Some(waiting) = group.watchers.remove(&job) else { return };
+        let Some(record) = group.jobs.get(&job).map(|entry| entry.record.clone()) else { return };
+        let view = self.view_of(pipeline, job, &record);
+        for watcher in waiting {
+            self.answer(watcher.asker, job, view.clone());
+        }
+    }
+
+    /// Some have waited long enough: they get the job as it is.
+    pub(super) fn on_watch_timer(&mut self, pipeline: PipelineId) -> Result<(), ReadError> {
+        let now = self.now;
+        let Some(group) = self.groups.get_mut(&pipeline) else { return Ok(()) };
+        let mut over = Vec::new();
+        group.watchers.retain(|job, waiting| {
+            let due = waiting.extract_if(.., |watcher| watcher.until <= now);
+            over.extend(due.map(|watcher| (*job, watcher.asker)));
+            !waiting.is_empty()
+        });
+        for (job, asker) in over {
+            let view = self.job_view(pipeline, job)?;
+            self.answer(asker, job, view);
+        }
+        Ok(())
+    }
+
+    fn job_view(&self, pipeline: PipelineId, job: JobId) -> Result<Option<JobView>, ReadError> {
+        let in_memory = self.groups.get(&pipeline).and_then(|group| group.jobs.get(&job));
+        if let Some(entry) = in_memory {
+            return Ok(self.view_of(pipeline, job, &entry.record));
+        }
+        let record = self.read_record(pipeline, job)?;
+        Ok(record.and_then(|record| self.view_of(pipeline, job, &record)))
+    }
+
+    fn view_of(&self, pipeline: PipelineId, job: JobId, record: &JobRecord) -> Option<JobView> {
+        let spec = record.spec.as_ref()?;
+        let definition = self.definition(pipeline, spec.revision)?;
+        let state = record.state();
+        let invocations: Vec<InvocationView> = definition
+            .phases
+            .iter()
+            .enumerate()
+            .map(|(step, phase)| {
+                let control = record.controls.get(&(step as u16));
+                InvocationView {
+                    step: phase.name.clone(),
+                    phase: phase.phase.clone(),
+                    state: control.map_or(JobState::Queued, |control| control.state()),
+                    attempt_count: control.map_or(0, |control| control.attempt_count),
+                    attempts: control.map_or_else(Vec::new, |control| control.attempts.clone()),
+                    result: control.and_then(|control| match &control.progress {
+                        Progress::Succeeded { result, .. } => Some(result.clone()),
+                        _ => None,
+                    }),
+                }
+            })
+            .collect();
+        let ends = invocations.iter().flat_map(|invocation| &invocation.attempts);
+        let finished_ms = ends.filter_map(|attempt| attempt.finished_ms).max();
+        let all: BTreeSet<usize> = (0..definition.phases.len()).collect();
+        Some(JobView {
+            job,
+            pipeline: definition.name.clone(),
+            state,
+            created_ms: spec.created_ms,
+            finished_ms: finished_ms.filter(|_| state.is_terminal()),
+            key: spec.key.clone(),
+            instructions: spec.instructions.clone(),
+            results: results(record, &all),
+            invocations,
+            conflicts: record.controls.values().map(|control| control.late_count).sum(),
+        })
+    }
+
+    fn summary_of(
+        &self,
+        pipeline: PipelineId,
+        job: JobId,
+        record: &JobRecord,
+    ) -> Option<JobSummary> {
+        let spec = record.spec.as_ref()?;
+        let definition = self.definition(pipeline, spec.revision)?;
+        let open = (0..definition.phases.len()).find(|step| {
+            let control = record.controls.get(&(*step as u16));
+            control.is_none_or(|control| control.state() != JobState::Succeeded)
+        });
+        let step = open.and_then(|step| definition.phases.get(step)).or(definition.phases.last());
+        let errors = record.controls.values().filter_map(|control| control.attempts.last());
+        Some(JobSummary {
+            job,
+            state: record.state(),
+            created_ms: spec.created_ms,
+            key: spec.key.clone(),
+            step: step.map(|phase| phase.name.clone()),
+            error: errors.filter_map(|attempt| attempt.error.clone()).next_back(),
+        })
+    }
+
+    /// A page of jobs in the order of their ids, and where the next begins.
+    fn page(
+        &self,
+        pipeline: PipelineId,
+        state: Option<JobState>,
+        after: Option<JobId>,
+        limit: u32,
+    ) -> Result<(Vec<JobSummary>, Option<JobId>), ReadError> {
+        let limit = limit.clamp(1, MAX_PAGE) as usize;
+        let from = after.map_or(JobId::MIN, JobId::next);
+        let (start, end) = (job_key(pipeline, from), component_key(pipeline, JobId::MAX, u16::MAX));
+        let rows = self.reader.scan(Table::Jobs, &start, &end, MAX_ROWS)?;
+        let full = rows.len() == MAX_ROWS;
+        let mut records: Vec<(JobId, JobRecord)> = Vec::new();
+        for (key, bytes) in rows {
+            let Some((_, job, tag)) = parse_key(&key) else { continue };
+            if records.last().is_none_or(|(last, _)| *last != job) {
+                records.push((job, JobRecord::default()));
+            }
+            if let Some((_, record)) = records.last_mut() {
+                // A list shows what can be read; `job show` reports the damage.
+                let _ = record.merge(&crate::record::Component { tag, bytes });
+            }
+        }
+        if full && records.len() > 1 {
+            // The last job may go on behind the last row.
+            records.pop();
+        }
+        let end = records.last().map(|(job, _)| *job).filter(|_| full);
+        let mut jobs = Vec::new();
+        for (job, record) in &records {
+            let in_memory = self.groups.get(&pipeline).and_then(|group| group.jobs.get(job));
+            let record = in_memory.map_or(record, |entry| &entry.record);
+            if state.is_some_and(|state| state != record.state()) {
+                continue;
+            }
+            jobs.extend(self.summary_of(pipeline, *job, record));
+            if jobs.len() == limit {
+                return Ok((jobs, Some(*job)));
+            }
+        }
+        Ok((jobs, end))
+    }
+
+    /// The cluster as this node sees it.
+    pub(super) fn cluster_view(&self) -> ClusterView {
+        let mut members: Vec<MemberView> = vec![member_view(&self.advert(), Liveness::Alive)];
+        members.extend(self.members.values().map(|member| {
+            let mut view = member_view(&member.advert, self.liveness(member));
+            for slots in &mut view.phases {
+                let busy = member.busy.iter().find(|(phase, _)| *phase == slots.phase);
+                slots.busy = busy.map_or(slots.busy, |(_, busy)| *busy);
+            }
+            view
+        }));
+        let pipelines = self.pipelines().values().filter(|entry| !entry.removed);
+        let pipelines = pipelines.filter_map(|entry| self.pipeline_view(entry.id())).collect();
+        ClusterView { node: self.me(), members, pipelines }
+    }
+
+    fn pipeline_view(&self, pipeline: PipelineId) -> Option<PipelineView> {
+        let definition = self.catalog.get(&pipeline)?.definition()?;
+        let group = self.groups.get(&pipeline);
+        let counts = group.and_then(|group| {
+            let told = group.beat.as_ref().filter(|_| group.leader.is_some());
+            let own = group.is_coordinator().then(|| group.counts());
+            own.or(told.map(|beat| beat.counts))
+        });
+        let offered: BTreeSet<&Name> = self
+            .members
+            .values()
+            .filter(|member| member.reachable)
+            .flat_map(|member| member.advert.phases.iter().map(|slots| &slots.phase))
+            .chain(self.worker.phases().map(|(phase, _, _)| phase))
+            .collect();
+        let phases = definition.phases.iter().map(|phase| &phase.phase);
+        let unoffered: BTreeSet<&Name> = phases.filter(|phase| !offered.contains(phase)).collect();
+        Some(PipelineView {
+            definition: definition.clone(),
+            coordinator: group
+                .and_then(|group| group.leader)
+                .map(|leader| (leader.node, leader.term)),
+            replicas: self.view(pipeline),
+            counts,
+            unoffered: unoffered.into_iter().cloned().collect(),
+        })
+    }
+}
+
+fn member_view(advert: &crate::advert::Advert, liveness: Liveness) -> MemberView {
+    let advert = advert.clone();
+    MemberView {
+        node: advert.node,
+        name: advert.name,
+        disk: advert.disk,
+        boot: advert.boot,
+        version: advert.version,
+        liveness,
+        roles: advert.roles,
+        phases: advert.phases,
+        labels: advert.labels,
+        addresses: advert.addresses,
+        refusing: advert.refusing,
+    }
+}

@@ -1,0 +1,550 @@
+//! What a coordinator does: keeps its replicas in step, takes up work, records how attempts end.
+//!
+//! Invariants: nothing is dispatched before all that the voters held is merged and on disk; a phase
+//! becomes ready only when all that it comes after have succeeded; every control value that is
+//! written here is greater than the one before.
+
+use std::{mem, time::Duration};
+
+use crate::{
+    id::{JobId, NodeId, PipelineId, Term, Token},
+    io::Outcome,
+    message::{Completion, Held as HeldAttempt, Message},
+    record::{Control, FIRST_CONTROL, MAX_ATTEMPTS_KEPT, Progress},
+    store::ReadError,
+    view::{AttemptView, JobState},
+};
+
+use super::{
+    Core,
+    commit::Held,
+    group::{Leader, PeerSync, Role, Running},
+    sync::Purpose,
+    timer::Timer,
+};
+
+/// A phase that took this many workers down with it is poison: the job becomes a dead letter.
+const MAX_LOST_ATTEMPTS: u32 = 10;
+
+impl Core {
+    /// All is merged and on disk: from now on this node coordinates.
+    pub(super) fn on_adopted(&mut self, pipeline: PipelineId, term: Term) {
+        let (me, now) = (self.me(), self.now);
+        let Some(group) = self.groups.get_mut(&pipeline) else { return };
+        if group.elected_term() != Some(term) || group.is_coordinator() {
+            return;
+        }
+        if let Role::TakingOver(reign) = mem::replace(&mut group.role, Role::Follower) {
+            group.role = Role::Coordinator(reign);
+        }
+        group.leader = Some(Leader { node: me, term, heard: now });
+        self.advert_changed = true;
+        let jobs: Vec<JobId> = group.jobs.keys().copied().collect();
+        for job in jobs {
+            self.adopt_running(pipeline, job);
+            self.refresh(pipeline, job);
+        }
+        self.arm(self.config.timing.reconnect_grace, Timer::Claim(pipeline));
+        self.arm(self.config.timing.lease, Timer::Claim(pipeline));
+        self.grant_to_self();
+        let own = self.worker.held(|held| held == pipeline);
+        self.match_attempts(me, u64::MAX, &own);
+        for peer in self.reachable() {
+            self.send_beat_to(peer);
+        }
+        self.maintain_replicas(pipeline);
+    }
+
+    /// Attempts of an earlier term: their workers may claim them for a while.
+    fn adopt_running(&mut self, pipeline: PipelineId, job: JobId) {
+        let Some(group) = self.groups.get(&pipeline) else { return };
+        let Some(entry) = group.jobs.get(&job) else { return };
+        if entry.record.state().is_terminal() {
+            return;
+        }
+        let running: Vec<(u16, NodeId, Token)> = entry
+            .record
+            .controls
+            .iter()
+            .filter_map(|(step, control)| match control.progress {
+                Progress::Running { worker, token } => Some((*step, worker, token)),
+                _ => None,
+            })
+            .collect();
+        for (step, worker, token) in running {
+            let Some(phase) = self.phase_of(pipeline, job, step) else { continue };
+            // A worker that was lost before has had part of its time already.
+            let known = self.members.get(&worker).is_some_and(|member| {
+                !member.reachable && self.now.since(member.heard) < self.config.timing.lease
+            });
+            let timing = &self.config.timing;
+            let wait = if known { timing.reconnect_grace } else { timing.lease };
+            let deadline = Some(self.now + wait);
+            let after_beat = Some(self.beats.sequence());
+            let running =
+                Running { job, step, phase, worker, after_beat, claimed: false, deadline };
+            self.add_running(pipeline, token, running);
+        }
+    }
+
+    pub(super) fn phase_of(
+        &self,
+        pipeline: PipelineId,
+        job: JobId,
+        step: u16,
+    ) -> Option<crate::name::Name> {
+        let record = &self.groups.get(&pipeline)?.jobs.get(&job)?.record;
+        let definition = self.definition(pipeline, record.spec.as_ref()?.revision)?;
+        definition.phases.get(usize::from(step)).map(|phase| phase.phase.clone())
+    }
+
+    /// Keeps those who should hold copies in step; called each beat and when somebody comes back.
+    pub(super) fn maintain_replicas(&mut self, pipeline: PipelineId) {
+        let now = self.now;
+        let mut keepers = self.keepers(pipeline);
+        keepers.retain(|node| *node != self.me());
+        let Some(reign) = self.groups.get_mut(&pipeline).and_then(|group| group.reign()) else {
+            return;
+        };
+        let term = reign.term;
+        let gone: Vec<NodeId> =
+            reign.peers.keys().filter(|peer| !keepers.contains(peer)).copied().collect();
+        for peer in &gone {
+            reign.peers.remove(peer);
+        }
+        let mut start = Vec::new();
+        for peer in keepers {
+            let due = match reign.peers.get(&peer) {
+                None => true,
+                Some(PeerSync::Lagging(until)) => *until <= now,
+                Some(_) => false,
+            };
+            if due {
+                reign.peers.insert(peer, PeerSync::Syncing);
+                start.push(peer);
+            }
+        }
+        for peer in start {
+            self.start_live_sync(peer, pipeline, Purpose::Reign(term));
+        }
+    }
+
+    /// A peer can be reached again.
+    pub(super) fn followers_found(&mut self, _peer: NodeId) {
+        let coordinated: Vec<PipelineId> = self
+            .groups
+            .values()
+            .filter(|group| group.is_coordinator())
+            .map(|group| group.id)
+            .collect();
+        for pipeline in coordinated {
+            self.maintain_replicas(pipeline);
+        }
+        let waiting: Vec<PipelineId> = self.groups.keys().copied().collect();
+        waiting.into_iter().for_each(|pipeline| self.consider_election(pipeline));
+    }
+
+    /// A peer cannot be reached: it is no replica for now, and no voter.
+    pub(super) fn reigns_lost(&mut self, peer: NodeId) {
+        let mut unfounded = Vec::new();
+        for group in self.groups.values_mut() {
+            let Some(reign) = group.elected() else { continue };
+            reign.peers.remove(&peer);
+            if reign.unmerged.contains(&peer) {
+                unfounded.push(group.id);
+            }
+        }
+        // What the voter held cannot be merged any more: the election is held again without it.
+        unfounded.into_iter().for_each(|pipeline| self.step_down(pipeline));
+    }
+
+    /// A replica keeps the others waiting: it is put out, and brought up to date later.
+    pub(super) fn put_out(&mut self, peer: NodeId) {
+        let until = self.now + self.config.timing.beat;
+        let mut unfounded = Vec::new();
+        for group in self.groups.values_mut() {
+            let Some(reign) = group.elected() else { continue };
+            if let Some(sync) = reign.peers.get_mut(&peer) {
+                *sync = PeerSync::Lagging(until);
+            }
+            if reign.unmerged.contains(&peer) {
+                unfounded.push(group.id);
+            }
+        }
+        unfounded.into_iter().for_each(|pipeline| self.step_down(pipeline));
+        self.drop_sessions_with(peer);
+        self.stop_waiting_for(peer);
+    }
+
+    /// Looks which phases of a job are ready, after it changed.
+    pub(super) fn refresh(&mut self, pipeline: PipelineId, job: JobId) {
+        let wall_ms = self.wall_ms();
+        let Some(group) = self.groups.get(&pipeline) else { return };
+        if !group.is_coordinator() {
+            return;
+        }
+        let Some(entry) = group.jobs.get(&job) else { return };
+        let Some(spec) = &entry.record.spec else { return };
+        let Some(definition) = self.definition(pipeline, spec.revision) else { return };
+        if entry.record.state().is_terminal() {
+            return;
+        }
+        let mut ready = Vec::new();
+        for (step, phase) in definition.phases.iter().enumerate() {
+            let wait_ms = match entry.record.controls.get(&(step as u16)).map(|it| &it.progress) {
+                None => 0,
+                Some(Progress::Waiting { not_before_ms }) => {
+                    // Another node's clock may be wrong by any amount; the backoff bounds the wait.
+                    let most = phase.backoff.max.as_millis() as u64;
+                    not_before_ms.saturating_sub(wall_ms).min(most)
+                }
+                Some(_) => continue,
+            };
+            if super::dispatch::is_open(&entry.record, &phase.after) {
+                ready.push((step as u16, phase.phase.clone(), Duration::from_millis(wait_ms)));
+            }
+        }
+        for (step, phase, wait) in ready {
+            let at = self.now + wait;
+            let Some(reign) = self.groups.get_mut(&pipeline).and_then(|group| group.reign()) else {
+                return;
+            };
+            if wait.is_zero() {
+                reign.ready.entry(phase).or_default().push_back((job, step));
+            } else {
+                reign.delayed.insert((at, job, step));
+                self.arm_at(at, Timer::Delayed(pipeline));
+            }
+        }
+    }
+
+    /// A backoff is over.
+    pub(super) fn on_delay_over(&mut self, pipeline: PipelineId) {
+        let now = self.now;
+        let Some(reign) = self.groups.get_mut(&pipeline).and_then(|group| group.reign()) else {
+            return;
+        };
+        let later = reign.delayed.split_off(&(now + Duration::from_millis(1), JobId::MIN, 0));
+        let due = mem::replace(&mut reign.delayed, later);
+        for (_, job, step) in due {
+            let Some(phase) = self.phase_of(pipeline, job, step) else { continue };
+            if let Some(reign) = self.groups.get_mut(&pipeline).and_then(|group| group.reign()) {
+                reign.ready.entry(phase).or_default().push_back((job, step));
+            }
+        }
+    }
+
+    /// Compares what a worker says it has with what it was given. `sequence` is the beat that it
+    /// answers: what was given after that it need not know.
+    pub(super) fn match_attempts(
+        &mut self,
+        worker: NodeId,
+        sequence: u64,
+        attempts: &[HeldAttempt],
+    ) {
+        for held in attempts {
+            let Some(reign) = self.groups.get_mut(&held.pipeline).and_then(|group| group.reign())
+            else {
+                continue;
+            };
+            match reign.running.get_mut(&held.token) {
+                Some(running) => {
+                    running.claimed = true;
+                    running.deadline = None;
+                }
+                None => self.claim_unknown(worker, *held),
+            }
+        }
+        let has: std::collections::BTreeSet<Token> =
+            attempts.iter().map(|held| held.token).collect();
+        let mut lost = Vec::new();
+        for group in self.groups.values_mut() {
+            let pipeline = group.id;
+            let Some(reign) = group.reign() else { continue };
+            for (token, running) in &reign.running {
+                let given = running.after_beat.is_some_and(|beat| beat < sequence);
+                if running.worker == worker && given && !has.contains(token) {
+                    lost.push((pipeline, *token));
+                }
+            }
+        }
+        for (pipeline, token) in lost {
+            self.lose_attempt(pipeline, token, "its worker does not have it");
+        }
+    }
+
+    /// A worker has an attempt that this coordinator did not know of.
+    fn claim_unknown(&mut self, worker: NodeId, held: HeldAttempt) {
+        let HeldAttempt { pipeline, job, step, token } = held;
+        let Some(group) = self.groups.get(&pipeline) else { return };
+        let control =
+            group.jobs.get(&job).and_then(|entry| entry.record.controls.get(&step).cloned());
+        let in_memory = group.jobs.contains_key(&job);
+        match control {
+            _ if !in_memory => {}
+            Some(control) if control.is_terminal() => self.cancel_at(worker, token),
+            Some(Control { progress: Progress::Running { token: other, .. }, .. }) => {
+                let claimed = group.elected_term().is_some()
+                    && matches!(&group.role, Role::Coordinator(reign)
+                        if reign.running.get(&other).is_some_and(|running| running.claimed));
+                if claimed {
+                    self.cancel_at(worker, token);
+                }
+            }
+            _ => {
+                let Some(phase) = self.phase_of(pipeline, job, step) else { return };
+                let wall_ms = self.wall_ms();
+                self.update_control(pipeline, job, step, |control| {
+                    control.attempt_count += 1;
+                    push_attempt(control, worker, wall_ms);
+                    control.progress = Progress::Running { worker, token };
+                });
+                let after_beat = Some(self.beats.sequence());
+                let running =
+                    Running { job, step, phase, worker, after_beat, claimed: true, deadline: None };
+                self.add_running(pipeline, token, running);
+            }
+        }
+    }
+
+    fn cancel_at(&mut self, worker: NodeId, token: Token) {
+        if worker == self.me() {
+            self.worker_cancel(token);
+        } else if self.is_reachable(worker) {
+            self.send(worker, Message::Cancel(token));
+        }
+    }
+
+    /// Attempts that nobody claimed in time are given to others.
+    pub(super) fn on_claims_over(&mut self, pipeline: PipelineId) {
+        let now = self.now;
+        let Some(reign) = self.groups.get_mut(&pipeline).and_then(|group| group.reign()) else {
+            return;
+        };
+        let unclaimed = reign.running.iter().filter(|(_, running)| {
+            !running.claimed && running.deadline.is_some_and(|deadline| deadline <= now)
+        });
+        let lost: Vec<Token> = unclaimed.map(|(token, _)| *token).collect();
+        for token in lost {
+            self.lose_attempt(pipeline, token, "its worker did not come back");
+        }
+    }
+
+    /// All attempts at a worker are given to others.
+    pub(super) fn requeue_attempts_at(&mut self, worker: NodeId) {
+        let mut lost = Vec::new();
+        for group in self.groups.values_mut() {
+            let pipeline = group.id;
+            let Some(reign) = group.reign() else { continue };
+            // What waits to be claimed has a deadline of its own.
+            let there = reign.running.iter().filter(|(_, running)| {
+                running.worker == worker && (running.claimed || running.deadline.is_none())
+            });
+            lost.extend(there.map(|(token, _)| (pipeline, *token)));
+        }
+        for (pipeline, token) in lost {
+            self.lose_attempt(pipeline, token, "its worker was lost");
+        }
+    }
+
+    /// An attempt will not end: the phase waits for another worker.
+    pub(super) fn lose_attempt(&mut self, pipeline: PipelineId, token: Token, why: &str) {
+        let Some(running) = self.remove_running(pipeline, token) else { return };
+        let wall_ms = self.wall_ms();
+        let current = self.control(pipeline, running.job, running.step);
+        if !matches!(current, Some(Control { progress: Progress::Running { token: now, .. }, .. }) if *now == token)
+        {
+            return;
+        }
+        self.update_control(pipeline, running.job, running.step, |control| {
+            control.lost_count += 1;
+            end_attempt(control, wall_ms, Some(why.to_owned()));
+            control.progress = if control.lost_count >= MAX_LOST_ATTEMPTS {
+                Progress::Dead
+            } else {
+                Progress::Waiting { not_before_ms: 0 }
+            };
+        });
+        self.refresh(pipeline, running.job);
+    }
+
+    /// An attempt never began: it does not count.
+    pub(super) fn give_back(&mut self, pipeline: PipelineId, token: Token) {
+        let Some(running) = self.remove_running(pipeline, token) else { return };
+        self.update_control(pipeline, running.job, running.step, |control| {
+            control.attempt_count = control.attempt_count.saturating_sub(1);
+            control.attempts.pop();
+            control.progress = Progress::Waiting { not_before_ms: 0 };
+        });
+        self.refresh(pipeline, running.job);
+    }
+
+    fn control(&self, pipeline: PipelineId, job: JobId, step: u16) -> Option<&Control> {
+        self.groups.get(&pipeline)?.jobs.get(&job)?.record.controls.get(&step)
+    }
+
+    /// Writes the next control value of a phase, in this node's term. Gives back its token.
+    pub(super) fn update_control(
+        &mut self,
+        pipeline: PipelineId,
+        job: JobId,
+        step: u16,
+        change: impl FnOnce(&mut Control),
+    ) -> Option<Token> {
+        let group = self.groups.get_mut(&pipeline)?;
+        let reign = group.reign()?;
+        let (term, sequence) = (reign.term, reign.next_sequence());
+        let record = &mut group.jobs.get_mut(&job)?.record;
+        let before = record.controls.get(&step).cloned();
+        let mut control = before.clone().unwrap_or(Control {
+            generation: 0,
+            term,
+            sequence,
+            progress: Progress::Waiting { not_before_ms: 0 },
+            attempt_count: 0,
+            lost_count: 0,
+            late_count: 0,
+            attempts: Vec::new(),
+        });
+        control.term = term;
+        control.sequence = sequence;
+        change(&mut control);
+        debug_assert!(before.is_none_or(|before| before < control), "a local step moves up");
+        record.controls.insert(step, control);
+        self.touch(pipeline, job, FIRST_CONTROL + step, true);
+        Some(Token { term, sequence })
+    }
+
+    /// A worker says how an attempt ended.
+    pub(super) fn on_completed(
+        &mut self,
+        from: NodeId,
+        completion: Completion,
+    ) -> Result<(), ReadError> {
+        let Completion { token, pipeline, job, step, outcome } = completion;
+        if !self.groups.get(&pipeline).is_some_and(|group| group.is_coordinator()) {
+            return Ok(());
+        }
+        self.remove_running(pipeline, token);
+        // Without the job nothing can be said of it: the worker keeps the outcome and asks again.
+        if !self.load_job(pipeline, job)? {
+            return Ok(());
+        }
+        let state = self.control(pipeline, job, step).map(|control| control.progress.clone());
+        match state {
+            // The worker asks again about an end that was recorded.
+            Some(Progress::Succeeded { token: accepted, .. }) if accepted == token => {}
+            Some(Progress::Succeeded { .. } | Progress::Dead | Progress::Cancelled) => {
+                if matches!(outcome, Outcome::Succeeded(_)) {
+                    self.update_control(pipeline, job, step, |control| control.late_count += 1);
+                }
+            }
+            Some(Progress::Running { token: current, .. }) if current == token => {
+                self.record_end(pipeline, job, step, token, outcome);
+            }
+            other => {
+                // In this preset the first end that is durable wins: it is real work, and done.
+                if let Outcome::Succeeded(_) = outcome {
+                    if let Some(Progress::Running { worker, token: current }) = other {
+                        self.remove_running(pipeline, current);
+                        self.cancel_at(worker, current);
+                    }
+                    self.record_end(pipeline, job, step, token, outcome);
+                }
+            }
+        }
+        self.refresh(pipeline, job);
+        self.hold_until_settled(Held::Completed { worker: from, token });
+        Ok(())
+    }
+
+    fn record_end(
+        &mut self,
+        pipeline: PipelineId,
+        job: JobId,
+        step: u16,
+        token: Token,
+        outcome: Outcome,
+    ) {
+        let wall_ms = self.wall_ms();
+        let limit = self.config.limits.result_bytes;
+        let outcome = match outcome {
+            Outcome::Succeeded(result) if result.len() > limit => Outcome::Failed {
+                error: format!(
+                    "the result has {} bytes: at most {limit} are allowed (limits.result_bytes)",
+                    result.len()
+                ),
+                retry: false,
+            },
+            other => other,
+        };
+        let (max_attempts, backoff) = {
+            let Some(group) = self.groups.get(&pipeline) else { return };
+            let Some(entry) = group.jobs.get(&job) else { return };
+            let phase = entry
+                .record
+                .spec
+                .as_ref()
+                .and_then(|spec| self.definition(pipeline, spec.revision))
+                .and_then(|definition| definition.phases.get(usize::from(step)));
+            let Some(phase) = phase else { return };
+            (phase.max_attempts, phase.backoff)
+        };
+        self.update_control(pipeline, job, step, |control| match outcome {
+            Outcome::Succeeded(result) => {
+                end_attempt(control, wall_ms, None);
+                control.progress = Progress::Succeeded { token, result };
+            }
+            Outcome::Failed { error, retry } => {
+                end_attempt(control, wall_ms, Some(error));
+                let failed = control.attempt_count.saturating_sub(control.lost_count);
+                control.progress = if retry && failed < max_attempts {
+                    let wait_ms = backoff.after(failed).as_millis() as u64;
+                    Progress::Waiting { not_before_ms: wall_ms + wait_ms }
+                } else {
+                    Progress::Dead
+                };
+            }
+            Outcome::Cancelled => {
+                end_attempt(control, wall_ms, Some("its worker gave it back".to_owned()));
+                control.lost_count += 1;
+                control.progress = Progress::Waiting { not_before_ms: 0 };
+            }
+        });
+    }
+
+    /// A batch that touched this job is durable.
+    pub(super) fn on_job_settled(&mut self, pipeline: PipelineId, job: JobId) {
+        let Some(group) = self.groups.get_mut(&pipeline) else { return };
+        let Some(entry) = group.jobs.get_mut(&job) else { return };
+        entry.pending -= 1;
+        let state = entry.counted.map_or(JobState::Queued, |(state, _)| state);
+        if entry.pending == 0 && state.is_terminal() {
+            self.answer_watchers(pipeline, job);
+            if let Some(group) = self.groups.get_mut(&pipeline) {
+                group.evict_if_settled(job);
+            }
+        }
+    }
+}
+
+/// Notes that an attempt begins.
+pub(super) fn push_attempt(control: &mut Control, worker: NodeId, wall_ms: u64) {
+    if control.attempts.len() == MAX_ATTEMPTS_KEPT {
+        control.attempts.remove(0);
+    }
+    control.attempts.push(AttemptView {
+        number: control.attempt_count,
+        worker,
+        started_ms: wall_ms,
+        finished_ms: None,
+        error: None,
+    });
+}
+
+fn end_attempt(control: &mut Control, wall_ms: u64, error: Option<String>) {
+    if let Some(attempt) = control.attempts.last_mut() {
+        attempt.finished_ms = Some(wall_ms);
+        attempt.error = error;
+    }
+}

@@ -1,0 +1,260 @@
+//! The replica's side: keeps job records on disk, joins what it is sent, and says when it is synced.
+//!
+//! Unfinished jobs are in memory too; finished ones are read from disk when somebody asks.
+
+use crate::{
+    codec,
+    id::{JobId, NodeId, PipelineId},
+    io::{Effect, Refusal},
+    message::{JobUpdate, Message, Replicate, StoreResult},
+    pipeline::Revision,
+    record::{Component, JobRecord, SPEC},
+    store::{ReadError, Table, component_key, job_key, parse_key},
+};
+
+use super::{
+    Core,
+    catalog::meta_key,
+    commit::{FINISHED, Held, PROMISE},
+    group::{Group, Job},
+};
+
+/// How many rows are read at once.
+const ROWS: usize = 10_000;
+
+impl Core {
+    /// Reads what this node promised and which jobs it holds.
+    pub(super) fn load_groups(&mut self) -> Result<(), ReadError> {
+        let now = self.now;
+        let pipelines: Vec<PipelineId> = self.catalog.keys().copied().collect();
+        let held = self.reader.scan(Table::Meta, &[PROMISE], &[PROMISE + 1], usize::MAX)?;
+        let held = held.iter().filter_map(|(key, _)| key.get(1..17)?.try_into().ok());
+        for pipeline in held.map(PipelineId::from_be_bytes).chain(pipelines) {
+            self.groups.entry(pipeline).or_insert_with(|| Group::new(pipeline, now));
+        }
+        let ids: Vec<PipelineId> = self.groups.keys().copied().collect();
+        for id in ids {
+            let promise = self.read_meta(PROMISE, id)?;
+            let finished = self.read_meta(FINISHED, id)?;
+            let Some(group) = self.groups.get_mut(&id) else { continue };
+            group.promise = promise.unwrap_or(group.promise);
+            group.finished = finished.unwrap_or_default();
+            self.load_jobs(id)?;
+            self.consider_election(id);
+        }
+        Ok(())
+    }
+
+    fn read_meta<T: codec::Encoded>(
+        &self,
+        prefix: u8,
+        pipeline: PipelineId,
+    ) -> Result<Option<T>, ReadError> {
+        let value = self.reader.get(Table::Meta, &meta_key(prefix, pipeline))?;
+        value.map(|value| codec::decode(&value)).transpose().map_err(|error| ReadError {
+            table: Table::Meta.name(),
+            reason: format!("what pipeline {pipeline} keeps under {prefix:#x} is damaged: {error}"),
+        })
+    }
+
+    fn load_jobs(&mut self, pipeline: PipelineId) -> Result<(), ReadError> {
+        let mut from = JobId::MIN;
+        loop {
+            let (start, end) =
+                (job_key(pipeline, from), component_key(pipeline, JobId::MAX, u16::MAX));
+            let rows = self.reader.scan(Table::Live, &start, &end, ROWS)?;
+            let Some((last, _)) = rows.last() else { return Ok(()) };
+            let Some((_, last, _)) = parse_key(last) else { return Ok(()) };
+            for (key, _) in &rows {
+                let Some((_, job, _)) = parse_key(key) else { continue };
+                if let Some(record) = self.read_record(pipeline, job)?
+                    && let Some(group) = self.groups.get_mut(&pipeline)
+                {
+                    group.load(job, record);
+                }
+            }
+            if rows.len() < ROWS || last == JobId::MAX {
+                return Ok(());
+            }
+            from = last.next();
+        }
+    }
+
+    /// A job's record as it is on disk.
+    pub(super) fn read_record(
+        &self,
+        pipeline: PipelineId,
+        job: JobId,
+    ) -> Result<Option<JobRecord>, ReadError> {
+        let (start, end) = (job_key(pipeline, job), component_key(pipeline, job, u16::MAX));
+        let rows = self.reader.scan(Table::Jobs, &start, &end, usize::MAX)?;
+        let mut record = JobRecord::default();
+        for (key, bytes) in &rows {
+            let Some((_, _, tag)) = parse_key(key) else { continue };
+            let component = Component { tag, bytes: bytes.clone() };
+            record.merge(&component).map_err(|error| ReadError {
+                table: Table::Jobs.name(),
+                reason: format!("component {tag:#x} of job {job} is damaged: {error}"),
+            })?;
+        }
+        Ok((!rows.is_empty()).then_some(record))
+    }
+
+    /// Brings a job into memory. Says whether there is one.
+    pub(super) fn load_job(&mut self, pipeline: PipelineId, job: JobId) -> Result<bool, ReadError> {
+        if self.groups.get(&pipeline).is_some_and(|group| group.jobs.contains_key(&job)) {
+            return Ok(true);
+        }
+        let Some(record) = self.read_record(pipeline, job)? else { return Ok(false) };
+        if let Some(group) = self.groups.get_mut(&pipeline) {
+            group.insert_counted(job, record);
+        }
+        Ok(true)
+    }
+
+    /// Joins what somebody else holds of a job. Says whether anything was new here.
+    pub(super) fn absorb(
+        &mut self,
+        pipeline: PipelineId,
+        update: &JobUpdate,
+        replicate: bool,
+    ) -> Result<bool, ReadError> {
+        self.load_job(pipeline, update.job)?;
+        let now = self.now;
+        let group = self.groups.entry(pipeline).or_insert_with(|| Group::new(pipeline, now));
+        let entry = group.jobs.entry(update.job).or_insert_with(Job::default);
+        // Bytes that were damaged on the way change nothing; the comparison of digests finds it.
+        let changed: Vec<u16> = update
+            .components
+            .iter()
+            .filter(|component| entry.record.merge(component).unwrap_or(false))
+            .map(|component| component.tag)
+            .collect();
+        if entry.counted.is_none() && changed.is_empty() {
+            group.jobs.remove(&update.job);
+            return Ok(false);
+        }
+        for tag in &changed {
+            self.touch(pipeline, update.job, *tag, replicate);
+        }
+        if changed.is_empty() {
+            self.forget_if_settled(pipeline, update.job);
+        } else {
+            self.refresh(pipeline, update.job);
+        }
+        Ok(!changed.is_empty())
+    }
+
+    /// Drops a finished job from memory if nothing is under way with it.
+    pub(super) fn forget_if_settled(&mut self, pipeline: PipelineId, job: JobId) {
+        let dirty = self.is_dirty(pipeline, job);
+        if let Some(group) = self.groups.get_mut(&pipeline)
+            && !dirty
+        {
+            group.evict_if_settled(job);
+        }
+    }
+
+    /// A coordinator's changes.
+    pub(super) fn on_replicate(
+        &mut self,
+        from: NodeId,
+        replicate: Replicate,
+    ) -> Result<(), ReadError> {
+        let mut missing = Vec::new();
+        for update in replicate.groups {
+            let pipeline = update.pipeline;
+            if !self.groups.contains_key(&pipeline) {
+                self.send(from, Message::CatalogPull);
+            }
+            self.note_term(pipeline, update.term);
+            let highest = self.groups.get(&pipeline).map(|group| group.promise.highest);
+            if let Some(term) = highest.filter(|highest| *highest > update.term) {
+                self.send(from, Message::Stale { pipeline, term });
+            }
+            for job in &update.updates {
+                // A join does no harm, whoever sends it.
+                self.absorb(pipeline, job, false)?;
+                let entry = self.groups.get(&pipeline).and_then(|group| group.jobs.get(&job.job));
+                if entry.is_some_and(|entry| entry.record.spec.is_none()) {
+                    missing.push((pipeline, job.job));
+                }
+            }
+        }
+        let ack = Message::ReplicateAck { batch: replicate.batch, missing };
+        self.hold_until_on_disk(Held::Effect(Effect::Send { to: from, message: ack }));
+        Ok(())
+    }
+
+    /// New jobs from a gateway, which may be this node.
+    pub(super) fn on_store(
+        &mut self,
+        from: NodeId,
+        store: u64,
+        pipeline: PipelineId,
+        revision: Revision,
+        jobs: &[JobUpdate],
+    ) -> Result<(), ReadError> {
+        if self.definition(pipeline, revision).is_none() {
+            // The gateway asks again, and by then this node knows.
+            self.send(from, Message::CatalogPull);
+            return Ok(());
+        }
+        let mut results = Vec::with_capacity(jobs.len());
+        for job in jobs {
+            results.push(self.store_job(pipeline, job)?);
+        }
+        if from == self.me() {
+            self.hold_until_on_disk(Held::Stored { store, results });
+        } else {
+            let admitted = self.is_admitted(pipeline);
+            let message = Message::Stored { store, admitted, results };
+            self.hold_until_on_disk(Held::Effect(Effect::Send { to: from, message }));
+        }
+        Ok(())
+    }
+
+    fn store_job(
+        &mut self,
+        pipeline: PipelineId,
+        update: &JobUpdate,
+    ) -> Result<StoreResult, ReadError> {
+        let job = update.job;
+        let mut incoming = JobRecord::default();
+        for component in update.components.iter().filter(|component| component.tag == SPEC) {
+            // What cannot be read is not there, and the next line says so.
+            let _ = incoming.merge(component);
+        }
+        let Some(spec) = incoming.spec else {
+            return Ok(StoreResult::Refused(Refusal::Unknown));
+        };
+        if self.load_job(pipeline, job)? {
+            let entry = self.groups.get(&pipeline).and_then(|group| group.jobs.get(&job));
+            let known = entry.and_then(|entry| entry.record.spec.clone());
+            if let Some(known) = known {
+                self.forget_if_settled(pipeline, job);
+                let same = known.instructions == spec.instructions;
+                return Ok(if same { StoreResult::Existed } else { StoreResult::Conflict });
+            }
+        } else if let Some(refusal) = self.refusal(pipeline) {
+            return Ok(StoreResult::Refused(refusal));
+        }
+        self.absorb(pipeline, update, false)?;
+        Ok(StoreResult::Stored)
+    }
+
+    /// Why this node takes no more jobs of a pipeline, if so.
+    fn refusal(&self, pipeline: PipelineId) -> Option<Refusal> {
+        if let Some(reason) = &self.refusing {
+            return Some(Refusal::StorageFull(format!("{}: {reason}", self.config.name)));
+        }
+        let limits = &self.config.limits;
+        let waiting = self.groups.get(&pipeline).map_or(0, |group| group.jobs.len() as u64);
+        let bytes: usize = self.groups.values().map(|group| group.bytes).sum();
+        if waiting >= limits.waiting_jobs {
+            return Some(Refusal::Busy { waiting, limit: limits.waiting_jobs });
+        }
+        (bytes >= limits.waiting_bytes)
+            .then(|| Refusal::MemoryFull { bytes, limit: limits.waiting_bytes })
+    }
+}

@@ -1,0 +1,478 @@
+//! Two nodes compare what they hold of a pipeline, and each gets what it lacks.
+//!
+//! ```text
+//! initiator ─SyncPage(range, ids and hashes)─► other
+//!           ◄─SyncReply(records that differ, ids that it lacks)─
+//!           ─SyncPush(records)─►   ◄─SyncPushAck─      then the next range
+//! ```
+//! One mechanism serves a takeover, a replica that comes back, a node that was deposed, and one that
+//! hands its copies on. Since records are joined, it may run at any time, in both directions at once.
+
+use std::collections::BTreeSet;
+
+use crate::{
+    id::{JobId, NodeId, PipelineId, Term},
+    io::Effect,
+    message::{Digest, JobUpdate, Message, Scope, SyncPage, SyncReply},
+    record::JobRecord,
+    store::{ReadError, Table, Write, component_key, job_key, parse_key},
+};
+
+use super::{
+    Core,
+    commit::Held,
+    group::{Group, PeerSync, Role, job_hash},
+    timer::Timer,
+};
+
+/// How many jobs a page lists.
+const PAGE: usize = 2048;
+
+/// How many bytes of records go into one message, about.
+const RECORDS_BYTES: usize = 4 << 20;
+
+/// A digest of every job in a range, in order, and the last job that it covers.
+type Listing = (Vec<(JobId, u64)>, JobId);
+
+/// Why two nodes compare.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// This node coordinates, or is about to, and brings a replica up to date.
+    Reign(Term),
+    /// This node offers what it holds to the coordinator.
+    Offer,
+    /// This node should hold nothing any more: what it holds is handed on, then dropped.
+    HandOff {
+        /// What it held when it began; if that changed since, nothing is dropped.
+        live: Digest,
+        /// The same, for finished jobs.
+        finished: Digest,
+    },
+}
+
+/// A comparison that this node began.
+#[derive(Debug)]
+pub(super) struct Session {
+    peer: NodeId,
+    pipeline: PipelineId,
+    scope: Scope,
+    purpose: Purpose,
+    /// The range that was sent and is not answered.
+    page: Option<(JobId, JobId)>,
+    /// Where the next page begins, while there is one.
+    next: Option<JobId>,
+    unacknowledged: BTreeSet<u64>,
+    last_part: u64,
+    /// What the other held of finished jobs, as it said last.
+    theirs: Digest,
+    /// Counts what happened, so that a timer knows whether it stands still.
+    steps: u64,
+    steps_seen: u64,
+}
+
+impl Core {
+    pub(super) fn start_live_sync(&mut self, peer: NodeId, pipeline: PipelineId, purpose: Purpose) {
+        self.start_sync(peer, pipeline, Scope::Live, purpose);
+    }
+
+    fn start_sync(&mut self, peer: NodeId, pipeline: PipelineId, scope: Scope, purpose: Purpose) {
+        // Ids never repeat, so that a late answer to an earlier session is known as such.
+        self.next_session += 1;
+        let id = self.next_session;
+        let session = Session {
+            peer,
+            pipeline,
+            scope,
+            purpose,
+            page: None,
+            next: Some(JobId::MIN),
+            unacknowledged: BTreeSet::new(),
+            last_part: 0,
+            theirs: Digest::default(),
+            steps: 0,
+            steps_seen: 0,
+        };
+        self.sessions.insert(id, session);
+        self.arm(self.config.timing.lease, Timer::Sync(id));
+        // Pages are made by the timer, so that errors of the disk surface there.
+        self.arm(std::time::Duration::ZERO, Timer::Sync(id));
+    }
+
+    /// Whether a comparison of this pipeline, begun here as an offer, is under way.
+    fn is_offering(&self, pipeline: PipelineId) -> bool {
+        self.sessions.values().any(|session| {
+            session.pipeline == pipeline && !matches!(session.purpose, Purpose::Reign(_))
+        })
+    }
+
+    pub(super) fn drop_sessions_with(&mut self, peer: NodeId) {
+        self.sessions.retain(|_, session| session.peer != peer);
+    }
+
+    pub(super) fn drop_sessions_for(&mut self, pipeline: PipelineId) {
+        self.sessions.retain(|_, session| session.pipeline != pipeline);
+    }
+
+    /// The next page is due, or nothing has moved for long.
+    pub(super) fn on_sync_timer(&mut self, id: u64) -> Result<(), ReadError> {
+        let Some(session) = self.sessions.get_mut(&id) else { return Ok(()) };
+        if session.page.is_none() && session.next.is_some() {
+            return self.send_page(id);
+        }
+        let stalled = session.steps == session.steps_seen;
+        session.steps_seen = session.steps;
+        if !stalled {
+            self.arm(self.config.timing.lease, Timer::Sync(id));
+            return Ok(());
+        }
+        let Some(session) = self.sessions.remove(&id) else { return Ok(()) };
+        self.start_sync(session.peer, session.pipeline, session.scope, session.purpose);
+        Ok(())
+    }
+
+    fn send_page(&mut self, id: u64) -> Result<(), ReadError> {
+        let Some(session) = self.sessions.get(&id) else { return Ok(()) };
+        let Some(from) = session.next else { return Ok(()) };
+        let (peer, pipeline, scope) = (session.peer, session.pipeline, session.scope);
+        let (entries, to) = self.listing(pipeline, scope, from, JobId::MAX)?;
+        if let Some(session) = self.sessions.get_mut(&id) {
+            session.page = Some((from, to));
+            session.next = None;
+            session.steps += 1;
+        }
+        let page = SyncPage { session: id, pipeline, scope, from, to, entries };
+        self.send(peer, Message::SyncPage(page));
+        self.arm(self.config.timing.lease, Timer::Sync(id));
+        Ok(())
+    }
+
+    /// What this node holds in a range, at most a page of it.
+    fn listing(
+        &self,
+        pipeline: PipelineId,
+        scope: Scope,
+        from: JobId,
+        to: JobId,
+    ) -> Result<Listing, ReadError> {
+        let Some(group) = self.groups.get(&pipeline) else { return Ok((Vec::new(), to)) };
+        let unfinished = scope == Scope::Live;
+        let in_memory = group
+            .jobs
+            .range(from..=to)
+            .filter(|(_, job)| !unfinished || !job.record.state().is_terminal())
+            .map(|(id, job)| (*id, job.record.digest() ^ job_hash(*id)));
+        let mut entries: Vec<(JobId, u64)> = in_memory.take(PAGE).collect();
+        let mut covered = if entries.len() == PAGE { entries[PAGE - 1].0 } else { to };
+        if scope == Scope::All {
+            let (on_disk, upto) = self.listing_on_disk(pipeline, from, covered)?;
+            covered = upto;
+            let known: BTreeSet<JobId> = entries.iter().map(|(job, _)| *job).collect();
+            entries.extend(on_disk.into_iter().filter(|(job, _)| !known.contains(job)));
+            entries.retain(|(job, _)| *job <= covered);
+            entries.sort_unstable();
+        }
+        Ok((entries, covered))
+    }
+
+    fn listing_on_disk(
+        &self,
+        pipeline: PipelineId,
+        from: JobId,
+        to: JobId,
+    ) -> Result<Listing, ReadError> {
+        let (start, end) = (job_key(pipeline, from), component_key(pipeline, to, u16::MAX));
+        let rows = self.reader.scan(Table::Jobs, &start, &end, PAGE * 4)?;
+        let full = rows.len() == PAGE * 4;
+        let mut entries: Vec<(JobId, JobRecord)> = Vec::new();
+        for (key, bytes) in rows {
+            let Some((_, job, tag)) = parse_key(&key) else { continue };
+            if entries.last().is_none_or(|(last, _)| *last != job) {
+                entries.push((job, JobRecord::default()));
+            }
+            if let Some((_, record)) = entries.last_mut() {
+                // Damage shows as a difference, and the other's copy mends it.
+                let _ = record.merge(&crate::record::Component { tag, bytes });
+            }
+        }
+        // The last job may go on behind the last row.
+        if full && entries.len() > 1 {
+            entries.pop();
+        }
+        let upto = if full { entries.last().map_or(to, |(job, _)| *job) } else { to };
+        let hashed =
+            entries.into_iter().map(|(job, record)| (job, record.digest() ^ job_hash(job)));
+        Ok((hashed.collect(), upto))
+    }
+
+    /// The whole record of a job, wherever it lies.
+    pub(super) fn whole(
+        &self,
+        pipeline: PipelineId,
+        job: JobId,
+    ) -> Result<Option<JobUpdate>, ReadError> {
+        let in_memory = self.groups.get(&pipeline).and_then(|group| group.jobs.get(&job));
+        let components = match in_memory {
+            Some(entry) => Some(entry.record.components()),
+            None => self.read_record(pipeline, job)?.map(|record| record.components()),
+        };
+        Ok(components.map(|components| JobUpdate { job, components }))
+    }
+
+    /// Another node shows what it holds.
+    pub(super) fn on_sync_page(&mut self, from: NodeId, page: SyncPage) -> Result<(), ReadError> {
+        let SyncPage { session, pipeline, scope, from: first, to, entries } = page;
+        let (own, covered) = self.listing(pipeline, scope, first, to)?;
+        let theirs: std::collections::BTreeMap<JobId, u64> =
+            entries.into_iter().take_while(|(job, _)| *job <= covered).collect();
+        let mine: std::collections::BTreeMap<JobId, u64> = own.into_iter().collect();
+        let all: BTreeSet<JobId> = theirs.keys().chain(mine.keys()).copied().collect();
+        let (mut records, mut want, mut bytes, mut upto) = (Vec::new(), Vec::new(), 0, covered);
+        for job in all {
+            if theirs.get(&job) == mine.get(&job) {
+                continue;
+            }
+            match self.whole(pipeline, job)? {
+                Some(record) => {
+                    bytes += update_bytes(&record);
+                    records.push(record);
+                }
+                None => want.push(job),
+            }
+            if bytes > RECORDS_BYTES {
+                upto = job;
+                break;
+            }
+        }
+        let finished =
+            self.groups.get(&pipeline).map_or(Digest::default(), |group| group.finished.digest);
+        let reply = SyncReply { session, from: first, upto, records, want, finished };
+        self.send(from, Message::SyncReply(reply));
+        Ok(())
+    }
+
+    /// The other's answer to a page.
+    pub(super) fn on_sync_reply(
+        &mut self,
+        from: NodeId,
+        reply: SyncReply,
+    ) -> Result<(), ReadError> {
+        let id = reply.session;
+        let Some(session) = self.sessions.get_mut(&id) else { return Ok(()) };
+        let Some((first, to)) = session.page else { return Ok(()) };
+        if session.peer != from || first != reply.from || reply.upto > to {
+            return Ok(());
+        }
+        session.page = None;
+        session.theirs = reply.finished;
+        session.steps += 1;
+        session.next = (reply.upto < JobId::MAX).then(|| reply.upto.next());
+        let (pipeline, scope) = (session.pipeline, session.scope);
+        let mut push = reply.want;
+        for update in &reply.records {
+            self.absorb(pipeline, update, true)?;
+            if self.differs(pipeline, update)? {
+                push.push(update.job);
+            }
+        }
+        self.push_records(id, &push)?;
+        let last = self.sessions.get(&id).is_some_and(|session| session.next.is_none());
+        if last {
+            self.finish_if_done(id);
+        } else if scope == Scope::Live {
+            self.send_page(id)?;
+        } else {
+            // A comparison of all that ever was is not urgent: work goes first.
+            self.arm(std::time::Duration::from_millis(20), Timer::Sync(id));
+        }
+        Ok(())
+    }
+
+    /// Whether this node knows more of a job than it was sent.
+    fn differs(&self, pipeline: PipelineId, update: &JobUpdate) -> Result<bool, ReadError> {
+        let mut theirs = JobRecord::default();
+        for component in &update.components {
+            // What cannot be read counts as missing there.
+            let _ = theirs.merge(component);
+        }
+        let in_memory = self.groups.get(&pipeline).and_then(|group| group.jobs.get(&update.job));
+        let mine = match in_memory {
+            Some(entry) => Some(entry.record.digest()),
+            None => self.read_record(pipeline, update.job)?.map(|record| record.digest()),
+        };
+        Ok(mine.is_some_and(|mine| mine != theirs.digest()))
+    }
+
+    fn push_records(&mut self, id: u64, jobs: &[JobId]) -> Result<(), ReadError> {
+        let Some(session) = self.sessions.get(&id) else { return Ok(()) };
+        let (peer, pipeline) = (session.peer, session.pipeline);
+        let (mut records, mut bytes) = (Vec::new(), 0);
+        for (at, job) in jobs.iter().enumerate() {
+            if let Some(record) = self.whole(pipeline, *job)? {
+                bytes += update_bytes(&record);
+                records.push(record);
+            }
+            if records.is_empty() || bytes < RECORDS_BYTES && at + 1 < jobs.len() {
+                continue;
+            }
+            let Some(session) = self.sessions.get_mut(&id) else { return Ok(()) };
+            session.last_part += 1;
+            session.unacknowledged.insert(session.last_part);
+            let (part, records) = (session.last_part, std::mem::take(&mut records));
+            bytes = 0;
+            self.send(peer, Message::SyncPush { session: id, part, pipeline, records });
+        }
+        Ok(())
+    }
+
+    /// What this node lacked. It is acknowledged once it is settled: the other may then drop it.
+    pub(super) fn on_sync_push(
+        &mut self,
+        from: NodeId,
+        (session, part): (u64, u64),
+        pipeline: PipelineId,
+        records: &[JobUpdate],
+    ) -> Result<(), ReadError> {
+        for record in records {
+            self.absorb(pipeline, record, true)?;
+        }
+        let message = Message::SyncPushAck { session, part };
+        self.hold_until_settled(Held::Effect(Effect::Send { to: from, message }));
+        Ok(())
+    }
+
+    pub(super) fn on_sync_push_ack(&mut self, from: NodeId, id: u64, part: u64) {
+        let Some(session) = self.sessions.get_mut(&id).filter(|session| session.peer == from)
+        else {
+            return;
+        };
+        session.unacknowledged.remove(&part);
+        session.steps += 1;
+        self.finish_if_done(id);
+    }
+
+    /// Ends a session whose pages are all answered and whose records are all on the other's disk.
+    fn finish_if_done(&mut self, id: u64) {
+        let done = self.sessions.get_mut(&id).is_some_and(|session| {
+            session.next.is_none() && session.page.is_none() && session.unacknowledged.is_empty()
+        });
+        if !done {
+            return;
+        }
+        let Some(session) = self.sessions.remove(&id) else { return };
+        let Session { peer, pipeline, scope, purpose, theirs, .. } = session;
+        match purpose {
+            Purpose::Reign(term) => self.on_replica_synced(peer, pipeline, scope, term, theirs),
+            Purpose::Offer => self.note_anti_entropy(pipeline),
+            Purpose::HandOff { live, finished } => self.drop_copies(pipeline, live, finished),
+        }
+    }
+
+    fn note_anti_entropy(&mut self, pipeline: PipelineId) {
+        let now = self.now;
+        if let Some(group) = self.groups.get_mut(&pipeline) {
+            group.last_anti_entropy = now;
+        }
+    }
+
+    /// A replica has all that this coordinator has.
+    fn on_replica_synced(
+        &mut self,
+        peer: NodeId,
+        pipeline: PipelineId,
+        scope: Scope,
+        term: Term,
+        theirs: Digest,
+    ) {
+        let in_view = self.view(pipeline).contains(&peer);
+        let Some(group) = self.groups.get_mut(&pipeline) else { return };
+        if group.elected_term() != Some(term) {
+            return;
+        }
+        let same = group.finished.digest == theirs;
+        let Some(reign) = group.elected() else { return };
+        let merged = reign.unmerged.remove(&peer);
+        match reign.peers.get_mut(&peer) {
+            Some(sync) => *sync = PeerSync::InSync,
+            None => return,
+        }
+        if scope == Scope::Live && in_view && !same {
+            self.start_sync(peer, pipeline, Scope::All, Purpose::Reign(term));
+        } else if let Some(disk) = self.members.get(&peer).map(|member| member.advert.disk) {
+            self.send(peer, Message::Admit { pipeline, term, disk });
+        }
+        if merged {
+            self.adopt_if_merged(pipeline);
+        }
+    }
+
+    /// Offers what this node holds to a coordinator that seems to hold something else.
+    pub(super) fn anti_entropy(&mut self) {
+        let mut offers = Vec::new();
+        for group in self.groups.values() {
+            let Role::Follower = group.role else { continue };
+            let (Some(leader), Some(beat)) = (group.leader, &group.beat) else { continue };
+            let due = self.now.since(group.last_anti_entropy) >= self.config.timing.anti_entropy;
+            if leader.node == self.me() || !due || !self.is_reachable(leader.node) {
+                continue;
+            }
+            if let Some((scope, purpose)) = self.offer(group, beat.live, beat.settled)
+                && !self.is_offering(group.id)
+            {
+                offers.push((leader.node, group.id, scope, purpose));
+            }
+        }
+        for (peer, pipeline, scope, purpose) in offers {
+            self.note_anti_entropy(pipeline);
+            self.start_sync(peer, pipeline, scope, purpose);
+        }
+    }
+
+    fn offer(&self, group: &Group, theirs: Digest, settled: bool) -> Option<(Scope, Purpose)> {
+        let me = self.me();
+        let keeps = self.keepers(group.id).contains(&me) || self.view(group.id).contains(&me);
+        let holds = group.live.count + group.finished.digest.count > 0;
+        if !keeps && holds && settled {
+            let (live, finished) = (group.live, group.finished.digest);
+            return Some((Scope::All, Purpose::HandOff { live, finished }));
+        }
+        (group.live != theirs && (keeps || holds)).then_some((Scope::Live, Purpose::Offer))
+    }
+
+    /// All is handed on and durable elsewhere: this node's copies go, if nothing came since.
+    fn drop_copies(&mut self, pipeline: PipelineId, live: Digest, finished: Digest) {
+        let me = self.me();
+        let needed = self.keepers(pipeline).contains(&me) || self.view(pipeline).contains(&me);
+        let now = self.now;
+        let Some(group) = self.groups.get_mut(&pipeline) else { return };
+        let settled = group.beat.as_ref().is_some_and(|beat| beat.settled)
+            && group.jobs.values().all(|job| job.pending == 0);
+        group.last_anti_entropy = now;
+        if needed || !settled || (group.live, group.finished.digest) != (live, finished) {
+            return;
+        }
+        self.drop_group_data(pipeline);
+    }
+
+    /// Forgets all jobs of a pipeline.
+    pub(super) fn drop_group_data(&mut self, pipeline: PipelineId) {
+        let Some(group) = self.groups.get_mut(&pipeline) else { return };
+        group.forget_jobs();
+        // What was promised stays; only the copy is not complete any more.
+        group.promise.admitted = None;
+        let start = job_key(pipeline, JobId::MIN);
+        let end = {
+            let mut end = component_key(pipeline, JobId::MAX, u16::MAX).to_vec();
+            end.push(0);
+            bytes::Bytes::from(end)
+        };
+        for table in [Table::Jobs, Table::Live] {
+            let (start, end) = (start.clone(), end.clone());
+            self.write(Write::DeleteRange { table, start, end });
+        }
+        self.write_promise(pipeline);
+    }
+}
+
+fn update_bytes(update: &JobUpdate) -> usize {
+    update.components.iter().map(|component| component.bytes.len() + 32).sum()
+}

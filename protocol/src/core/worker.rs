@@ -1,0 +1,299 @@
+//! The worker's side: attempts that run here, and ends that no coordinator has on disk yet.
+//!
+//! An attempt goes on whatever happens to its coordinator; its end is kept and offered to whoever
+//! coordinates, until one says that it is durable.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use crate::{
+    id::{NodeId, PipelineId, Token},
+    io::{Attempt, Effect, Outcome},
+    message::{Assignment, Completion, Held, Message},
+    name::Name,
+    store::ReadError,
+};
+
+use super::Core;
+
+/// No more attempts are taken while this many ends wait for a coordinator.
+const MAX_UNACKNOWLEDGED: usize = 10_000;
+
+/// What runs here.
+#[derive(Debug)]
+pub(super) struct Worker {
+    phases: BTreeMap<Name, Host>,
+    attempts: BTreeMap<Token, Running>,
+    /// Ends that are not acknowledged.
+    ended: BTreeMap<Token, Completion>,
+    /// What coordinators say they have work for.
+    demand: BTreeMap<NodeId, Vec<Name>>,
+    /// The windows that each was told last.
+    told: BTreeMap<NodeId, Vec<(Name, u32)>>,
+}
+
+#[derive(Debug, Default)]
+struct Host {
+    slots: u32,
+    busy: u32,
+    /// Attempts that wait for a slot.
+    queue: VecDeque<Token>,
+}
+
+#[derive(Debug)]
+struct Running {
+    held: Held,
+    phase: Name,
+    /// What is to be run, until a slot is free.
+    waiting: Option<Box<Attempt>>,
+}
+
+impl Worker {
+    pub(super) fn new(phases: &[(Name, u32)]) -> Self {
+        let host = |slots| Host { slots, ..Host::default() };
+        Self {
+            phases: phases.iter().map(|(phase, slots)| (phase.clone(), host(*slots))).collect(),
+            attempts: BTreeMap::new(),
+            ended: BTreeMap::new(),
+            demand: BTreeMap::new(),
+            told: BTreeMap::new(),
+        }
+    }
+
+    /// Each phase with its slots, and how many are taken.
+    pub(super) fn phases(&self) -> impl Iterator<Item = (&Name, u32, u32)> {
+        self.phases.iter().map(|(phase, host)| (phase, host.slots, host.busy))
+    }
+
+    /// All attempts of some pipelines: running, waiting or not acknowledged.
+    pub(super) fn held(&self, of: impl Fn(PipelineId) -> bool) -> Vec<Held> {
+        let running = self.attempts.values().map(|running| running.held);
+        let ended = self.ended.values().map(|end| Held {
+            pipeline: end.pipeline,
+            job: end.job,
+            step: end.step,
+            token: end.token,
+        });
+        running.chain(ended).filter(|held| of(held.pipeline)).collect()
+    }
+}
+
+impl Core {
+    /// A coordinator gives an attempt.
+    pub(super) fn on_assign(&mut self, from: NodeId, assignment: Assignment) {
+        let token = assignment.token;
+        if let Some(end) = self.worker.ended.get(&token) {
+            let end = end.clone();
+            return self.tell_end(end);
+        }
+        if self.worker.attempts.contains_key(&token) {
+            return;
+        }
+        let Some(host) = self.worker.phases.get_mut(&assignment.phase) else {
+            return self.decline(from, token);
+        };
+        // Several coordinators may fill their windows at once; more than that is a fault.
+        let room = 4 * host.slots as usize + 16;
+        if self.draining || host.queue.len() >= room {
+            return self.decline(from, token);
+        }
+        let Assignment { pipeline, job, step, phase, .. } = assignment.clone();
+        let attempt = Box::new(Attempt {
+            token,
+            job,
+            pipeline: assignment.name,
+            step: assignment.step_name,
+            phase: assignment.phase,
+            number: assignment.number,
+            timeout: assignment.timeout,
+            key: assignment.key,
+            instructions: assignment.instructions,
+            results: assignment.results,
+        });
+        host.queue.push_back(token);
+        let held = Held { pipeline, job, step, token };
+        let running = Running { held, phase: phase.clone(), waiting: Some(attempt) };
+        self.worker.attempts.insert(token, running);
+        self.start_queued(&phase);
+    }
+
+    fn decline(&mut self, coordinator: NodeId, token: Token) {
+        if coordinator == self.me() {
+            self.on_declined(coordinator, token);
+        } else {
+            self.send(coordinator, Message::Declined(token));
+        }
+    }
+
+    fn start_queued(&mut self, phase: &Name) {
+        let Some(host) = self.worker.phases.get_mut(phase) else { return };
+        while host.busy < host.slots {
+            let Some(token) = host.queue.pop_front() else { return };
+            let running = self.worker.attempts.get_mut(&token);
+            if let Some(attempt) = running.and_then(|running| running.waiting.take()) {
+                host.busy += 1;
+                self.effects.push_back(Effect::StartAttempt(attempt));
+            }
+        }
+    }
+
+    /// An attempt has ended here.
+    pub(super) fn on_attempt_finished(
+        &mut self,
+        token: Token,
+        outcome: Outcome,
+    ) -> Result<(), ReadError> {
+        let Some(running) = self.worker.attempts.remove(&token) else { return Ok(()) };
+        if let Some(host) = self.worker.phases.get_mut(&running.phase) {
+            host.busy -= 1;
+        }
+        self.start_queued(&running.phase);
+        self.end(running.held, outcome)
+    }
+
+    fn end(&mut self, held: Held, outcome: Outcome) -> Result<(), ReadError> {
+        let Held { pipeline, job, step, token } = held;
+        let end = Completion { token, pipeline, job, step, outcome };
+        self.worker.ended.insert(token, end.clone());
+        if self.worker.ended.len() == MAX_UNACKNOWLEDGED {
+            self.grant_to_coordinators();
+        }
+        if self.groups.get(&pipeline).is_some_and(|group| group.is_coordinator()) {
+            return self.on_completed(self.me(), end);
+        }
+        self.tell_end(end);
+        Ok(())
+    }
+
+    fn tell_end(&mut self, end: Completion) {
+        let leader = self.groups.get(&end.pipeline).and_then(|group| group.leader);
+        if let Some(leader) = leader.filter(|leader| leader.node != self.me()) {
+            self.send(leader.node, Message::Completed(end));
+        }
+    }
+
+    /// Offers all ends of a pipeline to its coordinator again.
+    pub(super) fn resend_completions(&mut self, pipeline: PipelineId) {
+        let ended = self.worker.ended.values().filter(|end| end.pipeline == pipeline);
+        let ended: Vec<Completion> = ended.cloned().collect();
+        ended.into_iter().for_each(|end| self.tell_end(end));
+    }
+
+    /// Offers this node's own ends to itself, when it coordinates.
+    pub(super) fn complete_own(&mut self) -> Result<(), ReadError> {
+        let me = self.me();
+        let coordinated = |pipeline: &PipelineId| {
+            self.groups.get(pipeline).is_some_and(|group| group.is_coordinator())
+        };
+        let ended = self.worker.ended.values().filter(|end| coordinated(&end.pipeline));
+        let ended: Vec<Completion> = ended.cloned().collect();
+        ended.into_iter().try_for_each(|end| self.on_completed(me, end))
+    }
+
+    /// An end is durable at its coordinator.
+    pub(super) fn worker_forget(&mut self, token: Token) {
+        let full = self.worker.ended.len() >= MAX_UNACKNOWLEDGED;
+        self.worker.ended.remove(&token);
+        if full {
+            self.grant_to_coordinators();
+        }
+    }
+
+    /// Nobody wants an attempt any more.
+    pub(super) fn worker_cancel(&mut self, token: Token) {
+        let Some(running) = self.worker.attempts.get(&token) else { return };
+        if running.waiting.is_none() {
+            self.effects.push_back(Effect::CancelAttempt(token));
+            return;
+        }
+        let phase = running.phase.clone();
+        self.worker.attempts.remove(&token);
+        if let Some(host) = self.worker.phases.get_mut(&phase) {
+            host.queue.retain(|queued| *queued != token);
+        }
+    }
+
+    /// Gives back what has not begun, since the node is about to stop.
+    pub(super) fn worker_decline_queued(&mut self) {
+        let waiting: Vec<(Token, PipelineId)> = self
+            .worker
+            .attempts
+            .iter()
+            .filter(|(_, running)| running.waiting.is_some())
+            .map(|(token, running)| (*token, running.held.pipeline))
+            .collect();
+        for (token, pipeline) in waiting {
+            self.worker_cancel(token);
+            let leader = self.groups.get(&pipeline).and_then(|group| group.leader);
+            if let Some(leader) = leader {
+                self.decline(leader.node, token);
+            }
+        }
+    }
+
+    /// What a coordinator says it has work for.
+    pub(super) fn note_demand(&mut self, coordinator: NodeId, demand: Vec<Name>) {
+        if demand.is_empty() {
+            self.worker.demand.remove(&coordinator);
+        } else {
+            self.worker.demand.insert(coordinator, demand);
+        }
+    }
+
+    /// A coordinator cannot be reached: what it was told it may have forgotten.
+    pub(super) fn worker_lost_coordinator(&mut self, coordinator: NodeId) {
+        self.worker.told.remove(&coordinator);
+        self.worker.demand.remove(&coordinator);
+    }
+
+    /// The window for one coordinator: all slots, or its share when several have work.
+    fn window_for(&self, coordinator: NodeId, phase: &Name, slots: u32) -> u32 {
+        if self.draining || self.worker.ended.len() >= MAX_UNACKNOWLEDGED {
+            return 0;
+        }
+        let others = self.worker.demand.iter().filter(|(node, demand)| {
+            **node != coordinator && self.is_reachable(**node) && demand.contains(phase)
+        });
+        (slots / (1 + others.count() as u32)).max(1)
+    }
+
+    /// Tells each coordinator how much it may run here, where that changed.
+    pub(super) fn grant_to_coordinators(&mut self) {
+        if self.worker.phases.is_empty() {
+            return;
+        }
+        self.grant_to_self();
+        let me = self.me();
+        let leaders: std::collections::BTreeSet<NodeId> = self
+            .groups
+            .values()
+            .filter_map(|group| group.leader.map(|leader| leader.node))
+            .filter(|node| *node != me && self.is_reachable(*node))
+            .collect();
+        for leader in leaders {
+            self.grant_to(leader, false);
+        }
+    }
+
+    /// Tells one coordinator how much it may run here; `always` repeats what it should know.
+    pub(super) fn grant_to(&mut self, coordinator: NodeId, always: bool) {
+        let windows = self.windows_for(coordinator);
+        if always || self.worker.told.get(&coordinator) != Some(&windows) {
+            self.worker.told.insert(coordinator, windows.clone());
+            self.send(coordinator, Message::Grant { windows });
+        }
+    }
+
+    /// Opens this node's own window, as a worker, for itself.
+    pub(super) fn grant_to_self(&mut self) {
+        let me = self.me();
+        let windows = self.windows_for(me);
+        self.on_grant(me, windows);
+    }
+
+    fn windows_for(&self, coordinator: NodeId) -> Vec<(Name, u32)> {
+        let phases = self.worker.phases.iter();
+        phases
+            .map(|(phase, host)| (phase.clone(), self.window_for(coordinator, phase, host.slots)))
+            .collect()
+    }
+}

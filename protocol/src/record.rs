@@ -1,0 +1,331 @@
+//! A job's state as a product of joins.
+//!
+//! A record is a set of components, each under a tag: what was enqueued, and one control value per
+//! phase. Components merge on their own, so a record merges in any order, any number of times, with
+//! the same end. A component whose tag or schema is not known here is kept byte for byte, and of two
+//! the greater is kept: an old node passes on what a newer one wrote.
+//!
+//! Invariants: merge is commutative, associative and idempotent; within a generation nothing
+//! terminal becomes unfinished.
+
+use std::{cmp::Ordering, collections::BTreeMap, sync::Arc};
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::Xxh3;
+
+use crate::{
+    codec::{self, DecodeError, Encoded, Kind},
+    id::{NodeId, Term, Token},
+    pipeline::Revision,
+    view::{AttemptView, JobState},
+};
+
+/// The tag of what was enqueued.
+pub const SPEC: u16 = 0;
+
+/// The tag of the first phase's control value; the others follow.
+pub const FIRST_CONTROL: u16 = 0x100;
+
+/// How many of an invocation's attempts are kept in detail.
+pub const MAX_ATTEMPTS_KEPT: usize = 8;
+
+/// One component in its envelope, as it lies on disk and goes over the wire.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Component {
+    /// Which.
+    pub tag: u16,
+    /// Its bytes.
+    pub bytes: Bytes,
+}
+
+/// What was enqueued. Never changes.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct JobSpec {
+    /// The pipeline's definition that the job follows.
+    pub revision: Revision,
+    /// How many phases that has.
+    pub phases: u16,
+    /// When it was enqueued, by the gateway's clock.
+    pub created_ms: u64,
+    /// The idempotency key.
+    pub key: Option<String>,
+    /// A JSON object.
+    pub instructions: Bytes,
+}
+
+impl Encoded for JobSpec {
+    const KIND: Kind = 0x100;
+}
+
+/// Where one phase of a job stands.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Progress {
+    /// It wants an attempt, not before this moment (ms since 1970).
+    Waiting {
+        /// The moment.
+        not_before_ms: u64,
+    },
+    /// A worker has it.
+    Running {
+        /// Who.
+        worker: NodeId,
+        /// The attempt.
+        token: Token,
+    },
+    /// It was cancelled.
+    Cancelled,
+    /// Its attempts are spent.
+    Dead,
+    /// It gave a result.
+    Succeeded {
+        /// The attempt that gave it.
+        token: Token,
+        /// A JSON object.
+        result: Bytes,
+    },
+}
+
+impl Progress {
+    /// The rank of an end: of two ends the higher wins. Zero for what has not ended.
+    fn rank(&self) -> u8 {
+        match self {
+            Self::Waiting { .. } | Self::Running { .. } => 0,
+            Self::Cancelled => 1,
+            Self::Dead => 2,
+            Self::Succeeded { .. } => 3,
+        }
+    }
+}
+
+/// The control value of one phase of a job: of two the greater wins as a whole, so that the stories
+/// of two coordinators never mix.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Control {
+    /// Raised when an operator tries a finished job again.
+    pub generation: u32,
+    /// The term in which it was written.
+    pub term: Term,
+    /// The writer's counter within that term.
+    pub sequence: u64,
+    /// Where the phase stands.
+    pub progress: Progress,
+    /// How often it was tried.
+    pub attempt_count: u32,
+    /// How many of these attempts ended because their worker was lost.
+    pub lost_count: u32,
+    /// How many attempts ended well after another had been accepted.
+    pub late_count: u32,
+    /// The last few attempts, oldest first.
+    pub attempts: Vec<AttemptView>,
+}
+
+impl Encoded for Control {
+    const KIND: Kind = 0x101;
+}
+
+impl Ord for Control {
+    fn cmp(&self, other: &Self) -> Ordering {
+        let key = |control: &Self| {
+            (control.generation, control.progress.rank(), control.term, control.sequence)
+        };
+        key(self)
+            .cmp(&key(other))
+            // Equal keys mean equal values, since a writer never reuses a sequence; the rest is
+            // compared all the same so that the order is total whatever the bytes say.
+            .then_with(|| self.progress.cmp(&other.progress))
+            .then_with(|| self.attempt_count.cmp(&other.attempt_count))
+            .then_with(|| self.lost_count.cmp(&other.lost_count))
+            .then_with(|| self.late_count.cmp(&other.late_count))
+            .then_with(|| self.attempts.cmp(&other.attempts))
+    }
+}
+
+impl PartialOrd for Control {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Control {
+    /// Whether the phase is over.
+    pub fn is_terminal(&self) -> bool {
+        self.progress.rank() > 0
+    }
+
+    /// How many bytes its result has.
+    pub fn result_bytes(&self) -> usize {
+        match &self.progress {
+            Progress::Succeeded { result, .. } => result.len(),
+            _ => 0,
+        }
+    }
+
+    /// Where the phase stands, as clients see it.
+    pub fn state(&self) -> JobState {
+        match self.progress {
+            Progress::Waiting { .. } => JobState::Queued,
+            Progress::Running { .. } => JobState::Running,
+            Progress::Cancelled => JobState::Cancelled,
+            Progress::Dead => JobState::Dead,
+            Progress::Succeeded { .. } => JobState::Succeeded,
+        }
+    }
+}
+
+/// A job's record.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct JobRecord {
+    /// What was enqueued, once it is known here.
+    pub spec: Option<Arc<JobSpec>>,
+    /// The phases that were tried, by position.
+    pub controls: BTreeMap<u16, Control>,
+    /// Components of a later version.
+    pub unknown: BTreeMap<u16, Bytes>,
+}
+
+impl JobRecord {
+    /// A new job.
+    pub fn new(spec: JobSpec) -> Self {
+        Self { spec: Some(Arc::new(spec)), ..Self::default() }
+    }
+
+    /// Joins one component. Says whether anything changed.
+    ///
+    /// # Errors
+    /// The bytes are damaged; the record is then unchanged.
+    pub fn merge(&mut self, component: &Component) -> Result<bool, DecodeError> {
+        match Known::read(component) {
+            Ok(Known::Spec(spec)) => Ok(self.merge_spec(&Arc::new(spec))),
+            Ok(Known::Control(step, control)) => Ok(self.merge_control(step, control)),
+            Err(DecodeError::Unknown { .. }) => {
+                let kept = self.unknown.entry(component.tag).or_default();
+                let newer = component.bytes > *kept;
+                if newer {
+                    *kept = component.bytes.clone();
+                }
+                Ok(newer)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Joins a control value. Says whether it won.
+    pub fn merge_control(&mut self, step: u16, control: Control) -> bool {
+        match self.controls.get(&step) {
+            Some(mine) if *mine >= control => false,
+            _ => {
+                self.controls.insert(step, control);
+                true
+            }
+        }
+    }
+
+    fn merge_spec(&mut self, spec: &Arc<JobSpec>) -> bool {
+        // Two payloads can share an id only when one key was used twice across a partition. The
+        // earlier wins everywhere; the gateway that sees both tells its client.
+        let older = match &self.spec {
+            Some(mine) => (spec.created_ms, spec) < (mine.created_ms, mine),
+            None => true,
+        };
+        if older {
+            self.spec = Some(Arc::clone(spec));
+        }
+        older
+    }
+
+    /// The component under a tag, in its envelope.
+    pub fn component(&self, tag: u16) -> Option<Component> {
+        let bytes = match tag {
+            SPEC => self.spec.as_deref().map(codec::encode),
+            tag => tag
+                .checked_sub(FIRST_CONTROL)
+                .and_then(|step| self.controls.get(&step))
+                .map(codec::encode),
+        };
+        let bytes = bytes.or_else(|| self.unknown.get(&tag).cloned())?;
+        Some(Component { tag, bytes })
+    }
+
+    /// All components.
+    pub fn components(&self) -> Vec<Component> {
+        let controls = self.controls.keys().map(|step| FIRST_CONTROL + step);
+        let unknown = self.unknown.keys().copied();
+        self.spec
+            .iter()
+            .map(|_| SPEC)
+            .chain(controls)
+            .chain(unknown)
+            .filter_map(|tag| self.component(tag))
+            .collect()
+    }
+
+    /// Where the job stands.
+    pub fn state(&self) -> JobState {
+        let has = |state| self.controls.values().any(|control| control.state() == state);
+        if has(JobState::Cancelled) {
+            return JobState::Cancelled;
+        }
+        if has(JobState::Dead) {
+            return JobState::Dead;
+        }
+        let done = self.controls.values().filter(|control| control.state() == JobState::Succeeded);
+        match &self.spec {
+            Some(spec) if done.count() == usize::from(spec.phases) => JobState::Succeeded,
+            _ if has(JobState::Running) => JobState::Running,
+            _ => JobState::Queued,
+        }
+    }
+
+    /// A hash of the whole state: equal for equal records, on every node.
+    pub fn digest(&self) -> u64 {
+        let mut hasher = Xxh3::new();
+        if let Some(spec) = &self.spec {
+            hasher.update(&spec.created_ms.to_le_bytes());
+            hasher.update(&spec.instructions);
+        }
+        for (step, control) in &self.controls {
+            hasher.update(&step.to_le_bytes());
+            hasher.update(&control.generation.to_le_bytes());
+            hasher.update(&[control.progress.rank()]);
+            hasher.update(&control.term.counter.to_le_bytes());
+            hasher.update(control.term.node.as_bytes());
+            hasher.update(&control.term.boot.to_le_bytes());
+            hasher.update(&control.sequence.to_le_bytes());
+        }
+        for (tag, bytes) in &self.unknown {
+            hasher.update(&tag.to_le_bytes());
+            hasher.update(bytes);
+        }
+        hasher.digest()
+    }
+
+    /// About how much memory it takes.
+    pub fn size(&self) -> usize {
+        let spec = self.spec.as_ref().map_or(0, |spec| spec.instructions.len() + 128);
+        let controls = self
+            .controls
+            .values()
+            .map(|control| control.result_bytes() + 160 + control.attempts.len() * 96);
+        64 + spec + controls.sum::<usize>() + self.unknown.values().map(Bytes::len).sum::<usize>()
+    }
+}
+
+enum Known {
+    Spec(JobSpec),
+    Control(u16, Control),
+}
+
+impl Known {
+    fn read(component: &Component) -> Result<Self, DecodeError> {
+        match component.tag {
+            SPEC => codec::decode(&component.bytes).map(Self::Spec),
+            tag if tag >= FIRST_CONTROL => codec::decode(&component.bytes)
+                .map(|value| Self::Control(tag - FIRST_CONTROL, value)),
+            _ => {
+                let envelope = codec::split_envelope(&mut component.bytes.clone())?;
+                Err(DecodeError::Unknown { kind: envelope.kind, schema: envelope.schema })
+            }
+        }
+    }
+}
