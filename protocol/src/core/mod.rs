@@ -28,6 +28,9 @@ mod sync;
 mod timer;
 mod worker;
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     time::Duration,

@@ -23,7 +23,7 @@ use crate::{
 use super::{Core, dispatch::results, timer::Timer};
 
 /// The most jobs in one page.
-pub const MAX_PAGE: u32 = 1000;
+const MAX_PAGE: u32 = 1000;
 
 /// How many rows one page may cost.
 const MAX_ROWS: usize = 20_000;

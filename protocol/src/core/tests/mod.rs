@@ -1,0 +1,276 @@
+//! Whole small clusters on virtual time.
+
+mod cluster;
+
+use std::time::Duration;
+
+use crate::{
+    io::{Outcome, Refusal, Request, Response},
+    view::JobState,
+};
+
+use cluster::{Cluster, chain, name};
+
+const PHASES: [(&str, u32); 3] = [("a", 4), ("b", 4), ("c", 4)];
+
+fn three() -> Cluster {
+    let mut cluster = Cluster::new(3, &PHASES);
+    cluster.apply_pipeline(0, chain("p", &["a", "b", "c"]));
+    cluster
+}
+
+#[test]
+fn a_job_goes_through_its_phases_in_order_each_once() {
+    let mut cluster = three();
+    let receipt = cluster.enqueue(1, "p", None, "{}").expect("accepted");
+    assert_eq!((receipt.copies, receipt.target, receipt.degraded), (3, 3, false));
+    let view = cluster.wait_for(2, receipt.job);
+    assert_eq!(view.state, JobState::Succeeded);
+    let results: Vec<&[u8]> = view.results.iter().map(|result| result.as_ref()).collect();
+    assert_eq!(results, [b"{\"a\":1}", b"{\"b\":1}", b"{\"c\":1}"]);
+    assert!(cluster.runs.values().all(|runs| *runs == 1), "{:?}", cluster.runs);
+}
+
+#[test]
+fn a_single_node_is_a_whole_cluster() {
+    let mut cluster = Cluster::new(1, &PHASES);
+    cluster.apply_pipeline(0, chain("p", &["a", "b"]));
+    let receipt = cluster.enqueue(0, "p", None, "{}").expect("accepted");
+    assert_eq!((receipt.copies, receipt.degraded), (1, false));
+    assert_eq!(cluster.wait_for(0, receipt.job).state, JobState::Succeeded);
+}
+
+#[test]
+fn jobs_are_spread_evenly_over_workers() {
+    let mut cluster = three();
+    cluster.run_time = Duration::from_millis(100);
+    cluster.run_for(Duration::from_secs(2));
+    let jobs = cluster.enqueue_many(0, "p", 300);
+    cluster.run_until("all done", |cluster| cluster.all_succeeded(&jobs));
+    let started: Vec<u32> = cluster.nodes.iter().map(|node| node.started).collect();
+    assert!(started.iter().all(|count| (270..=330).contains(count)), "{started:?}");
+}
+
+#[test]
+fn the_same_key_is_one_job_and_another_payload_is_a_conflict() {
+    let mut cluster = three();
+    let first = cluster.enqueue(0, "p", Some("k"), "{\"x\":1}").expect("accepted");
+    let again = cluster.enqueue(1, "p", Some("k"), "{\"x\":1}").expect("accepted");
+    assert_eq!((again.job, again.existed), (first.job, true));
+    let other = cluster.enqueue(2, "p", Some("k"), "{\"x\":2}").expect_err("a conflict");
+    assert_eq!(other, Refusal::KeyConflict { key: "k".to_owned(), job: first.job });
+    cluster.wait_for(0, first.job);
+    let late = cluster.enqueue(2, "p", Some("k"), "{\"x\":2}").expect_err("still a conflict");
+    assert!(matches!(late, Refusal::KeyConflict { .. }));
+}
+
+#[test]
+fn a_killed_coordinator_is_replaced_and_running_phases_are_adopted() {
+    let mut cluster = three();
+    cluster.automatic = false;
+    cluster.run_for(Duration::from_secs(2));
+    let jobs = cluster.enqueue_many(0, "p", 8);
+    cluster.run_for(Duration::from_millis(100));
+    let old = cluster.coordinator();
+    let died = cluster.nodes[old].attempts.len();
+    assert!((2..=3).contains(&died), "{died}");
+    cluster.kill(old);
+    let took =
+        cluster.run_until("another coordinator", |cluster| cluster.coordinators().len() == 1);
+    assert!(took < Duration::from_secs(1), "{took:?}");
+    cluster.run_for(Duration::from_secs(5));
+    let survivors: Vec<usize> = (0..3).filter(|index| *index != old).collect();
+    cluster.automatic = true;
+    for index in survivors {
+        let attempts = std::mem::take(&mut cluster.nodes[index].attempts);
+        for attempt in attempts {
+            let outcome = Outcome::Succeeded("{}".into());
+            cluster.finish(index, attempt.token, outcome);
+        }
+    }
+    cluster.run_until("all done", |cluster| cluster.all_succeeded(&jobs));
+    // Only what ran on the node that died may have run twice.
+    let twice = cluster.runs.values().filter(|runs| **runs > 1).count();
+    assert_eq!(twice, died, "{:?}", cluster.runs);
+}
+
+#[test]
+fn a_killed_workers_phases_start_elsewhere() {
+    let mut cluster = three();
+    let coordinator = cluster.coordinator();
+    cluster.automatic = false;
+    let jobs = cluster.enqueue_many(0, "p", 6);
+    cluster.run_for(Duration::from_millis(50));
+    let worker = (0..3).find(|index| *index != coordinator).expect("another");
+    let had = cluster.nodes[worker].attempts.len();
+    assert_eq!(had, 2);
+    let before: usize = cluster.nodes.iter().map(|node| node.attempts.len()).sum();
+    cluster.kill(worker);
+    let took = cluster.run_until("all start elsewhere", |cluster| {
+        cluster.nodes.iter().map(|node| node.attempts.len()).sum::<usize>() == before
+    });
+    assert!(took < Duration::from_secs(2), "{took:?}");
+    assert_eq!(cluster.runs.len(), jobs.len());
+}
+
+#[test]
+fn one_survivor_of_three_finishes_what_was_acknowledged() {
+    let mut cluster = three();
+    let jobs = cluster.enqueue_many(0, "p", 50);
+    let coordinator = cluster.coordinator();
+    let other = (0..3).find(|index| *index != coordinator).expect("another");
+    cluster.kill(coordinator);
+    cluster.kill(other);
+    cluster.run_until("all done", |cluster| cluster.all_succeeded(&jobs));
+    let survivor = (0..3).find(|index| cluster.nodes[*index].core.is_some()).expect("one");
+    let receipt = cluster.enqueue(survivor, "p", None, "{}").expect("accepted");
+    assert_eq!((receipt.copies, receipt.degraded), (1, true));
+}
+
+#[test]
+fn a_whole_cluster_that_restarts_goes_on() {
+    let mut cluster = three();
+    cluster.automatic = false;
+    let jobs = cluster.enqueue_many(0, "p", 20);
+    cluster.run_for(Duration::from_millis(100));
+    (0..3).for_each(|index| cluster.kill(index));
+    cluster.automatic = true;
+    (0..3).for_each(|index| cluster.start(index));
+    cluster.run_until("all done", |cluster| cluster.all_succeeded(&jobs));
+}
+
+#[test]
+fn a_node_that_joins_late_gets_work_and_a_copy() {
+    let mut cluster = Cluster::new(3, &PHASES);
+    cluster.kill(2);
+    cluster.apply_pipeline(0, chain("p", &["a", "b", "c"]));
+    let early = cluster.enqueue_many(0, "p", 10);
+    cluster.run_until("all done", |cluster| cluster.all_succeeded(&early));
+    cluster.start(2);
+    cluster.run_for(Duration::from_secs(3));
+    let jobs = cluster.enqueue_many(2, "p", 60);
+    cluster.run_until("all done", |cluster| cluster.all_succeeded(&jobs));
+    assert!(cluster.nodes[2].started > 20, "{}", cluster.nodes[2].started);
+    cluster.run_for(Duration::from_secs(5));
+    let snapshots: Vec<_> = cluster
+        .nodes
+        .iter()
+        .filter_map(|node| node.core.as_ref())
+        .map(|core| core.snapshot())
+        .collect();
+    let finished: Vec<_> = snapshots
+        .iter()
+        .flat_map(|it| it.groups.values().map(|group| (group.admitted, group.finished)))
+        .collect();
+    assert!(finished.iter().all(|state| *state == finished[0] && state.0), "{finished:?}");
+}
+
+#[test]
+fn failed_phases_are_tried_again_and_then_become_dead_letters() {
+    let mut cluster = three();
+    cluster.automatic = false;
+    let receipt = cluster.enqueue(0, "p", None, "{}").expect("accepted");
+    for _ in 0..3 {
+        cluster.run_until("an attempt", |cluster| {
+            cluster.nodes.iter().any(|node| !node.attempts.is_empty())
+        });
+        let index = (0..3).find(|index| !cluster.nodes[*index].attempts.is_empty()).expect("one");
+        let token = cluster.nodes[index].attempts[0].token;
+        let outcome = Outcome::Failed { error: "no disk".to_owned(), retry: true };
+        cluster.finish(index, token, outcome);
+        cluster.run_for(Duration::from_millis(20));
+    }
+    let view = cluster.wait_for(0, receipt.job);
+    assert_eq!((view.state, view.invocations[0].attempt_count), (JobState::Dead, 3));
+    assert!(
+        view.invocations[0]
+            .attempts
+            .iter()
+            .all(|attempt| attempt.error.as_deref() == Some("no disk"))
+    );
+}
+
+#[test]
+fn a_phase_that_nobody_offers_waits_and_is_named() {
+    let mut cluster = three();
+    cluster.apply_pipeline(0, chain("q", &["a", "nowhere"]));
+    let receipt = cluster.enqueue(0, "q", None, "{}").expect("accepted");
+    cluster.run_for(Duration::from_secs(2));
+    assert_eq!(cluster.job(1, receipt.job).state, JobState::Queued);
+    let view = cluster.view(2);
+    let pipeline = view.pipelines.iter().find(|it| it.definition.name == name("q")).expect("known");
+    assert_eq!(pipeline.unoffered, [name("nowhere")]);
+    assert_eq!(pipeline.counts.map(|counts| counts.queued), Some(1));
+}
+
+#[test]
+fn a_partition_heals_into_one_coordinator_with_equal_copies() {
+    let mut cluster = three();
+    let coordinator = cluster.coordinator();
+    let others: Vec<usize> = (0..3).filter(|index| *index != coordinator).collect();
+    others.iter().for_each(|other| cluster.disconnect(coordinator, *other));
+    let alone = cluster.enqueue_many(coordinator, "p", 10);
+    cluster.run_for(Duration::from_secs(2));
+    let together = cluster.enqueue_many(others[0], "p", 10);
+    cluster.run_for(Duration::from_secs(5));
+    others.iter().for_each(|other| cluster.connect(coordinator, *other));
+    cluster.run_for(Duration::from_secs(15));
+    assert_eq!(cluster.coordinators().len(), 1);
+    assert!(cluster.all_succeeded(&alone) && cluster.all_succeeded(&together));
+    let groups: Vec<_> = cluster
+        .nodes
+        .iter()
+        .filter_map(|node| node.core.as_ref())
+        .flat_map(|core| core.snapshot().groups.into_values())
+        .map(|group| (group.live, group.finished))
+        .collect();
+    assert!(groups.iter().all(|group| *group == groups[0]), "{groups:?}");
+}
+
+#[test]
+fn bad_requests_are_refused_with_the_reason() {
+    let mut cluster = three();
+    let unknown = cluster.enqueue(0, "nope", None, "{}").expect_err("unknown");
+    assert_eq!(unknown.to_string(), "no pipeline is named `nope`: known are p");
+    let large = "x".repeat((1 << 20) + 1);
+    assert!(matches!(cluster.enqueue(0, "p", None, &large), Err(Refusal::TooLarge { .. })));
+    let long_key = "k".repeat(300);
+    assert!(matches!(
+        cluster.enqueue(0, "p", Some(&long_key), "{}"),
+        Err(Refusal::KeyLength { .. })
+    ));
+    let job = crate::id::JobId::MIN;
+    let response = cluster.request(1, Request::Job { job, wait: None });
+    assert_eq!(response, Response::Refused(Refusal::UnknownJob(job)));
+}
+
+#[test]
+fn a_full_disk_refuses_jobs_and_says_so() {
+    let mut cluster = three();
+    for index in 0..3 {
+        cluster.input(index, crate::io::Input::Accepting(Err("the disk is full".to_owned())));
+    }
+    let refusal = cluster.enqueue(0, "p", None, "{}").expect_err("refused");
+    assert!(matches!(refusal, Refusal::StorageFull(_)), "{refusal}");
+}
+
+#[test]
+fn a_pipeline_with_unfinished_jobs_stays_and_one_without_goes() {
+    let mut cluster = three();
+    cluster.automatic = false;
+    let receipt = cluster.enqueue(0, "p", None, "{}").expect("accepted");
+    cluster.run_for(Duration::from_secs(2));
+    let refused = cluster.request(1, Request::Remove(name("p")));
+    assert!(matches!(refused, Response::Refused(Refusal::PipelineInUse { unfinished: 1, .. })));
+    cluster.automatic = true;
+    for index in 0..3 {
+        for attempt in std::mem::take(&mut cluster.nodes[index].attempts) {
+            cluster.finish(index, attempt.token, Outcome::Succeeded("{}".into()));
+        }
+    }
+    cluster.wait_for(0, receipt.job);
+    cluster.run_for(Duration::from_secs(2));
+    assert_eq!(cluster.request(1, Request::Remove(name("p"))), Response::Removed);
+    cluster.run_for(Duration::from_secs(2));
+    assert!(matches!(cluster.enqueue(0, "p", None, "{}"), Err(Refusal::UnknownPipeline { .. })));
+}
