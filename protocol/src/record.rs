@@ -3,7 +3,7 @@
 //! A record is a set of components, each under a tag: what was enqueued, and one control value per
 //! phase. Components merge on their own, so a record merges in any order, any number of times, with
 //! the same end. A component whose tag or schema is not known here is kept byte for byte, and of two
-//! the greater is kept: an old node passes on what a newer one wrote.
+//! the greater is kept, before any that is known: an old node passes on what a newer one wrote.
 //!
 //! Invariants: merge is commutative, associative and idempotent; within a generation nothing
 //! terminal becomes unfinished.
@@ -195,19 +195,30 @@ impl JobRecord {
     /// # Errors
     /// The bytes are damaged; the record is then unchanged.
     pub fn merge(&mut self, component: &Component) -> Result<bool, DecodeError> {
+        let tag = component.tag;
         match Known::read(component) {
+            // A later version has the tag already: what it means outranks what is known here.
+            Ok(_) if self.unknown.contains_key(&tag) => Ok(false),
             Ok(Known::Spec(spec)) => Ok(self.merge_spec(&Arc::new(spec))),
             Ok(Known::Control(step, control)) => Ok(self.merge_control(step, control)),
-            Err(DecodeError::Unknown { .. }) => {
-                let kept = self.unknown.entry(component.tag).or_default();
-                let newer = component.bytes > *kept;
-                if newer {
-                    *kept = component.bytes.clone();
-                }
-                Ok(newer)
-            }
+            Err(DecodeError::Unknown { .. }) => Ok(self.merge_unknown(component)),
             Err(error) => Err(error),
         }
+    }
+
+    fn merge_unknown(&mut self, component: &Component) -> bool {
+        let tag = component.tag;
+        if self.unknown.get(&tag).is_some_and(|kept| *kept >= component.bytes) {
+            return false;
+        }
+        self.unknown.insert(tag, component.bytes.clone());
+        if tag == SPEC {
+            self.spec = None;
+        }
+        if let Some(step) = tag.checked_sub(FIRST_CONTROL) {
+            self.controls.remove(&step);
+        }
+        true
     }
 
     /// Joins a control value. Says whether it won.

@@ -16,7 +16,7 @@ use super::{
     Core,
     catalog::meta_key,
     commit::{FINISHED, Held, PROMISE},
-    group::{Group, Job},
+    group::Group,
 };
 
 /// How many rows are read at once.
@@ -122,7 +122,7 @@ impl Core {
         self.load_job(pipeline, update.job)?;
         let now = self.now;
         let group = self.groups.entry(pipeline).or_insert_with(|| Group::new(pipeline, now));
-        let entry = group.jobs.entry(update.job).or_insert_with(Job::default);
+        let entry = group.jobs.entry(update.job).or_default();
         // Bytes that were damaged on the way change nothing; the comparison of digests finds it.
         let changed: Vec<u16> = update
             .components
@@ -255,6 +255,6 @@ impl Core {
             return Some(Refusal::Busy { waiting, limit: limits.waiting_jobs });
         }
         (bytes >= limits.waiting_bytes)
-            .then(|| Refusal::MemoryFull { bytes, limit: limits.waiting_bytes })
+            .then_some(Refusal::MemoryFull { bytes, limit: limits.waiting_bytes })
     }
 }

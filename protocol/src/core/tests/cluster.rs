@@ -74,7 +74,7 @@ impl Reader for Disk {
 }
 
 enum Event {
-    Input(usize, Input),
+    Input(usize, Box<Input>),
     Persist(usize, PersistId, Vec<Write>),
 }
 
@@ -182,7 +182,7 @@ impl Cluster {
         if self.connected.insert((a.min(b), a.max(b))) {
             for (at, peer) in [(a, b), (b, a)] {
                 let peer = self.nodes[peer].config.node;
-                self.push(LATENCY, Event::Input(at, Input::PeerUp(peer)));
+                self.push(LATENCY, Event::Input(at, Input::PeerUp(peer).into()));
             }
         }
     }
@@ -192,10 +192,11 @@ impl Cluster {
             for (at, peer) in [(a, b), (b, a)] {
                 let peer = self.nodes[peer].config.node;
                 self.queue.retain(|_, event| {
-                    !matches!(event, Event::Input(to, Input::Message { from, .. }) if *to == at && *from == peer)
+                    !matches!(event, Event::Input(to, input) if *to == at
+                        && matches!(**input, Input::Message { from, .. } if from == peer))
                 });
                 if self.nodes[at].core.is_some() {
-                    self.push(LATENCY, Event::Input(at, Input::PeerDown(peer)));
+                    self.push(LATENCY, Event::Input(at, Input::PeerDown(peer).into()));
                 }
             }
         }
@@ -255,7 +256,7 @@ impl Cluster {
         let Some((at, order)) = event.filter(|(at, _)| *at <= until) else { return false };
         self.now = self.now.max(at);
         match self.queue.remove(&(at, order)).expect("it is there") {
-            Event::Input(index, input) => self.input(index, input),
+            Event::Input(index, input) => self.input(index, *input),
             Event::Persist(index, id, writes) => {
                 self.nodes[index].disk.apply(writes);
                 self.input(index, Input::Persisted(id));
@@ -289,12 +290,12 @@ impl Cluster {
                 let to = self.index_of(to);
                 if self.connected.contains(&(index.min(to), index.max(to))) {
                     let message = reencoded(&message);
-                    self.push(LATENCY, Event::Input(to, Input::Message { from, message }));
+                    self.push(LATENCY, Event::Input(to, Input::Message { from, message }.into()));
                 }
             }
             Effect::Publish(advert) => {
                 for other in (0..self.nodes.len()).filter(|other| *other != index) {
-                    self.push(LATENCY, Event::Input(other, Input::Advert(advert.clone())));
+                    self.push(LATENCY, Event::Input(other, Input::Advert(advert.clone()).into()));
                 }
             }
             Effect::Persist { id, writes } => {
@@ -308,7 +309,7 @@ impl Cluster {
                     let outcome = Outcome::Succeeded(result.into());
                     let token = attempt.token;
                     let input = Input::AttemptFinished { token, outcome };
-                    self.push(self.run_time, Event::Input(index, input));
+                    self.push(self.run_time, Event::Input(index, input.into()));
                 } else {
                     self.nodes[index].attempts.push(*attempt);
                 }
@@ -323,7 +324,7 @@ impl Cluster {
     /// Ends an attempt that waits for it.
     pub(super) fn finish(&mut self, index: usize, token: Token, outcome: Outcome) {
         self.nodes[index].attempts.retain(|attempt| attempt.token != token);
-        self.push(LATENCY, Event::Input(index, Input::AttemptFinished { token, outcome }));
+        self.push(LATENCY, Event::Input(index, Input::AttemptFinished { token, outcome }.into()));
     }
 
     pub(super) fn ask(&mut self, index: usize, request: Request) -> RequestId {

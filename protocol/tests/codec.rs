@@ -1,0 +1,193 @@
+//! The codec: round trips, damage, and the very bytes of this release.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::{Bytes, BytesMut};
+use carbonmesh_protocol::{
+    advert::{Advert, PhaseSlots, Roles},
+    catalog::CatalogEntry,
+    codec::{self, DecodeError},
+    id::{DiskId, JobId, NodeId, PipelineId, Term, Token},
+    io::Outcome,
+    message::{Assignment, BeatAck, Completion, GroupUpdate, Held, JobUpdate, Message, Replicate},
+    name::Name,
+    pipeline::{PhaseInput, PipelineDef},
+    record::{Component, Control, JobSpec, Progress},
+};
+use proptest::prelude::*;
+
+fn name(text: &str) -> Name {
+    text.parse().expect("a valid name")
+}
+
+fn node() -> NodeId {
+    NodeId::from_bytes(*b"0123456789abcdef")
+}
+
+fn token() -> Token {
+    Token { term: Term { counter: 3, node: node(), boot: 2 }, sequence: 300 }
+}
+
+fn pipeline() -> PipelineId {
+    PipelineId::from_be_bytes([1; 16])
+}
+
+fn job() -> JobId {
+    JobId::from_be_bytes([2; 16])
+}
+
+fn spec() -> JobSpec {
+    JobSpec {
+        revision: 77,
+        phases: 3,
+        created_ms: 1_700_000_000_000,
+        key: Some("k".to_owned()),
+        instructions: Bytes::from_static(b"{}"),
+    }
+}
+
+fn control() -> Control {
+    Control {
+        generation: 0,
+        term: token().term,
+        sequence: 300,
+        progress: Progress::Succeeded { token: token(), result: Bytes::from_static(b"{\"a\":1}") },
+        attempt_count: 1,
+        lost_count: 0,
+        late_count: 0,
+        attempts: Vec::new(),
+    }
+}
+
+fn messages() -> Vec<Message> {
+    let advert = Advert {
+        node: node(),
+        disk: DiskId(9),
+        boot: 2,
+        sequence: 4,
+        name: "n1".to_owned(),
+        version: "0.1.0".to_owned(),
+        roles: Roles::ALL,
+        phases: vec![PhaseSlots { phase: name("a"), slots: 4, busy: 1 }],
+        labels: BTreeMap::from([("zone".to_owned(), "b".to_owned())]),
+        addresses: vec!["/ip4/127.0.0.1/tcp/1".to_owned()],
+        coordinates: vec![(pipeline(), token().term)],
+        catalog: 5,
+        refusing: None,
+    };
+    let update = JobUpdate {
+        job: job(),
+        components: vec![Component { tag: 0, bytes: codec::encode(&spec()) }],
+    };
+    let held = Held { pipeline: pipeline(), job: job(), step: 1, token: token() };
+    vec![
+        Message::Hello(advert),
+        Message::CatalogPull,
+        Message::Replicate(Replicate {
+            batch: 8,
+            groups: vec![GroupUpdate {
+                pipeline: pipeline(),
+                term: token().term,
+                updates: vec![update],
+            }],
+        }),
+        Message::ReplicateAck { batch: 8, missing: vec![(pipeline(), job())] },
+        Message::BeatAck(BeatAck { sequence: 3, attempts: vec![held] }),
+        Message::Assign(Assignment {
+            token: token(),
+            pipeline: pipeline(),
+            name: name("p"),
+            job: job(),
+            step: 1,
+            step_name: name("a"),
+            phase: name("a"),
+            number: 1,
+            timeout: Some(std::time::Duration::from_secs(30)),
+            key: None,
+            instructions: Bytes::from_static(b"{}"),
+            results: vec![Bytes::from_static(b"{}")],
+        }),
+        Message::Completed(Completion {
+            token: token(),
+            pipeline: pipeline(),
+            job: job(),
+            step: 1,
+            outcome: Outcome::Failed { error: "no".to_owned(), retry: true },
+        }),
+    ]
+}
+
+#[test]
+fn messages_read_back_alone_and_behind_each_other() {
+    let mut frame = BytesMut::new();
+    for message in messages() {
+        assert_eq!(codec::decode::<Message>(&codec::encode(&message)), Ok(message.clone()));
+        codec::encode_into(&message, &mut frame);
+    }
+    let mut frame = frame.freeze();
+    for message in messages() {
+        let envelope = codec::split_envelope(&mut frame).expect("an envelope");
+        assert_eq!(codec::open::<Message>(&envelope), Ok(message));
+    }
+    assert!(frame.is_empty());
+}
+
+#[test]
+fn a_pipeline_reads_back() {
+    let phases = ["a", "b"].map(|phase| PhaseInput::named(name(phase))).to_vec();
+    let definition = PipelineDef::new(name("p"), phases).expect("valid");
+    let entry = CatalogEntry::new(definition, BTreeSet::from([(node(), DiskId(1))]));
+    assert_eq!(codec::decode::<CatalogEntry>(&codec::encode(&entry)), Ok(entry));
+}
+
+#[test]
+fn extra_bytes_and_other_kinds_are_refused() {
+    let mut bytes = codec::encode(&spec()).to_vec();
+    assert!(matches!(
+        codec::decode::<Control>(&bytes.clone().into()),
+        Err(DecodeError::Unknown { .. })
+    ));
+    bytes.push(0);
+    assert!(matches!(codec::decode::<JobSpec>(&bytes.into()), Err(DecodeError::Body { .. })));
+}
+
+proptest! {
+    #[test]
+    fn damage_is_noticed_and_never_panics(at in 0usize..64, bit in 0u8..8) {
+        let mut bytes = codec::encode(&control()).to_vec();
+        let at = at % bytes.len();
+        bytes[at] ^= 1 << bit;
+        prop_assert!(codec::decode::<Control>(&bytes.into()).is_err());
+    }
+
+    #[test]
+    fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        prop_assert!(codec::decode::<Message>(&bytes.clone().into()).is_err());
+        let mut sealed = b"CM\x02\x00\x01\x00".to_vec();
+        sealed.extend_from_slice(&(bytes.len() as u32).to_le_bytes());
+        let crc = crc32c::crc32c_append(crc32c::crc32c(&sealed), &bytes);
+        sealed.extend_from_slice(&crc.to_le_bytes());
+        sealed.extend_from_slice(&bytes);
+        // Whatever is read back must be what was meant: it encodes to something that reads back.
+        if let Ok(message) = codec::decode::<Message>(&sealed.into()) {
+            prop_assert_eq!(codec::decode::<Message>(&codec::encode(&message)), Ok(message));
+        }
+    }
+}
+
+/// What lies on disks and goes between nodes of different releases. A change here needs a new
+/// schema number, with the old struct kept beside the new one.
+#[test]
+fn the_bytes_of_this_release() {
+    let hex = |bytes: Bytes| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let golden = include_str!("golden.txt");
+    let mut current = vec![
+        format!("spec {}", hex(codec::encode(&spec()))),
+        format!("control {}", hex(codec::encode(&control()))),
+    ];
+    let messages = messages();
+    current
+        .extend(messages.iter().map(|message| format!("message {}", hex(codec::encode(message)))));
+    let current = current.join("\n") + "\n";
+    assert_eq!(current, golden, "the encoding has changed");
+}
