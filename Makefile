@@ -1,0 +1,56 @@
+# make demo   builds what is missing and shows a cluster that loses its coordinator, and no job
+# make test   builds what is missing and runs every check and test
+# make bench  measures throughput, latency, failover and idle cost of a three-node cluster
+# make help   lists these and the long runs
+
+# Dependencies are built once, outside the working copy, and kept between clones.
+export CARGO_TARGET_DIR ?= $(HOME)/.cache/carbonmesh/target
+SEEDS ?= 10000
+
+# The C++ part is compiled through ccache where there is one, so that it survives a `cargo clean`.
+ifneq ($(shell command -v ccache),)
+export CC := ccache cc
+export CXX := ccache c++
+endif
+
+BIN := $(CARGO_TARGET_DIR)/debug
+
+.PHONY: help setup build demo test verify bench seeds soak doc clean
+
+help:
+	@sed -n 's/^# \(make .*\)/\1/p' Makefile
+	@echo "make seeds  simulates $(SEEDS) seeds (SEEDS=n for another number)"
+	@echo "make doc    builds the API documentation"
+
+setup:
+	@./.ci/setup
+
+build: setup
+	@./.ci/announce-build "$(CARGO_TARGET_DIR)"
+	@cargo build --locked --workspace
+
+demo: build
+	@$(BIN)/demo
+
+# What is cheap to know comes first.
+verify: setup
+	cargo fmt --all -- --check
+	@./.ci/announce-build "$(CARGO_TARGET_DIR)"
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	@./.ci/check-core
+
+test: verify
+	cargo build --locked --workspace --all-targets
+	cargo test --locked --workspace
+
+bench: build
+	@$(BIN)/bench
+
+seeds: setup
+	cargo run --locked -p carbonmesh-simulations -- --iterations $(SEEDS)
+
+doc: setup
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps
+
+clean:
+	cargo clean

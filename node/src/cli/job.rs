@@ -1,0 +1,153 @@
+//! `carbonmesh job ...`, and waiting for a job's end.
+
+use std::time::Duration;
+
+use carbonmesh_protocol::{id::JobId, name::Name, view::JobState};
+use clap::Subcommand;
+use reqwest::Method;
+use tokio::time::Instant;
+
+use super::{
+    client::{Answer, Client},
+    failure::Failure,
+    output::{Output, clean, or_dash, short, table, values},
+    pipeline::node,
+};
+use crate::{
+    document::{format_duration, parse_duration},
+    http::view::{InvocationDoc, JobDoc, JobsDoc},
+};
+
+/// How long one request waits for a job's end: short enough to notice soon that the node is gone.
+const WAIT_STEP: Duration = Duration::from_secs(30);
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// List a pipeline's jobs
+    Ls {
+        /// Of which pipeline
+        pipeline: Name,
+        /// Only those in this state: queued, running, succeeded, dead or cancelled
+        #[arg(long)]
+        state: Option<JobState>,
+        /// How many at most
+        #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1000))]
+        limit: u32,
+        /// Only those behind this one, to read on
+        #[arg(long, value_name = "ID")]
+        after: Option<JobId>,
+    },
+    /// Show one job
+    Show {
+        /// Which
+        id: JobId,
+        /// Wait for its end, at most this long if a duration is given
+        #[arg(long, value_name = "DURATION", num_args = 0..=1, require_equals = true, value_parser = parse_duration)]
+        wait: Option<Option<Duration>>,
+    },
+}
+
+pub(super) async fn run(command: Command, client: &Client, out: &Output) -> Result<(), Failure> {
+    match command {
+        Command::Ls { pipeline, state, limit, after } => {
+            let (limit, after) = (limit.to_string(), after.map(|after| after.to_string()));
+            let mut query = vec![("limit", limit.as_str())];
+            query.extend(state.map(|state| ("state", state.name())));
+            query.extend(after.as_deref().map(|after| ("after", after)));
+            let path = ["pipelines", pipeline.as_str(), "jobs"];
+            out.answer(&client.get::<JobsDoc>(&path, &query).await?, list)
+        }
+        Command::Show { id, wait: None } => {
+            out.answer(&client.get(&["jobs", &id.to_string()], &[]).await?, show)
+        }
+        Command::Show { id, wait: Some(limit) } => wait(&id.to_string(), limit, client, out).await,
+    }
+}
+
+/// Waits for a job's end, at most for `limit`, and prints it; an end that is no success fails.
+pub(super) async fn wait(
+    job: &str,
+    limit: Option<Duration>,
+    client: &Client,
+    out: &Output,
+) -> Result<(), Failure> {
+    let answer = wait_for_end(job, limit, client).await?;
+    out.answer(&answer, show)?;
+    match answer.document.state {
+        JobState::Succeeded => Ok(()),
+        state => Err(Failure::Ended { job: job.to_owned(), state }),
+    }
+}
+
+async fn wait_for_end(
+    job: &str,
+    limit: Option<Duration>,
+    client: &Client,
+) -> Result<Answer<JobDoc>, Failure> {
+    let start = Instant::now();
+    loop {
+        let left = limit.map(|limit| limit.saturating_sub(start.elapsed()));
+        let step = left.map_or(WAIT_STEP, |left| left.min(WAIT_STEP));
+        // Whole milliseconds: that is what the node counts in.
+        let step = Duration::from_millis(u64::try_from(step.as_millis()).unwrap_or(u64::MAX));
+        let text = format_duration(step);
+        let request = client.request(Method::GET, &["jobs", job], &[("wait", &text)]);
+        let answer = client.answer::<JobDoc>(request, step).await?;
+        let state = answer.document.state;
+        match limit {
+            _ if state.is_terminal() => return Ok(answer),
+            Some(limit) if start.elapsed() >= limit => {
+                return Err(Failure::StillUnfinished { job: job.to_owned(), state, waited: limit });
+            }
+            _ => {}
+        }
+    }
+}
+
+fn list(page: &JobsDoc) -> String {
+    let rows = page.jobs.iter().map(|job| {
+        [
+            job.id.clone(),
+            job.state.to_string(),
+            job.created_at.clone(),
+            or_dash(job.step.as_ref()),
+            or_dash(job.key.as_deref().map(short)),
+            or_dash(job.error.as_deref().map(short)),
+        ]
+    });
+    let jobs = table(["ID", "STATE", "CREATED", "STEP", "KEY", "ERROR"], rows);
+    match &page.next {
+        Some(next) => format!("{jobs}\nthere may be more: read on with --after {next}"),
+        None => jobs,
+    }
+}
+
+fn show(job: &JobDoc) -> String {
+    let json =
+        |raw: &Option<Box<serde_json::value::RawValue>>| raw.as_ref().map(|raw| clean(raw.get()));
+    let head = values([
+        ("id", Some(job.id.clone())),
+        ("pipeline", Some(job.pipeline.clone())),
+        ("state", Some(job.state.to_string())),
+        ("created", Some(job.created_at.clone())),
+        ("finished", job.finished_at.clone()),
+        ("key", job.key.as_deref().map(clean)),
+        ("conflicts", (job.conflicts > 0).then(|| job.conflicts.to_string())),
+        ("instructions", json(&job.instructions)),
+        ("result", json(&job.result)),
+    ]);
+    let header = ["STEP", "PHASE", "STATE", "ATTEMPTS", "WORKER", "ERROR"];
+    format!("{head}\n\n{}", table(header, job.invocations.iter().map(invocation)))
+}
+
+fn invocation(invocation: &InvocationDoc) -> [String; 6] {
+    let last = invocation.attempts.last();
+    [
+        invocation.step.clone(),
+        invocation.phase.clone(),
+        invocation.state.to_string(),
+        invocation.attempt_count.to_string(),
+        or_dash(last.map(|attempt| node(&attempt.worker))),
+        or_dash(last.and_then(|attempt| attempt.error.as_deref()).map(short)),
+    ]
+}

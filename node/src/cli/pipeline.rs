@@ -1,0 +1,165 @@
+//! `carbonmesh pipeline ...`
+
+use std::{io::Read, path::PathBuf, time::Duration};
+
+use carbonmesh_protocol::{name::Name, view::Counts};
+use clap::Subcommand;
+use reqwest::Method;
+
+use super::{
+    client::Client,
+    failure::Failure,
+    output::{Output, clean, joined, or_dash, table, values},
+};
+use crate::{
+    document::{PhaseItem, PipelineDocument},
+    http::view::{AppliedDoc, NodeRef, PipelineDoc, PipelinesDoc},
+};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Make a pipeline known, or change it for jobs to come
+    Apply {
+        /// A pipeline document in TOML or JSON; `-` reads stdin
+        file: PathBuf,
+    },
+    /// List the pipelines
+    Ls,
+    /// Show one pipeline
+    Show {
+        /// Which
+        name: Name,
+    },
+    /// Remove a pipeline that has no unfinished jobs
+    Rm {
+        /// Which
+        name: Name,
+    },
+}
+
+pub(super) async fn run(command: Command, client: &Client, out: &Output) -> Result<(), Failure> {
+    match command {
+        Command::Apply { file } => apply(&read(&file)?, client, out).await,
+        Command::Ls => {
+            let answer = client.get::<PipelinesDoc>(&["pipelines"], &[]).await?;
+            out.answer(&answer, |found| list(&found.pipelines))
+        }
+        Command::Show { name } => {
+            let answer = client.get::<PipelineDoc>(&["pipelines", name.as_str()], &[]).await?;
+            out.answer(&answer, show)
+        }
+        Command::Rm { name } => {
+            let request = client.request(Method::DELETE, &["pipelines", name.as_str()], &[]);
+            client.text(request, Duration::ZERO).await.map(drop)
+        }
+    }
+}
+
+/// One line per pipeline.
+pub(super) fn list(pipelines: &[PipelineDoc]) -> String {
+    table(
+        [
+            "NAME",
+            "PHASES",
+            "REPLICAS",
+            "COORDINATOR",
+            "TERM",
+            "QUEUED",
+            "RUNNING",
+            "SUCCEEDED",
+            "DEAD",
+        ],
+        pipelines.iter().map(|one| {
+            let count = |of: fn(&Counts) -> u64| or_dash(one.counts.as_ref().map(of));
+            [
+                clean(&one.name),
+                one.definition.phases.len().to_string(),
+                one.replicas.len().to_string(),
+                or_dash(one.coordinator.as_ref().map(node)),
+                or_dash(one.term),
+                count(|counts| counts.queued),
+                count(|counts| counts.running),
+                count(|counts| counts.succeeded),
+                count(|counts| counts.dead),
+            ]
+        }),
+    )
+}
+
+/// A node's name, or the first digits of its identity.
+pub(super) fn node(node: &NodeRef) -> String {
+    match &node.name {
+        Some(name) => clean(name),
+        None => node.id.chars().take(8).collect(),
+    }
+}
+
+async fn apply(text: &str, client: &Client, out: &Output) -> Result<(), Failure> {
+    let usage = |error: crate::document::DocumentError| Failure::Usage(error.to_string());
+    let document = PipelineDocument::from_text(text).map_err(usage)?;
+    // Checked here too, so that a mistake in a file needs no node to be found.
+    let name = document.definition().map_err(usage)?.name;
+    let request = client.request(Method::PUT, &["pipelines", name.as_str()], &[]).json(&document);
+    let answer = client.answer::<AppliedDoc>(request, Duration::ZERO).await?;
+    out.answer(&answer, |applied| {
+        let what = if applied.changed { "applied" } else { "unchanged" };
+        format!("{} {what}, revision {}, {} copies", applied.name, applied.revision, applied.copies)
+    })
+}
+
+fn read(file: &PathBuf) -> Result<String, Failure> {
+    let text = if file.as_os_str() == "-" {
+        let mut text = String::new();
+        std::io::stdin().read_to_string(&mut text).map(|_| text)
+    } else {
+        std::fs::read_to_string(file)
+    };
+    text.map_err(|error| Failure::Usage(format!("cannot read {}: {error}", file.display())))
+}
+
+fn show(pipeline: &PipelineDoc) -> String {
+    let head = values([
+        ("name", Some(clean(&pipeline.name))),
+        ("revision", Some(pipeline.revision.clone())),
+        ("coordinator", Some(or_dash(pipeline.coordinator.as_ref().map(node)))),
+        ("term", pipeline.term.map(|term| term.to_string())),
+        ("replicas", Some(joined(pipeline.replicas.iter().map(node)))),
+        ("jobs", pipeline.counts.as_ref().map(counts)),
+        ("nobody offers", some(&pipeline.unoffered)),
+    ]);
+    let mut before = None;
+    let phases = pipeline.definition.phases.iter().map(|item| {
+        let row = phase(item, before.take());
+        before = Some(row[0].clone());
+        row
+    });
+    let phases = table(["STEP", "PHASE", "AFTER", "ATTEMPTS", "TIMEOUT"], phases);
+    format!("{head}\n\n{phases}")
+}
+
+fn phase(item: &PhaseItem, before: Option<String>) -> [String; 5] {
+    const USUAL: &str = "3";
+    match item {
+        PhaseItem::Name(name) => {
+            [name.clone(), name.clone(), or_dash(before), USUAL.to_owned(), "-".to_owned()]
+        }
+        PhaseItem::Full(phase) => [
+            phase.name.clone(),
+            phase.phase.as_ref().unwrap_or(&phase.name).clone(),
+            phase.after.as_ref().map_or_else(|| or_dash(before), joined),
+            phase.max_attempts.map_or_else(|| USUAL.to_owned(), |attempts| attempts.to_string()),
+            or_dash(phase.timeout.as_ref()),
+        ],
+    }
+}
+
+fn counts(counts: &Counts) -> String {
+    let Counts { queued, running, succeeded, dead, cancelled } = counts;
+    format!(
+        "{queued} queued, {running} running, {succeeded} succeeded, {dead} dead, {cancelled} cancelled"
+    )
+}
+
+fn some(names: &[String]) -> Option<String> {
+    (!names.is_empty()).then(|| joined(names))
+}

@@ -1,0 +1,170 @@
+//! Pipeline documents: what a person writes, in JSON or TOML, to define a pipeline.
+//!
+//! This owns the document's shape, its defaults and its error messages, which name the place.
+//! Whether the phases form a graph that can be run is the protocol's business
+//! ([`PipelineDef::with`]). A definition reads back from the document that was made of it.
+
+mod duration;
+mod instructions;
+mod phase;
+
+use carbonmesh_protocol::{
+    name::Name,
+    pipeline::{PipelineDef, PipelineError, Quorum},
+};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+pub use duration::{DurationError, format_duration, parse_duration};
+pub use instructions::{Instructions, InstructionsError, merge_instructions};
+pub use phase::{BackoffDocument, PhaseDocument, PhaseItem};
+
+/// How many nodes keep a pipeline's jobs if its document does not say.
+const DEFAULT_REPLICAS: u8 = 3;
+
+/// The document defines no pipeline. Nothing was changed.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum DocumentError {
+    /// It is no JSON; the message ends in line and column.
+    #[error("the document is no JSON: {0}")]
+    Syntax(String),
+    /// A key or a value is not what the document may have; the message ends in line and column.
+    #[error("{0}")]
+    Shape(String),
+    /// It is no TOML, or has a key or value that it may not have; the message shows the place.
+    #[error("{0}")]
+    Toml(String),
+    /// A value cannot be used.
+    #[error("{place}: {reason}")]
+    Field {
+        /// Where, such as `phases[2].timeout`.
+        place: String,
+        /// Why not, and what would do.
+        reason: String,
+    },
+    /// The pipeline as a whole cannot be.
+    #[error(transparent)]
+    Pipeline(#[from] PipelineError),
+}
+
+/// Both knobs of a pipeline at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Preset {
+    /// Go on with whoever can be reached.
+    Available,
+    /// Go on only with a majority.
+    Strict,
+}
+
+/// A pipeline as a person writes it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PipelineDocument {
+    /// Its name in the cluster.
+    pub name: String,
+    /// How many nodes keep its jobs; 3 unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replicas: Option<u8>,
+    /// Stands for `accept` and `execute` together; `available` unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preset: Option<Preset>,
+    /// How many copies there must be before a job is acknowledged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accept: Option<Quorum>,
+    /// How many replicas must back the coordinator before it dispatches.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub execute: Option<Quorum>,
+    /// Its phases; each comes after the one before unless it says otherwise.
+    pub phases: Vec<PhaseItem>,
+}
+
+impl PipelineDocument {
+    /// Reads a JSON document.
+    ///
+    /// # Errors
+    /// It is no JSON, or has a key or value that it may not have.
+    pub fn from_json(text: &[u8]) -> Result<Self, DocumentError> {
+        serde_json::from_slice(text).map_err(|error| match error.is_data() {
+            true => DocumentError::Shape(error.to_string()),
+            false => DocumentError::Syntax(error.to_string()),
+        })
+    }
+
+    /// Reads a TOML document.
+    ///
+    /// # Errors
+    /// It is no TOML, or has a key or value that it may not have.
+    pub fn from_toml(text: &str) -> Result<Self, DocumentError> {
+        toml::from_str(text)
+            .map_err(|error| DocumentError::Toml(error.to_string().trim_end().to_owned()))
+    }
+
+    /// Reads a document of either kind: JSON begins with a brace, TOML never does.
+    ///
+    /// # Errors
+    /// See [`from_json`](Self::from_json) and [`from_toml`](Self::from_toml).
+    pub fn from_text(text: &str) -> Result<Self, DocumentError> {
+        match text.trim_start().starts_with('{') {
+            true => Self::from_json(text.as_bytes()),
+            false => Self::from_toml(text),
+        }
+    }
+
+    /// The pipeline that it defines.
+    ///
+    /// # Errors
+    /// Names the place that cannot be used.
+    pub fn definition(&self) -> Result<PipelineDef, DocumentError> {
+        let (accept, execute) = self.quorums()?;
+        let phases = self.phases.iter().enumerate();
+        let phases = phases.map(|(at, item)| item.input(&format!("phases[{at}]")));
+        Ok(PipelineDef::with(
+            name(&self.name, || "name".to_owned())?,
+            phases.collect::<Result<_, _>>()?,
+            self.replicas.unwrap_or(DEFAULT_REPLICAS),
+            accept,
+            execute,
+        )?)
+    }
+
+    fn quorums(&self) -> Result<(Quorum, Quorum), DocumentError> {
+        match (self.preset, self.accept, self.execute) {
+            (None, accept, execute) => {
+                Ok((accept.unwrap_or_default(), execute.unwrap_or_default()))
+            }
+            (Some(Preset::Available), None, None) => Ok((Quorum::Any, Quorum::Any)),
+            (Some(Preset::Strict), None, None) => Ok((Quorum::Majority, Quorum::Majority)),
+            _ => Err(field(
+                "preset",
+                "it stands for `accept` and `execute`: give either it or these two",
+            )),
+        }
+    }
+}
+
+impl From<&PipelineDef> for PipelineDocument {
+    fn from(pipeline: &PipelineDef) -> Self {
+        let phases = pipeline.phases.iter().enumerate();
+        let available = (pipeline.accept, pipeline.execute) == (Quorum::Any, Quorum::Any);
+        Self {
+            name: pipeline.name.to_string(),
+            replicas: Some(pipeline.replicas),
+            preset: available.then_some(Preset::Available),
+            accept: (!available).then_some(pipeline.accept),
+            execute: (!available).then_some(pipeline.execute),
+            phases: phases.map(|(at, phase)| PhaseItem::of(pipeline, at, phase)).collect(),
+        }
+    }
+}
+
+fn field(place: impl Into<String>, reason: impl Into<String>) -> DocumentError {
+    DocumentError::Field { place: place.into(), reason: reason.into() }
+}
+
+fn name(text: &str, place: impl FnOnce() -> String) -> Result<Name, DocumentError> {
+    text.parse().map_err(|error| field(place(), format!("{error}")))
+}
+
+#[cfg(test)]
+mod tests;

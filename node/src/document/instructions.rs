@@ -1,0 +1,163 @@
+//! A job's instructions: one JSON object, checked where it enters and merged where it is used.
+//!
+//! Numbers and strings keep the spelling that their sender gave them: what is stored is the
+//! sender's text without the white space, so it stands on one line.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use serde_json::{Map, Value, value::RawValue};
+use thiserror::Error;
+
+/// The bytes are no instructions. Nothing was changed.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum InstructionsError {
+    /// They are no JSON; the message ends in line and column.
+    #[error("the job is no JSON: {0}")]
+    Syntax(String),
+    /// They are JSON, but no object.
+    #[error("the job is {0}: instructions are one JSON object, such as {{\"size\": 3}}")]
+    NotAnObject(&'static str),
+    /// A part of what should be merged is no JSON object.
+    #[error("{part} cannot be merged, since it is no JSON object: {reason}")]
+    Merge {
+        /// `instructions`, or `results[n]`.
+        part: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+/// A JSON object that was checked in full.
+#[derive(Clone, Debug)]
+pub struct Instructions {
+    fields: Map<String, Value>,
+    bytes: Bytes,
+}
+
+impl Instructions {
+    /// Checks that the bytes are one JSON object.
+    ///
+    /// # Errors
+    /// They are no JSON, are nested too deep, or are no object.
+    pub fn parse(json: &[u8]) -> Result<Self, InstructionsError> {
+        // Read as values, not skipped over: a phase must be able to read what is accepted here.
+        let value = serde_json::from_slice(json)
+            .map_err(|error| InstructionsError::Syntax(error.to_string()))?;
+        match value {
+            Value::Object(fields) => Ok(Self { fields, bytes: compact(json).into() }),
+            other => Err(InstructionsError::NotAnObject(kind(&other))),
+        }
+    }
+
+    /// The text of a top-level field, if there is such a field and it is a text.
+    pub fn text_field(&self, name: &str) -> Option<&str> {
+        self.fields.get(name)?.as_str()
+    }
+
+    /// The object on one line.
+    pub fn into_bytes(self) -> Bytes {
+        self.bytes
+    }
+}
+
+/// What a phase gets: the instructions with the results of the phases before merged into them, key
+/// by key at the top level; the later one wins. One line of JSON.
+///
+/// # Errors
+/// A part is no JSON object.
+pub fn merge_instructions(
+    instructions: &[u8],
+    results: &[Bytes],
+) -> Result<Vec<u8>, InstructionsError> {
+    let mut merged = BTreeMap::new();
+    merge_part(&mut merged, instructions, || "instructions".to_owned())?;
+    for (at, result) in results.iter().enumerate() {
+        merge_part(&mut merged, result, || format!("results[{at}]"))?;
+    }
+    let json = serde_json::to_vec(&merged)
+        .map_err(|error| InstructionsError::Syntax(error.to_string()))?;
+    Ok(compact(&json))
+}
+
+fn merge_part<'a>(
+    merged: &mut BTreeMap<String, &'a RawValue>,
+    json: &'a [u8],
+    part: impl FnOnce() -> String,
+) -> Result<(), InstructionsError> {
+    let fields: BTreeMap<String, &RawValue> = serde_json::from_slice(json)
+        .map_err(|error| InstructionsError::Merge { part: part(), reason: error.to_string() })?;
+    merged.extend(fields);
+    Ok(())
+}
+
+/// Valid JSON without the white space between its tokens.
+fn compact(json: &[u8]) -> Vec<u8> {
+    let (mut in_text, mut escaped) = (false, false);
+    let mut keep = |byte: u8| {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' => escaped = true,
+            b'"' => in_text = !in_text,
+            _ => return in_text || !byte.is_ascii_whitespace(),
+        }
+        true
+    };
+    json.iter().copied().filter(|&byte| keep(byte)).collect()
+}
+
+fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "an array",
+        Value::Object(_) => "an object",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn instructions_keep_their_spelling_but_not_their_white_space() {
+        let json = b"{ \"n\": 123456789012345678901234567890,\n \"a b\\\" \": [1.50, \" x \"] }";
+        let parsed = Instructions::parse(json).expect("valid");
+        let bytes = parsed.into_bytes();
+        let expected: &[u8] = b"{\"n\":123456789012345678901234567890,\"a b\\\" \":[1.50,\" x \"]}";
+        assert_eq!(bytes, expected);
+    }
+
+    #[test]
+    fn only_objects_are_instructions() {
+        let refusal = |json: &str| Instructions::parse(json.as_bytes()).expect_err(json);
+        assert_eq!(refusal("[1]"), InstructionsError::NotAnObject("an array"));
+        assert!(refusal("{\n\"a\": }").to_string().contains("line 2 column 6"));
+        assert!(matches!(refusal(&"[".repeat(10_000)), InstructionsError::Syntax(_)));
+        assert!(matches!(refusal("{} {}"), InstructionsError::Syntax(_)));
+    }
+
+    #[test]
+    fn a_text_field_is_found_and_nothing_else_is() {
+        let parsed = Instructions::parse(br#"{"key":"k1","n":1}"#).expect("valid");
+        assert_eq!(parsed.text_field("key"), Some("k1"));
+        assert_eq!(parsed.text_field("n"), None);
+        assert_eq!(parsed.text_field("absent"), None);
+    }
+
+    #[test]
+    fn the_later_result_wins_at_the_top_level_only() {
+        let results = [Bytes::from(r#"{"b":{"x":1}, "c":2}"#), Bytes::from(r#"{"c":3}"#)];
+        let merged = merge_instructions(br#"{"a":1,"b":{"y":2}}"#, &results).expect("objects");
+        assert_eq!(merged, br#"{"a":1,"b":{"x":1},"c":3}"#);
+    }
+
+    #[test]
+    fn a_result_that_is_no_object_is_named() {
+        let error = merge_instructions(b"{}", &[Bytes::from("{}"), Bytes::from("7")]);
+        let error = error.expect_err("a number").to_string();
+        assert!(error.starts_with("results[1] cannot be merged"), "{error}");
+    }
+}

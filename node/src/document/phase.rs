@@ -1,0 +1,169 @@
+//! Phases in a pipeline document: a bare name, or a table with settings.
+
+use std::{fmt, time::Duration};
+
+use carbonmesh_protocol::pipeline::{Backoff, PhaseDef, PhaseInput, PipelineDef};
+use serde::{
+    Deserialize, Deserializer, Serialize,
+    de::{MapAccess, Visitor, value::MapAccessDeserializer},
+};
+
+use super::{DocumentError, field, format_duration, name, parse_duration};
+
+/// A phase in a document: just its name, or all that there is to say.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum PhaseItem {
+    /// With the usual settings.
+    Name(String),
+    /// With its own.
+    Full(PhaseDocument),
+}
+
+/// A phase with settings of its own.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PhaseDocument {
+    /// Its name within the pipeline.
+    pub name: String,
+    /// What a worker must offer to run it; its name unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub phase: Option<String>,
+    /// The phases that must have succeeded before; the one before in the list unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<Vec<String>>,
+    /// How often it is tried; 3 unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_attempts: Option<u32>,
+    /// How long a retry waits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backoff: Option<BackoffDocument>,
+    /// How long one attempt may run, such as `30s`; the worker's own limit unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<String>,
+}
+
+/// How long a retry waits: `initial`, then twice as long each time, up to `max`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BackoffDocument {
+    /// `1s` unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub initial: Option<String>,
+    /// `1m` unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max: Option<String>,
+}
+
+impl PhaseItem {
+    /// The phase for the protocol; `place` begins the place in errors.
+    pub(super) fn input(&self, place: &str) -> Result<PhaseInput, DocumentError> {
+        match self {
+            Self::Name(text) => Ok(PhaseInput::named(name(text, || place.to_owned())?)),
+            Self::Full(phase) => phase.input(place),
+        }
+    }
+
+    /// Says only what a reader would not assume.
+    pub(super) fn of(pipeline: &PipelineDef, at: usize, phase: &PhaseDef) -> Self {
+        let usual = PhaseInput::named(phase.name.clone());
+        let usual_after = at.checked_sub(1).map(|before| before as u16);
+        let names =
+            |after: &u16| pipeline.phases.get(usize::from(*after)).map(|one| one.name.to_string());
+        let document = PhaseDocument {
+            name: phase.name.to_string(),
+            phase: (phase.phase != usual.phase).then(|| phase.phase.to_string()),
+            after: (!phase.after.iter().eq(usual_after.iter()))
+                .then(|| phase.after.iter().filter_map(names).collect()),
+            max_attempts: (phase.max_attempts != usual.max_attempts).then_some(phase.max_attempts),
+            backoff: (phase.backoff != usual.backoff).then(|| BackoffDocument {
+                initial: Some(format_duration(phase.backoff.initial)),
+                max: Some(format_duration(phase.backoff.max)),
+            }),
+            timeout: phase.timeout.map(format_duration),
+        };
+        let bare = PhaseDocument { name: document.name.clone(), ..PhaseDocument::default() };
+        if document == bare { Self::Name(document.name) } else { Self::Full(document) }
+    }
+}
+
+// By hand, since what serde derives for untagged enums keeps no reason and no place.
+impl<'de> Deserialize<'de> for PhaseItem {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Item;
+
+        impl<'de> Visitor<'de> for Item {
+            type Value = PhaseItem;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a phase: its name, or a table with a `name`")
+            }
+
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<PhaseItem, E> {
+                Ok(PhaseItem::Name(text.to_owned()))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<PhaseItem, A::Error> {
+                PhaseDocument::deserialize(MapAccessDeserializer::new(map)).map(PhaseItem::Full)
+            }
+        }
+
+        deserializer.deserialize_any(Item)
+    }
+}
+
+impl PhaseDocument {
+    fn input(&self, place: &str) -> Result<PhaseInput, DocumentError> {
+        let at = |key: &str| format!("{place}.{key}");
+        let usual = PhaseInput::named(name(&self.name, || at("name"))?);
+        let after = self.after.as_ref().map(|names| {
+            let names = names.iter().enumerate();
+            names.map(|(i, text)| name(text, || at(&format!("after[{i}]")))).collect()
+        });
+        let phase = self.phase.as_ref().map(|text| name(text, || at("phase")));
+        let timeout = self.timeout.as_ref().map(|text| positive(text, || at("timeout")));
+        Ok(PhaseInput {
+            phase: phase.transpose()?.unwrap_or(usual.phase),
+            after: after.transpose()?,
+            max_attempts: self.max_attempts.unwrap_or(usual.max_attempts),
+            backoff: match &self.backoff {
+                Some(backoff) => backoff.backoff(&at("backoff"))?,
+                None => usual.backoff,
+            },
+            timeout: timeout.transpose()?,
+            name: usual.name,
+        })
+    }
+}
+
+impl BackoffDocument {
+    fn backoff(&self, place: &str) -> Result<Backoff, DocumentError> {
+        let read = |text: &Option<String>, key: &str| {
+            text.as_ref().map(|text| positive(text, || format!("{place}.{key}"))).transpose()
+        };
+        let Backoff { initial, max } = Backoff::DEFAULT;
+        match (read(&self.initial, "initial")?, read(&self.max, "max")?) {
+            (Some(initial), Some(max)) if initial > max => Err(field(
+                place,
+                format!(
+                    "initial is {}, max is {}: initial may not be longer than max",
+                    format_duration(initial),
+                    format_duration(max)
+                ),
+            )),
+            (Some(initial), Some(max)) => Ok(Backoff { initial, max }),
+            // The end that was not given gives way to the one that was.
+            (Some(initial), None) => Ok(Backoff { initial, max: max.max(initial) }),
+            (None, Some(max)) => Ok(Backoff { initial: initial.min(max), max }),
+            (None, None) => Ok(Backoff { initial, max }),
+        }
+    }
+}
+
+fn positive(text: &str, place: impl Fn() -> String) -> Result<Duration, DocumentError> {
+    let duration = parse_duration(text).map_err(|error| field(place(), error.to_string()))?;
+    if duration.as_millis() == 0 {
+        return Err(field(place(), format!("`{text}` is too short: give at least 1ms")));
+    }
+    Ok(duration)
+}

@@ -1,0 +1,100 @@
+//! Documents in and out, and where their errors point.
+
+use std::time::Duration;
+
+use super::*;
+
+fn definition(json: &str) -> Result<PipelineDef, DocumentError> {
+    PipelineDocument::from_json(json.as_bytes())?.definition()
+}
+
+fn refusal(json: &str) -> String {
+    definition(json).expect_err(json).to_string()
+}
+
+#[test]
+fn json_and_toml_say_the_same() {
+    let json = r#"{"name": "p", "replicas": 2, "phases": ["a",
+        {"name": "b", "phase": "work", "max_attempts": 5, "timeout": "90s",
+         "backoff": {"initial": "500ms", "max": "5m"}, "after": []}]}"#;
+    let toml = r#"
+        name = "p"
+        replicas = 2
+        phases = ["a", { name = "b", phase = "work", max_attempts = 5, timeout = "90s", backoff = { initial = "500ms", max = "5m" }, after = [] }]
+    "#;
+    let from_json = PipelineDocument::from_text(json).expect("JSON");
+    assert_eq!(from_json, PipelineDocument::from_text(toml).expect("TOML"));
+    let pipeline = from_json.definition().expect("valid");
+    let second = &pipeline.phases[1];
+    assert_eq!((second.phase.as_str(), second.max_attempts), ("work", 5));
+    assert_eq!(second.timeout, Some(Duration::from_secs(90)));
+    assert_eq!(second.backoff.initial, Duration::from_millis(500));
+    assert_eq!(second.after, Vec::<u16>::new());
+}
+
+#[test]
+fn a_definition_reads_back_from_its_document() {
+    let json = r#"{"name":"p","phases":["s",{"name":"l","timeout":"2m"},
+        {"name":"r","after":["s"]},{"name":"end","after":["l","r"],"backoff":{"max":"2m"}}]}"#;
+    let pipeline = definition(json).expect("valid");
+    let document = PipelineDocument::from(&pipeline);
+    assert_eq!(document.definition().as_ref(), Ok(&pipeline));
+    let text = serde_json::to_string(&document).expect("JSON");
+    assert_eq!(
+        text,
+        concat!(
+            r#"{"name":"p","replicas":3,"preset":"available","phases":["s","#,
+            r#"{"name":"l","timeout":"2m"},{"name":"r","after":["s"]},"#,
+            r#"{"name":"end","after":["l","r"],"backoff":{"initial":"1s","max":"2m"}}]}"#
+        )
+    );
+}
+
+#[test]
+fn values_are_refused_with_their_place() {
+    let cases = [
+        (r#"{"name":"p/q","phases":["a"]}"#, "name: name `p/q` has `/`"),
+        (r#"{"name":"p","phases":["a",""]}"#, "phases[1]: a name is empty"),
+        (r#"{"name":"p","phases":[{"name":"a","phase":"-"}]}"#, "phases[0].phase: "),
+        (r#"{"name":"p","phases":["a",{"name":"b","after":["a","?"]}]}"#, "phases[1].after[1]: "),
+        (
+            r#"{"name":"p","phases":["a","b",{"name":"c","timeout":"30"}]}"#,
+            "phases[2].timeout: `30` is no duration",
+        ),
+        (r#"{"name":"p","phases":[{"name":"c","timeout":"0s"}]}"#, "phases[0].timeout: `0s` is"),
+        (
+            r#"{"name":"p","phases":[{"name":"a","backoff":{"initial":"x"}}]}"#,
+            "phases[0].backoff.initial: ",
+        ),
+        (
+            r#"{"name":"p","phases":[{"name":"a","backoff":{"initial":"5m","max":"1s"}}]}"#,
+            "phases[0].backoff: initial is 5m, max is 1s",
+        ),
+        (r#"{"name":"p","phases":["a"],"preset":"strict","accept":"any"}"#, "preset: it stands"),
+        (r#"{"name":"p","phases":["a"],"replicas":0}"#, "pipeline `p`: replicas is 0"),
+        (r#"{"name":"p","phases":["a"],"preset":"strict"}"#, "pipeline `p`: accept = \"majority\""),
+        (r#"{"name":"p","phases":[]}"#, "pipeline `p` has no phases"),
+    ];
+    for (json, start) in cases {
+        let message = refusal(json);
+        assert!(message.starts_with(start), "{json}\n{message}\n{start}");
+    }
+}
+
+#[test]
+fn unknown_keys_are_refused_with_the_known_ones_and_the_line() {
+    let message =
+        refusal("{\"name\":\"p\",\n\"phases\":[\"a\",{\"name\":\"b\",\"timeuot\":\"1s\"}]}");
+    assert!(message.contains("unknown field `timeuot`"), "{message}");
+    assert!(message.contains("`timeout`") && message.contains("line 2"), "{message}");
+    let toml = PipelineDocument::from_toml("name = \"p\"\nphases = [\"a\"]\nreplica = 3\n");
+    let message = toml.expect_err("a typo").to_string();
+    assert!(message.contains("replica") && message.contains("line 3"), "{message}");
+}
+
+#[test]
+fn broken_syntax_is_told_from_a_wrong_shape() {
+    assert!(matches!(definition("{\"name\": "), Err(DocumentError::Syntax(_))));
+    assert!(matches!(definition(r#"{"name":"p","phases":7}"#), Err(DocumentError::Shape(_))));
+    assert!(matches!(definition(r#"{"name":"p","phases":[7]}"#), Err(DocumentError::Shape(_))));
+}

@@ -1,0 +1,81 @@
+//! Requests into a running node: what the HTTP interface and embedding programs hold.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
+
+use carbonmesh_protocol::{
+    id::NodeId,
+    io::{Request, RequestId, Response},
+};
+use thiserror::Error;
+use tokio::sync::{mpsc, oneshot};
+
+/// The node has stopped; the request may or may not have been done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("the node has stopped")]
+pub struct Stopped;
+
+/// What the driver receives from handles.
+#[derive(Debug)]
+pub(crate) enum Call {
+    /// A request, and where its answer goes.
+    Ask { id: RequestId, request: Request, answer: oneshot::Sender<Response> },
+    /// Nobody waits for this answer any more.
+    Forget(RequestId),
+}
+
+/// Talks to a running node; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct NodeHandle {
+    node: NodeId,
+    calls: mpsc::Sender<Call>,
+    next: Arc<AtomicU64>,
+}
+
+impl NodeHandle {
+    /// A handle that feeds `calls`.
+    pub(crate) fn new(node: NodeId, calls: mpsc::Sender<Call>) -> Self {
+        Self { node, calls, next: Arc::default() }
+    }
+
+    /// The node's identity.
+    pub fn node(&self) -> NodeId {
+        self.node
+    }
+
+    /// Asks the node; dropping the future gives the request up.
+    ///
+    /// # Errors
+    /// The node has stopped.
+    pub async fn request(&self, request: Request) -> Result<Response, Stopped> {
+        let id = RequestId(self.next.fetch_add(1, Ordering::Relaxed));
+        let (answer, answered) = oneshot::channel();
+        self.calls.send(Call::Ask { id, request, answer }).await.map_err(|_| Stopped)?;
+        let forget = Forget { id, calls: &self.calls, armed: true };
+        let response = answered.await.map_err(|_| Stopped);
+        forget.disarm();
+        response
+    }
+}
+
+/// Tells the node when a request's future is dropped.
+struct Forget<'a> {
+    id: RequestId,
+    calls: &'a mpsc::Sender<Call>,
+    armed: bool,
+}
+
+impl Forget<'_> {
+    fn disarm(mut self) {
+        self.armed = false;
+    }
+}
+
+impl Drop for Forget<'_> {
+    fn drop(&mut self) {
+        if self.armed {
+            // A full queue may refuse this: the request then ends by its own time-out.
+            let _ = self.calls.try_send(Call::Forget(self.id));
+        }
+    }
+}

@@ -1,0 +1,38 @@
+//! Routes of the cluster: nodes, phases, status, and of the node itself: version, health.
+
+use axum::{Json, extract::State};
+
+use super::{
+    Api, Problem,
+    pipelines::cluster,
+    view::{HealthDoc, NodesDoc, PhasesDoc, StatusDoc, VersionDoc},
+};
+
+/// `GET /v1/nodes`
+pub(super) async fn nodes(State(api): State<Api>) -> Result<Json<NodesDoc>, Problem> {
+    Ok(Json(NodesDoc::new(&*cluster(&api).await?)))
+}
+
+/// `GET /v1/phases`
+pub(super) async fn phases(State(api): State<Api>) -> Result<Json<PhasesDoc>, Problem> {
+    Ok(Json(PhasesDoc::new(&*cluster(&api).await?)))
+}
+
+/// `GET /v1/status`
+pub(super) async fn status(State(api): State<Api>) -> Result<Json<StatusDoc>, Problem> {
+    Ok(Json(StatusDoc::new(&*cluster(&api).await?)))
+}
+
+/// `GET /v1/version`
+pub(super) async fn version() -> Json<VersionDoc> {
+    Json(VersionDoc {
+        name: env!("CARGO_PKG_NAME").into(),
+        version: env!("CARGO_PKG_VERSION").into(),
+    })
+}
+
+/// `GET /healthz`: the node's loop answers.
+pub(super) async fn health(State(api): State<Api>) -> Result<Json<HealthDoc>, Problem> {
+    cluster(&api).await?;
+    Ok(Json(HealthDoc { status: "ok".into() }))
+}

@@ -1,0 +1,109 @@
+//! What handlers take out of requests; whatever does not fit becomes a problem document.
+
+use std::{fmt, str::FromStr, time::Duration};
+
+use axum::{
+    body::Body,
+    extract::{FromRequestParts, Path, Query},
+    http::{HeaderMap, StatusCode, header::CONTENT_TYPE, request::Parts},
+};
+use bytes::{Bytes, BytesMut};
+use futures::StreamExt;
+use serde::{Deserialize, Deserializer, de::DeserializeOwned, de::Error as _};
+
+use super::Problem;
+use crate::document::parse_duration;
+
+/// How many times its limit a body may have to be read to its end, so that its sender, who may not
+/// listen before it has sent all, gets to read the refusal.
+const DRAIN: usize = 8;
+
+/// The one variable part of a path.
+pub(super) struct PathPart<T>(pub(super) T);
+
+impl<S, T> FromRequestParts<S> for PathPart<T>
+where
+    S: Send + Sync,
+    T: FromStr<Err: fmt::Display> + Send,
+{
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let Path(text) = Path::<String>::from_request_parts(parts, state)
+            .await
+            .map_err(|rejection| Problem::bad_request("bad-path", rejection.body_text()))?;
+        text.parse()
+            .map(Self)
+            .map_err(|error: T::Err| Problem::bad_request("bad-path", error.to_string()))
+    }
+}
+
+/// The query's parameters.
+pub(super) struct Parameters<T>(pub(super) T);
+
+impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Parameters<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let query = Query::<T>::from_request_parts(parts, state).await;
+        query
+            .map(|Query(parameters)| Self(parameters))
+            .map_err(|rejection| Problem::bad_request("bad-query", rejection.body_text()))
+    }
+}
+
+/// Reads a parameter by its [`FromStr`].
+pub(super) fn parsed<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: FromStr<Err: fmt::Display>,
+{
+    String::deserialize(deserializer)?.parse().map(Some).map_err(D::Error::custom)
+}
+
+/// Reads a duration such as `30s`.
+pub(super) fn duration<'de, D>(deserializer: D) -> Result<Option<Duration>, D::Error>
+where
+    D: Deserializer<'de>,
+{
+    parse_duration(&String::deserialize(deserializer)?).map(Some).map_err(D::Error::custom)
+}
+
+/// What a body is, by its `Content-Type`, without parameters.
+pub(super) fn media_type(headers: &HeaderMap) -> String {
+    let value = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
+}
+
+/// The body has a type that the route does not take.
+pub(super) fn wrong_media_type(found: &str, allowed: &str) -> Problem {
+    let found = if found.is_empty() { "is missing".to_owned() } else { format!("is `{found}`") };
+    let detail = format!("Content-Type {found}: send {allowed}");
+    Problem::new(
+        StatusCode::UNSUPPORTED_MEDIA_TYPE,
+        "wrong-media-type",
+        "unsupported media type",
+        detail,
+    )
+}
+
+/// Reads a body of at most `limit` bytes.
+pub(super) async fn read_body(body: Body, limit: usize) -> Result<Bytes, Problem> {
+    let mut chunks = body.into_data_stream();
+    let (mut read, mut kept) = (0, BytesMut::new());
+    while let Some(chunk) = chunks.next().await {
+        let chunk = chunk.map_err(|error| broken_body(&error))?;
+        read += chunk.len();
+        if read <= limit {
+            kept.extend_from_slice(&chunk);
+        } else if read > limit.saturating_mul(DRAIN) {
+            break;
+        }
+    }
+    if read > limit { Err(Problem::too_large("the body", limit)) } else { Ok(kept.freeze()) }
+}
+
+/// The body ended before its end.
+pub(super) fn broken_body(error: &axum::Error) -> Problem {
+    Problem::bad_request("broken-body", format!("the body could not be read: {error}"))
+}

@@ -1,0 +1,320 @@
+//! The interface as a client sees it, with a node that answers by rote.
+
+mod bulk;
+
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use carbonmesh_protocol::{
+    id::{JobId, PipelineId},
+    io::{Refusal, Request, Response},
+    view::{JobState, JobSummary},
+};
+use reqwest::{Body, Client, Method, RequestBuilder, header::HeaderMap};
+use serde_json::{Value, json};
+
+use tokio::{net::TcpListener, sync::mpsc};
+use tokio_util::sync::CancellationToken;
+
+use super::{HttpLimits, fake, router, serve};
+use crate::handle::NodeHandle;
+
+const JSON: (&str, &str) = ("content-type", "application/json");
+const NDJSON: (&str, &str) = ("content-type", "application/x-ndjson");
+
+async fn node(answer: impl FnMut(Request) -> Response + Send + 'static) -> String {
+    fake::serve_with(HttpLimits { job_bytes: 1000, ..HttpLimits::default() }, answer).await
+}
+
+/// A node that is never asked.
+async fn silent() -> String {
+    node(|request| panic!("asked for {request:?}")).await
+}
+
+fn client() -> Client {
+    Client::builder().no_proxy().build().expect("a client")
+}
+
+fn post(url: &str, content: (&str, &str), body: impl Into<Body>) -> RequestBuilder {
+    client().post(url).header(content.0, content.1).body(body)
+}
+
+async fn json_of(request: RequestBuilder) -> (u16, HeaderMap, Value) {
+    let response = request.send().await.expect("an answer");
+    let (status, headers) = (response.status().as_u16(), response.headers().clone());
+    let text = response.text().await.expect("a body");
+    (status, headers, serde_json::from_str(&text).unwrap_or(Value::Null))
+}
+
+/// The status and the kind of a problem document that says the same as its response.
+async fn problem(request: RequestBuilder) -> (u16, String, String) {
+    let (status, headers, body) = json_of(request).await;
+    assert_eq!(headers["content-type"], "application/problem+json", "{body}");
+    assert_eq!(body["status"], status, "{body}");
+    assert!(body["title"].is_string(), "{body}");
+    let text = |field: &str| body[field].as_str().unwrap_or_default().to_owned();
+    let kind = text("type").strip_prefix("urn:carbonmesh:problem:").map(str::to_owned);
+    (status, kind.expect("our kinds"), text("detail"))
+}
+
+fn some_job() -> JobId {
+    JobId::of_key(PipelineId::of_name("p"), "k")
+}
+
+#[tokio::test]
+async fn routes_and_methods_that_are_not_there_are_problems() {
+    let url = silent().await;
+    let (status, kind, detail) = problem(client().get(format!("{url}/v2/x"))).await;
+    assert_eq!((status, kind.as_str()), (404, "unknown-route"));
+    assert!(detail.contains("/v2/x"));
+    let (status, headers, _) = json_of(client().patch(format!("{url}/v1/pipelines/p"))).await;
+    assert_eq!(status, 405);
+    assert_eq!(headers["content-type"], "application/problem+json");
+    let allow = headers["allow"].to_str().expect("text");
+    assert!(allow.contains("PUT") && allow.contains("DELETE"), "{allow}");
+}
+
+#[tokio::test]
+async fn foreign_pages_are_refused_and_local_ones_are_not() {
+    let limits = HttpLimits { hosts: vec!["mesh.example".into()], ..HttpLimits::default() };
+    let url = fake::serve_with(limits, |_| Response::Removed).await;
+    let delete = || client().delete(format!("{url}/v1/pipelines/p"));
+    for (header, value) in [
+        ("host", "evil.example"),
+        ("origin", "http://evil.example"),
+        ("origin", "null"),
+        ("origin", "http://localhost.evil.example:7400"),
+    ] {
+        let (status, kind, _) = problem(delete().header(header, value)).await;
+        assert_eq!((status, kind.as_str()), (403, "foreign-host"), "{value}");
+    }
+    for (header, value) in [
+        ("host", "localhost:1"),
+        ("host", "mesh.example"),
+        ("origin", "http://localhost:3000"),
+        ("origin", "http://[::1]:7400"),
+    ] {
+        let response = delete().header(header, value).send().await.expect("an answer");
+        assert_eq!(response.status(), 204, "{value}");
+    }
+}
+
+#[tokio::test]
+async fn a_pipeline_is_applied_from_its_document() {
+    let url = node(|request| match request {
+        Request::Apply(definition) => {
+            assert_eq!(definition.phases.len(), 2);
+            Response::Applied { revision: 0x1f, changed: true, copies: 2 }
+        }
+        other => panic!("{other:?}"),
+    })
+    .await;
+    let document = json!({"name": "p", "phases": ["a", {"name": "b", "timeout": "30s"}]});
+    for (method, path) in [(Method::PUT, "/v1/pipelines/p"), (Method::POST, "/v1/pipelines")] {
+        let request = client().request(method, format!("{url}{path}")).json(&document);
+        let (status, headers, body) = json_of(request).await;
+        assert_eq!(
+            (status, &headers["location"]),
+            (200, &"/v1/pipelines/p".parse().expect("value"))
+        );
+        let expected =
+            json!({"name": "p", "revision": "000000000000001f", "changed": true, "copies": 2});
+        assert_eq!(body, expected);
+    }
+}
+
+#[tokio::test]
+async fn documents_that_cannot_be_are_refused_with_the_place() {
+    let url = silent().await;
+    let put = |body: &str| {
+        let body = body.to_owned();
+        client().put(format!("{url}/v1/pipelines/p")).header(JSON.0, JSON.1).body(body)
+    };
+    let cases = [
+        ("{\n \"name\"", 400, "bad-json", "line 2"),
+        (r#"{"name":"p","phases":["a"],"x":1}"#, 422, "invalid-pipeline", "unknown field `x`"),
+        (r#"{"name":"q","phases":["a"]}"#, 422, "invalid-pipeline", "`q`"),
+        (r#"{"name":"p","phases":["a","a"]}"#, 422, "invalid-pipeline", "phases[1].name"),
+        (r#"{"name":"p","phases":["a"],"preset":"strict"}"#, 422, "invalid-pipeline", "majority"),
+    ];
+    for (body, status, kind, part) in cases {
+        let found = problem(put(body)).await;
+        assert_eq!((found.0, found.1.as_str()), (status, kind), "{body}");
+        assert!(found.2.contains(part), "{}", found.2);
+    }
+    let toml = client().put(format!("{url}/v1/pipelines/p")).body("name = 'p'");
+    assert_eq!(problem(toml).await.0, 415);
+    let name = client().get(format!("{url}/v1/pipelines/-p"));
+    assert_eq!(problem(name).await.1, "bad-path");
+}
+
+#[tokio::test]
+async fn an_accepted_job_is_answered_with_its_receipt() {
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let log = seen.clone();
+    let url = node(move |request| {
+        log.lock().expect("a lock").push(request.clone());
+        fake::accept(&request)
+    })
+    .await;
+    let request = post(&format!("{url}/v1/pipelines/p/jobs"), JSON, "{ \"a\": 1 }\n");
+    let (status, headers, body) = json_of(request.header("Idempotency-Key", "k")).await;
+    assert_eq!(status, 202);
+    let id = some_job().to_string();
+    assert_eq!(headers["location"], format!("/v1/jobs/{id}"));
+    let expected = json!({"id": id, "copies": 2, "target": 3, "degraded": false, "existed": false});
+    assert_eq!(body, expected);
+    let seen = seen.lock().expect("a lock");
+    let [Request::Enqueue { jobs, .. }] = seen.as_slice() else { panic!("{seen:?}") };
+    assert_eq!(jobs[0].key.as_deref(), Some("k"));
+    assert_eq!(jobs[0].instructions, r#"{"a":1}"#);
+}
+
+#[tokio::test]
+async fn jobs_that_cannot_be_are_refused() {
+    let url = silent().await;
+    let jobs = format!("{url}/v1/pipelines/p/jobs");
+    let cases = [
+        (post(&jobs, JSON, "{\"a\":"), 400, "bad-json"),
+        (post(&jobs, JSON, "[1]"), 422, "not-an-object"),
+        (post(&jobs, JSON, vec![b' '; 1001]), 413, "too-large"),
+        (post(&jobs, JSON, vec![b' '; 100_000]), 413, "too-large"),
+        (post(&jobs, ("content-type", "text/plain"), "{}"), 415, "wrong-media-type"),
+        (post(&format!("{jobs}?wait=soon"), JSON, "{}"), 400, "bad-query"),
+        (post(&format!("{jobs}?wait=11m"), JSON, "{}"), 400, "bad-query"),
+        (post(&format!("{jobs}?wiat=1s"), JSON, "{}"), 400, "bad-query"),
+        (post(&format!("{jobs}?key=id"), JSON, "{}"), 400, "bad-query"),
+        (post(&format!("{jobs}?wait=1s"), NDJSON, "{}"), 400, "bad-query"),
+        (post(&jobs, NDJSON, "{}").header("Idempotency-Key", "k"), 400, "bad-header"),
+        (post(&jobs, JSON, "{}").header("Idempotency-Key", "kä"), 400, "bad-header"),
+        (client().get(format!("{jobs}?limit=0")), 400, "bad-query"),
+        (client().get(format!("{jobs}?state=lost")), 400, "bad-query"),
+        (client().get(format!("{jobs}?after=7")), 400, "bad-query"),
+        (client().get(format!("{url}/v1/jobs/7")), 400, "bad-path"),
+    ];
+    for (request, status, kind) in cases {
+        let (found, found_kind, detail) = problem(request).await;
+        assert_eq!((found, found_kind.as_str()), (status, kind), "{detail}");
+    }
+}
+
+#[tokio::test]
+async fn a_refusal_of_the_node_is_a_problem_with_the_time_to_wait() {
+    let url = node(|_| Response::Enqueued(vec![Err(Refusal::Busy { waiting: 9, limit: 9 })])).await;
+    let request = post(&format!("{url}/v1/pipelines/p/jobs"), JSON, "{}");
+    let (status, headers, body) = json_of(request).await;
+    assert_eq!((status, &headers["retry-after"]), (429, &"1".parse().expect("a value")));
+    assert_eq!((&body["limit"], &body["retry_after_s"]), (&json!(9), &json!(1)));
+
+    let url = node(|_| Response::Refused(Refusal::UnknownJob(some_job()))).await;
+    let request = client().get(format!("{url}/v1/jobs/{}", some_job()));
+    assert_eq!(problem(request).await.1, "unknown-job");
+}
+
+#[tokio::test]
+async fn waiting_gives_the_finished_job_or_else_the_receipt() {
+    for (state, status) in [(JobState::Dead, 200), (JobState::Running, 202)] {
+        let url = node(move |request| match request {
+            Request::Job { job, wait } => {
+                assert_eq!(wait.map(|wait| wait.as_secs()), Some(30));
+                Response::Job(Box::new(fake::job(job, state)))
+            }
+            Request::Cluster => Response::Cluster(Box::new(fake::cluster())),
+            enqueue => fake::accept(&enqueue),
+        })
+        .await;
+        let request = post(&format!("{url}/v1/pipelines/p/jobs?wait=30s"), JSON, "{}");
+        let (found, _, body) = json_of(request).await;
+        assert_eq!(found, status);
+        assert_eq!(body["state"] == "dead", status == 200, "{body}");
+    }
+}
+
+#[tokio::test]
+async fn a_job_is_shown_with_its_result_and_its_workers() {
+    let url = node(|request| match request {
+        Request::Job { job, wait: None } => {
+            Response::Job(Box::new(fake::job(job, JobState::Succeeded)))
+        }
+        _ => Response::Cluster(Box::new(fake::cluster())),
+    })
+    .await;
+    let response = client().get(format!("{url}/v1/jobs/{}", some_job())).send().await;
+    let text = response.expect("an answer").text().await.expect("a body");
+    assert!(
+        text.contains(r#""instructions":{"n":1.00,"a":1},"result":{"a":2,"n":1.00}"#),
+        "{text}"
+    );
+    let body: Value = serde_json::from_str(&text).expect("JSON");
+    assert_eq!(body["finished_at"], "1970-01-01T00:00:02.500Z");
+    let attempt = &body["invocations"][0]["attempts"][0];
+    assert_eq!(attempt["worker"], json!({"id": "ab".repeat(16), "name": "here"}));
+}
+
+#[tokio::test]
+async fn jobs_are_listed_by_page() {
+    let url = node(|request| {
+        let Request::Jobs { state, after, limit, .. } = request else { panic!("{request:?}") };
+        assert_eq!((state, after, limit), (Some(JobState::Dead), Some(some_job()), 2));
+        let job = JobSummary {
+            job: some_job(),
+            state: JobState::Dead,
+            created_ms: 0,
+            key: None,
+            step: None,
+            error: Some("no".into()),
+        };
+        Response::Jobs { jobs: vec![job], next: Some(some_job()) }
+    })
+    .await;
+    let query = format!("state=dead&limit=2&after={}", some_job());
+    let (status, _, body) =
+        json_of(client().get(format!("{url}/v1/pipelines/p/jobs?{query}"))).await;
+    assert_eq!(status, 200);
+    assert_eq!(body["jobs"][0]["error"], "no");
+    assert_eq!(body["next"], some_job().to_string());
+}
+
+#[tokio::test]
+async fn the_cluster_is_shown() {
+    let url = node(|_| Response::Cluster(Box::new(fake::cluster()))).await;
+    let get = async |path: &str| json_of(client().get(format!("{url}{path}"))).await.2;
+    let phases = get("/v1/phases").await;
+    let offer = json!({"id": "ab".repeat(16), "name": "here", "slots": 4, "free": 3});
+    let expected = json!([{"phase": "work", "slots": 4, "free": 3, "nodes": [offer]}]);
+    assert_eq!(phases["phases"], expected);
+    let status = get("/v1/status").await;
+    assert_eq!(status["members"], json!({"alive": 1, "suspect": 0, "down": 1, "retired": 0}));
+    assert_eq!(status["unoffered_phases"], json!(["s"]));
+    assert_eq!(status["refusing"][0]["reason"], "disk full");
+    assert_eq!(status["pipelines"][0]["term"], 5);
+    assert_eq!(get("/v1/nodes").await["nodes"][1]["liveness"], "down");
+    let pipeline = get("/v1/pipelines/p").await;
+    let definition = json!({"name": "p", "replicas": 3, "preset": "available", "phases": ["s"]});
+    assert_eq!(pipeline["definition"], definition);
+    assert_eq!(pipeline["replicas"][1], json!({"id": "02".repeat(16), "name": null}));
+    assert_eq!(get("/v1/pipelines").await["pipelines"][0], pipeline);
+    assert_eq!(get("/v1/version").await["version"], env!("CARGO_PKG_VERSION"));
+    assert_eq!(get("/healthz").await["status"], "ok");
+    let (status, kind, detail) = problem(client().get(format!("{url}/v1/pipelines/z"))).await;
+    assert_eq!((status, kind.as_str()), (404, "unknown-pipeline"));
+    assert!(detail.contains("known are p"), "{detail}");
+}
+
+#[tokio::test]
+async fn a_node_that_has_stopped_says_so() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let url = format!("http://{}", listener.local_addr().expect("an address"));
+    let (calls, called) = mpsc::channel(1);
+    drop(called);
+    let router = router(NodeHandle::new(fake::NODE, calls), HttpLimits::default());
+    let cancel = CancellationToken::new();
+    let server = tokio::spawn(serve(listener, router, cancel.clone()));
+    let (status, kind, _) = problem(client().get(format!("{url}/healthz"))).await;
+    assert_eq!((status, kind.as_str()), (503, "stopping"));
+    cancel.cancel();
+    let ended = tokio::time::timeout(Duration::from_secs(10), server).await;
+    assert!(ended.expect("in time").expect("no panic").is_ok());
+}

@@ -1,0 +1,286 @@
+//! Documents of the cluster: pipelines, nodes, phases, status.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use carbonmesh_protocol::view::{ClusterView, Counts, Liveness, MemberView, PipelineView};
+use serde::{Deserialize, Serialize};
+
+use super::{Names, NodeRef, full};
+use crate::document::PipelineDocument;
+
+/// A pipeline was applied.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AppliedDoc {
+    /// Which.
+    pub name: String,
+    /// What names the current definition.
+    pub revision: String,
+    /// Whether that is new.
+    pub changed: bool,
+    /// On how many nodes it is on disk.
+    pub copies: u32,
+}
+
+/// All pipelines.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PipelinesDoc {
+    /// In order of their names.
+    pub pipelines: Vec<PipelineDoc>,
+}
+
+/// A pipeline.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PipelineDoc {
+    /// Its name.
+    pub name: String,
+    /// What names its current definition.
+    pub revision: String,
+    /// Its current definition; may be applied again.
+    pub definition: PipelineDocument,
+    /// Who coordinates it.
+    pub coordinator: Option<NodeRef>,
+    /// The counter of the coordinator's term.
+    pub term: Option<u64>,
+    /// Who should keep its jobs.
+    pub replicas: Vec<NodeRef>,
+    /// Its jobs by state, if its coordinator counted them lately.
+    pub counts: Option<Counts>,
+    /// Phases that jobs wait for and that no live worker offers.
+    pub unoffered: Vec<String>,
+}
+
+impl PipelineDoc {
+    /// The document of a pipeline.
+    pub(crate) fn new(pipeline: &PipelineView, names: &Names) -> Self {
+        Self {
+            name: pipeline.definition.name.to_string(),
+            revision: format!("{:016x}", pipeline.definition.revision()),
+            definition: PipelineDocument::from(&pipeline.definition),
+            coordinator: pipeline.coordinator.map(|(node, _)| names.node(node)),
+            term: pipeline.coordinator.map(|(_, term)| term.counter),
+            replicas: pipeline.replicas.iter().map(|&node| names.node(node)).collect(),
+            counts: pipeline.counts,
+            unoffered: pipeline.unoffered.iter().map(ToString::to_string).collect(),
+        }
+    }
+}
+
+/// All members.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodesDoc {
+    /// The node that was asked among them.
+    pub nodes: Vec<NodeDoc>,
+}
+
+impl NodesDoc {
+    /// The members' documents.
+    pub(crate) fn new(cluster: &ClusterView) -> Self {
+        Self { nodes: cluster.members.iter().map(NodeDoc::from).collect() }
+    }
+}
+
+/// A member.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeDoc {
+    /// 32 hexadecimal digits.
+    pub id: String,
+    /// Its name for people.
+    pub name: String,
+    /// Its data folder, as 16 hexadecimal digits.
+    pub disk: String,
+    /// How often that was started.
+    pub boot: u64,
+    /// Its program's version.
+    pub version: String,
+    /// Whether it can be reached.
+    pub liveness: Liveness,
+    /// What it does.
+    pub roles: Vec<String>,
+    /// What it runs.
+    pub phases: Vec<NodePhaseDoc>,
+    /// What its operator says of it.
+    pub labels: BTreeMap<String, String>,
+    /// Where it listens.
+    pub addresses: Vec<String>,
+    /// Why it takes no jobs, if so.
+    pub refusing: Option<String>,
+}
+
+impl From<&MemberView> for NodeDoc {
+    fn from(member: &MemberView) -> Self {
+        let roles = [
+            (member.roles.worker, "worker"),
+            (member.roles.replica, "replica"),
+            (member.roles.gateway, "gateway"),
+        ];
+        let phases = member.phases.iter().map(|offer| NodePhaseDoc {
+            phase: offer.phase.to_string(),
+            slots: offer.slots,
+            busy: offer.busy,
+        });
+        Self {
+            id: full(member.node),
+            name: member.name.clone(),
+            disk: format!("{:016x}", member.disk.0),
+            boot: member.boot,
+            version: member.version.clone(),
+            liveness: member.liveness,
+            roles: roles.iter().filter(|(on, _)| *on).map(|(_, name)| (*name).into()).collect(),
+            phases: phases.collect(),
+            labels: member.labels.clone(),
+            addresses: member.addresses.clone(),
+            refusing: member.refusing.clone(),
+        }
+    }
+}
+
+/// A phase at one member.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodePhaseDoc {
+    /// Which.
+    pub phase: String,
+    /// How many attempts may run there at once.
+    pub slots: u32,
+    /// How many run.
+    pub busy: u32,
+}
+
+/// All phases that are offered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PhasesDoc {
+    /// In order of their names.
+    pub phases: Vec<PhaseDoc>,
+}
+
+/// A phase that live members offer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PhaseDoc {
+    /// Which.
+    pub phase: String,
+    /// How many attempts may run at once.
+    pub slots: u64,
+    /// How many more could.
+    pub free: u64,
+    /// Who offers it.
+    pub nodes: Vec<OfferDoc>,
+}
+
+/// What one member offers of a phase.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OfferDoc {
+    /// Who.
+    #[serde(flatten)]
+    pub node: NodeRef,
+    /// How many attempts may run there at once.
+    pub slots: u32,
+    /// How many more could.
+    pub free: u32,
+}
+
+impl PhasesDoc {
+    /// The phases of the members that can be reached.
+    pub(crate) fn new(cluster: &ClusterView) -> Self {
+        let mut offers: BTreeMap<&str, Vec<OfferDoc>> = BTreeMap::new();
+        for member in cluster.members.iter().filter(|one| one.liveness == Liveness::Alive) {
+            for offer in &member.phases {
+                offers.entry(offer.phase.as_str()).or_default().push(OfferDoc {
+                    node: NodeRef { id: full(member.node), name: Some(member.name.clone()) },
+                    slots: offer.slots,
+                    free: offer.slots.saturating_sub(offer.busy),
+                });
+            }
+        }
+        let phase = |(phase, nodes): (&str, Vec<OfferDoc>)| PhaseDoc {
+            phase: phase.to_owned(),
+            slots: nodes.iter().map(|offer| u64::from(offer.slots)).sum(),
+            free: nodes.iter().map(|offer| u64::from(offer.free)).sum(),
+            nodes,
+        };
+        Self { phases: offers.into_iter().map(phase).collect() }
+    }
+}
+
+/// The cluster at a glance.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StatusDoc {
+    /// The node that was asked.
+    pub node: NodeRef,
+    /// Its program's version.
+    pub version: String,
+    /// How many members there are.
+    pub members: MembersDoc,
+    /// All pipelines.
+    pub pipelines: Vec<PipelineDoc>,
+    /// Phases that jobs wait for and that no live worker offers.
+    pub unoffered_phases: BTreeSet<String>,
+    /// Members that take no jobs at present.
+    pub refusing: Vec<RefusingDoc>,
+}
+
+/// How many members there are, by liveness.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MembersDoc {
+    /// Connected.
+    pub alive: usize,
+    /// Not connected since a moment ago.
+    pub suspect: usize,
+    /// Not connected for longer than a lease.
+    pub down: usize,
+    /// Away for so long that their copies are made elsewhere.
+    pub retired: usize,
+}
+
+/// A member that takes no jobs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefusingDoc {
+    /// Who.
+    pub node: NodeRef,
+    /// Why.
+    pub reason: String,
+}
+
+impl StatusDoc {
+    /// The cluster as one node sees it.
+    pub(crate) fn new(cluster: &ClusterView) -> Self {
+        let names = Names::of(&cluster.members);
+        let count =
+            |liveness| cluster.members.iter().filter(|one| one.liveness == liveness).count();
+        let refusing = cluster.members.iter().filter_map(|member| {
+            let reason = member.refusing.clone()?;
+            Some(RefusingDoc { node: names.node(member.node), reason })
+        });
+        let pipelines = cluster.pipelines.iter();
+        Self {
+            node: names.node(cluster.node),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            members: MembersDoc {
+                alive: count(Liveness::Alive),
+                suspect: count(Liveness::Suspect),
+                down: count(Liveness::Down),
+                retired: count(Liveness::Retired),
+            },
+            unoffered_phases: pipelines
+                .clone()
+                .flat_map(|one| one.unoffered.iter().map(ToString::to_string))
+                .collect(),
+            pipelines: pipelines.map(|one| PipelineDoc::new(one, &names)).collect(),
+            refusing: refusing.collect(),
+        }
+    }
+}
+
+/// Which program this is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VersionDoc {
+    /// Its name.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+}
+
+/// The node's loop answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HealthDoc {
+    /// `ok`.
+    pub status: String,
+}

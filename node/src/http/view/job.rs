@@ -1,0 +1,196 @@
+//! Documents of jobs.
+
+use carbonmesh_protocol::{
+    io::Receipt,
+    view::{AttemptView, InvocationView, JobState, JobSummary, JobView},
+};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use super::{Names, NodeRef, raw, rfc3339};
+use crate::{document::merge_instructions, http::Problem};
+
+/// A job was accepted: it is on disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReceiptDoc {
+    /// The job.
+    pub id: String,
+    /// On how many nodes it was on disk when this was said.
+    pub copies: u32,
+    /// On how many it should be.
+    pub target: u32,
+    /// Whether there are fewer copies than could be expected.
+    pub degraded: bool,
+    /// Whether the same job was there already.
+    pub existed: bool,
+}
+
+impl From<&Receipt> for ReceiptDoc {
+    fn from(receipt: &Receipt) -> Self {
+        Self {
+            id: receipt.job.to_string(),
+            copies: receipt.copies,
+            target: receipt.target,
+            degraded: receipt.degraded,
+            existed: receipt.existed,
+        }
+    }
+}
+
+/// The answer to one line of many: a receipt's fields, or an error.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LineDoc {
+    /// Which line of the request, from 1.
+    pub line: u64,
+    /// What was accepted.
+    #[serde(flatten)]
+    pub receipt: Option<ReceiptDoc>,
+    /// Why not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<Problem>,
+}
+
+/// A job in full.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct JobDoc {
+    /// The job.
+    pub id: String,
+    /// Its pipeline.
+    pub pipeline: String,
+    /// Where it stands.
+    pub state: JobState,
+    /// When it was enqueued.
+    pub created_at: String,
+    /// When it became terminal.
+    pub finished_at: Option<String>,
+    /// Its idempotency key.
+    pub key: Option<String>,
+    /// What was enqueued.
+    pub instructions: Option<Box<RawValue>>,
+    /// The instructions with the results so far merged into them; none before the first result.
+    pub result: Option<Box<RawValue>>,
+    /// Its phases, in the pipeline's order.
+    pub invocations: Vec<InvocationDoc>,
+    /// How often a phase finished after another outcome had been accepted.
+    pub conflicts: u32,
+}
+
+impl JobDoc {
+    /// The document of a job.
+    pub(crate) fn new(job: &JobView, names: &Names) -> Self {
+        // Results that are no objects cannot be merged; each still stands at its invocation.
+        let result = match job.results.as_slice() {
+            [] => None,
+            results => merge_instructions(&job.instructions, results).ok(),
+        };
+        Self {
+            id: job.job.to_string(),
+            pipeline: job.pipeline.to_string(),
+            state: job.state,
+            created_at: rfc3339(job.created_ms),
+            finished_at: job.finished_ms.map(rfc3339),
+            key: job.key.clone(),
+            instructions: raw(&job.instructions),
+            result: result.and_then(|json| raw(&json)),
+            invocations: job.invocations.iter().map(|one| InvocationDoc::new(one, names)).collect(),
+            conflicts: job.conflicts,
+        }
+    }
+}
+
+/// One phase of a job.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct InvocationDoc {
+    /// Its name in the pipeline.
+    pub step: String,
+    /// What the worker must offer.
+    pub phase: String,
+    /// Where it stands.
+    pub state: JobState,
+    /// How often it was tried.
+    pub attempt_count: u32,
+    /// Its last attempts, oldest first.
+    pub attempts: Vec<AttemptDoc>,
+    /// What it gave.
+    pub result: Option<Box<RawValue>>,
+}
+
+impl InvocationDoc {
+    fn new(invocation: &InvocationView, names: &Names) -> Self {
+        let attempts = invocation.attempts.iter();
+        Self {
+            step: invocation.step.to_string(),
+            phase: invocation.phase.to_string(),
+            state: invocation.state,
+            attempt_count: invocation.attempt_count,
+            attempts: attempts.map(|one| AttemptDoc::new(one, names)).collect(),
+            result: invocation.result.as_deref().and_then(raw),
+        }
+    }
+}
+
+/// One run of a phase.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttemptDoc {
+    /// From 1.
+    pub number: u32,
+    /// Who ran it.
+    pub worker: NodeRef,
+    /// When it was assigned.
+    pub started_at: String,
+    /// When its end was recorded.
+    pub finished_at: Option<String>,
+    /// What went wrong, if anything did.
+    pub error: Option<String>,
+}
+
+impl AttemptDoc {
+    fn new(attempt: &AttemptView, names: &Names) -> Self {
+        Self {
+            number: attempt.number,
+            worker: names.node(attempt.worker),
+            started_at: rfc3339(attempt.started_ms),
+            finished_at: attempt.finished_ms.map(rfc3339),
+            error: attempt.error.clone(),
+        }
+    }
+}
+
+/// A page of jobs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobsDoc {
+    /// The jobs.
+    pub jobs: Vec<JobSummaryDoc>,
+    /// Where the next page begins (as `after`), if there may be one.
+    pub next: Option<String>,
+}
+
+/// A job in a list.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobSummaryDoc {
+    /// The job.
+    pub id: String,
+    /// Where it stands.
+    pub state: JobState,
+    /// When it was enqueued.
+    pub created_at: String,
+    /// Its idempotency key.
+    pub key: Option<String>,
+    /// The step that runs or comes next, or the last.
+    pub step: Option<String>,
+    /// What went wrong last, if anything did.
+    pub error: Option<String>,
+}
+
+impl From<&JobSummary> for JobSummaryDoc {
+    fn from(job: &JobSummary) -> Self {
+        Self {
+            id: job.job.to_string(),
+            state: job.state,
+            created_at: rfc3339(job.created_ms),
+            key: job.key.clone(),
+            step: job.step.as_ref().map(ToString::to_string),
+            error: job.error.clone(),
+        }
+    }
+}
