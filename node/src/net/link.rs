@@ -1,0 +1,188 @@
+//! One peer's link: sessions over its frame stream, one after the other.
+//!
+//! ```text
+//! stream:  magic(4) | length(4, LE) frame | length frame | ...      in both directions
+//! frame:   envelopes of the protocol's codec, one behind the other
+//! ```
+//! The peer with the lower id opens the stream, the other accepts it; so two connections, made by
+//! both dialling at once, still carry one stream. A new stream ends the session before it, and a
+//! session's end is always told before the next one's begin.
+
+use std::{io, time::Duration};
+
+use bytes::{Bytes, BytesMut};
+use carbonmesh_protocol::{
+    codec::{self, DecodeError},
+    id::NodeId,
+    message::Message,
+};
+use futures::{
+    AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt,
+    io::{BufReader, BufWriter},
+};
+use libp2p::{PeerId, Stream};
+use libp2p_stream::Control;
+use tokio::{
+    sync::{mpsc, watch},
+    time::{sleep, timeout},
+};
+use tracing::{debug, warn};
+
+use super::{
+    NetEvent,
+    behaviour::FRAMES,
+    lane::{Outbox, lane},
+};
+
+/// The largest frame; a sender makes frames of some MiB and a largest job beyond.
+const FRAME_BYTES: usize = 160 << 20;
+
+/// Beats come every second: a peer that says nothing for so long is gone, whatever TCP believes.
+const SILENCE: Duration = Duration::from_secs(8);
+
+/// How long a new stream may take to be greeted.
+const GREETING: Duration = Duration::from_secs(5);
+
+/// How long to wait before opening the stream again on a connection that stands.
+const REOPEN: Duration = Duration::from_millis(200);
+
+const MAGIC: [u8; 4] = *b"CMF1";
+const BUFFER_BYTES: usize = 64 << 10;
+
+/// A link to one peer.
+pub(super) struct Link {
+    pub(super) peer: PeerId,
+    pub(super) node: NodeId,
+    pub(super) events: mpsc::Sender<NetEvent>,
+}
+
+impl Link {
+    /// Opens a stream whenever the peer is connected. Ends when the network does.
+    pub(super) async fn open(self, mut control: Control, mut connected: watch::Receiver<bool>) {
+        while connected.wait_for(|connected| *connected).await.is_ok() {
+            match timeout(GREETING, control.open_stream(self.peer, FRAMES)).await {
+                Ok(Ok(stream)) => {
+                    let lost = async { drop(connected.wait_for(|connected| !connected).await) };
+                    self.session(stream, lost).await;
+                }
+                Ok(Err(error)) => debug!(peer = %self.peer, %error, "no frame stream"),
+                Err(_) => debug!(peer = %self.peer, "the frame stream was not opened in time"),
+            }
+            sleep(REOPEN).await;
+        }
+    }
+
+    /// Runs a session on each stream that the peer opens. Ends when the network does.
+    pub(super) async fn accept(self, mut streams: mpsc::Receiver<Stream>) {
+        let mut newer = None;
+        loop {
+            let next = match newer.take() {
+                Some(stream) => Some(stream),
+                None => streams.recv().await,
+            };
+            let Some(stream) = next else { return };
+            self.session(stream, async { newer = streams.recv().await }).await;
+        }
+    }
+
+    async fn session(&self, mut stream: Stream, interrupted: impl Future<Output = ()>) {
+        match timeout(GREETING, greet(&mut stream)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return debug!(peer = %self.peer, %error, "no greeting"),
+            Err(_) => return debug!(peer = %self.peer, "no greeting in time"),
+        }
+        let (lane, outbox) = lane();
+        if self.events.send(NetEvent::PeerUp(self.node, lane)).await.is_err() {
+            return;
+        }
+        let overflow = outbox.overflow.clone();
+        let (reader, writer) = stream.split();
+        let ended = tokio::select! {
+            ended = self.read(reader) => ended,
+            ended = write(writer, outbox) => ended,
+            () = overflow.cancelled() => Err(io::Error::other("the peer reads too slowly")),
+            () = interrupted => Ok(()),
+        };
+        if let Err(error) = ended {
+            debug!(peer = %self.peer, node = %self.node, %error, "frame stream ended");
+        }
+        // Nobody listens only when the node ends.
+        let _ = self.events.send(NetEvent::PeerDown(self.node)).await;
+    }
+
+    async fn read(&self, reader: impl AsyncRead + Unpin) -> io::Result<()> {
+        let mut reader = BufReader::with_capacity(BUFFER_BYTES, reader);
+        loop {
+            let frame = timeout(SILENCE, read_frame(&mut reader))
+                .await
+                .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "the peer is silent"))??;
+            let messages = self.decode(frame)?;
+            let event = NetEvent::Messages { from: self.node, messages };
+            // Waiting here lets TCP hold the sender back.
+            if self.events.send(event).await.is_err() {
+                return Ok(());
+            }
+        }
+    }
+
+    fn decode(&self, mut frame: Bytes) -> io::Result<Vec<Message>> {
+        let damaged = |error: DecodeError| {
+            warn!(peer = %self.peer, node = %self.node, %error, "unreadable frame");
+            io::Error::new(io::ErrorKind::InvalidData, error)
+        };
+        let mut messages = Vec::new();
+        while !frame.is_empty() {
+            let envelope = codec::split_envelope(&mut frame).map_err(damaged)?;
+            match codec::open(&envelope) {
+                Ok(message) => messages.push(message),
+                // A later release says something new: what we know of it still works.
+                Err(DecodeError::Unknown { kind, schema }) => {
+                    debug!(peer = %self.peer, kind, schema, "skipped an unknown message");
+                }
+                Err(error) => return Err(damaged(error)),
+            }
+        }
+        Ok(messages)
+    }
+}
+
+/// Both sides say the same first, so that neither speaks into a stream that nobody took.
+async fn greet(stream: &mut Stream) -> io::Result<()> {
+    stream.write_all(&MAGIC).await?;
+    stream.flush().await?;
+    let mut theirs = [0; MAGIC.len()];
+    stream.read_exact(&mut theirs).await?;
+    if theirs == MAGIC { Ok(()) } else { Err(io::Error::other("it speaks another protocol")) }
+}
+
+async fn read_frame(reader: &mut (impl AsyncRead + Unpin)) -> io::Result<Bytes> {
+    let mut length = [0; 4];
+    reader.read_exact(&mut length).await?;
+    let length = u32::from_le_bytes(length) as usize;
+    if length > FRAME_BYTES {
+        return Err(io::Error::other(format!("a frame of {length} bytes is over {FRAME_BYTES}")));
+    }
+    let mut frame = BytesMut::zeroed(length);
+    reader.read_exact(&mut frame).await?;
+    Ok(frame.freeze())
+}
+
+async fn write(writer: impl AsyncWrite + Unpin, mut outbox: Outbox) -> io::Result<()> {
+    let mut writer = BufWriter::with_capacity(BUFFER_BYTES, writer);
+    while let Some(frame) = outbox.frames.recv().await {
+        write_frame(&mut writer, &frame).await?;
+        outbox.taken(frame.len());
+        // What has come meanwhile goes out with it.
+        while let Ok(frame) = outbox.frames.try_recv() {
+            write_frame(&mut writer, &frame).await?;
+            outbox.taken(frame.len());
+        }
+        writer.flush().await?;
+    }
+    Ok(())
+}
+
+async fn write_frame(writer: &mut (impl AsyncWrite + Unpin), frame: &[u8]) -> io::Result<()> {
+    writer.write_all(&(frame.len() as u32).to_le_bytes()).await?;
+    writer.write_all(frame).await
+}

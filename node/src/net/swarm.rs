@@ -1,0 +1,367 @@
+//! The loop around libp2p's swarm: listens, dials, gossips, and hands streams to links.
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, TcpListener},
+    path::PathBuf,
+    time::Instant,
+};
+
+use carbonmesh_protocol::{advert::Advert, codec};
+use futures::StreamExt;
+use libp2p::{
+    Multiaddr, PeerId, Swarm,
+    core::transport::{ListenerId, TransportError},
+    gossipsub::{self, MessageAcceptance},
+    identify, mdns,
+    multiaddr::Protocol,
+    swarm::{DialError, SwarmEvent},
+};
+use libp2p_stream::{Control, IncomingStreams};
+use tokio::{
+    sync::{mpsc, watch},
+    time::{Duration, sleep_until},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use super::{
+    NetConfig, NetError, NetEvent,
+    address::{is_loopback, node_id_of},
+    behaviour::{self, Behaviour, BehaviourEvent, FRAMES},
+    book::{self, Book},
+    link::Link,
+    peers::Peers,
+};
+
+/// How long changes of the address book are gathered before they are written.
+const SAVE_AFTER: Duration = Duration::from_secs(2);
+
+/// Where a peer's link takes its streams from.
+enum LinkInput {
+    /// We open them while this is true.
+    Opener(watch::Sender<bool>),
+    /// The peer opens them.
+    Acceptor(mpsc::Sender<libp2p::Stream>),
+}
+
+/// Everything that the loop owns.
+pub(super) struct Network {
+    swarm: Swarm<Behaviour>,
+    control: Control,
+    incoming: IncomingStreams,
+    topic: gossipsub::IdentTopic,
+    events: mpsc::Sender<NetEvent>,
+    adverts: watch::Receiver<Option<Advert>>,
+    peers: Peers,
+    links: HashMap<PeerId, LinkInput>,
+    book_path: PathBuf,
+    advertise: Vec<Multiaddr>,
+    /// A peer has joined the gossip and does not know us yet.
+    newcomers: bool,
+}
+
+impl Network {
+    /// Sets all up and listens on every address.
+    pub(super) async fn listen(
+        config: NetConfig,
+        events: mpsc::Sender<NetEvent>,
+        adverts: watch::Receiver<Option<Advert>>,
+    ) -> Result<Self, NetError> {
+        let mut swarm = behaviour::build(&config)?;
+        listen_on_all(&mut swarm, &config.listen).await?;
+        let book = Book::load(&config.book).unwrap_or_else(|error| {
+            warn!(path = %config.book.display(), %error, "cannot read the address book: starting an empty one");
+            Book::default()
+        });
+        let mut control = swarm.behaviour().streams.new_control();
+        let incoming = control.accept(FRAMES).map_err(|error| NetError::Setup {
+            part: "frame streams",
+            reason: error.to_string(),
+        })?;
+        let peers =
+            Peers::new(*swarm.local_peer_id(), config.secret.is_none(), book, &config.peers);
+        let mut network = Self {
+            swarm,
+            control,
+            incoming,
+            topic: behaviour::adverts_topic(&config.cluster),
+            events,
+            adverts,
+            peers,
+            links: HashMap::new(),
+            book_path: config.book,
+            advertise: config.advertise,
+            newcomers: false,
+        };
+        network.tell_listening().await;
+        Ok(network)
+    }
+
+    /// Where it listens.
+    pub(super) fn listening(&self) -> Vec<Multiaddr> {
+        self.swarm.listeners().cloned().collect()
+    }
+
+    /// Runs until cancelled.
+    pub(super) async fn run(mut self, cancel: CancellationToken) {
+        let mut save = tokio::time::interval(SAVE_AFTER);
+        loop {
+            self.dial_due();
+            let next_dial = self.peers.next_due();
+            tokio::select! {
+                () = cancel.cancelled() => break,
+                event = self.swarm.select_next_some() => self.on_event(event).await,
+                Some((peer, stream)) = self.incoming.next() => self.on_stream(peer, stream),
+                changed = self.adverts.changed() => match changed {
+                    Ok(()) => self.publish(),
+                    Err(_) => break,
+                },
+                () = until(next_dial) => {}
+                _ = save.tick() => {
+                    self.save_book().await;
+                    if std::mem::take(&mut self.newcomers) {
+                        self.publish();
+                    }
+                }
+            }
+        }
+        self.save_book().await;
+    }
+
+    async fn on_event(&mut self, event: SwarmEvent<BehaviourEvent>) {
+        match event {
+            SwarmEvent::Behaviour(event) => self.on_behaviour(event).await,
+            SwarmEvent::NewListenAddr { .. } | SwarmEvent::ExpiredListenAddr { .. } => {
+                self.tell_listening().await;
+            }
+            SwarmEvent::ConnectionEstablished { peer_id, connection_id, endpoint, .. } => {
+                let dialled = endpoint.is_dialer().then(|| endpoint.get_remote_address());
+                if self.peers.connected(peer_id, dialled, connection_id) {
+                    self.on_connected(peer_id);
+                }
+            }
+            SwarmEvent::ConnectionClosed { peer_id, cause, .. } => {
+                debug!(peer = %peer_id, ?cause, "connection closed");
+                if self.peers.disconnected(peer_id)
+                    && let Some(LinkInput::Opener(connected)) = self.links.get(&peer_id)
+                {
+                    connected.send_replace(false);
+                }
+            }
+            SwarmEvent::OutgoingConnectionError { connection_id, peer_id, error } => {
+                debug!(?peer_id, %error, "dial failed");
+                match error {
+                    DialError::LocalPeerId { address } => self.peers.found_self(&address),
+                    DialError::WrongPeerId { obtained, address } => {
+                        self.peers.wrong_peer(peer_id, obtained, &address);
+                    }
+                    _ => {}
+                }
+                self.peers.dial_failed(connection_id);
+            }
+            SwarmEvent::IncomingConnectionError { send_back_addr, error, .. } => {
+                debug!(address = %send_back_addr, %error, "incoming connection failed");
+            }
+            SwarmEvent::ListenerError { error, .. } => warn!(%error, "listening failed"),
+            SwarmEvent::ListenerClosed { addresses, reason: Err(error), .. } => {
+                warn!(?addresses, %error, "a listener closed");
+            }
+            _ => {}
+        }
+    }
+
+    async fn on_behaviour(&mut self, event: BehaviourEvent) {
+        match event {
+            BehaviourEvent::Identify(identify::Event::Received { peer_id, info, .. }) => {
+                for address in &info.listen_addrs {
+                    self.peers.hear(peer_id, address);
+                }
+            }
+            BehaviourEvent::Mdns(mdns::Event::Discovered(found)) => {
+                // `Expired` is left unheard: silence on the local network proves nothing.
+                for (peer, address) in found {
+                    self.peers.hear(peer, &address);
+                }
+            }
+            BehaviourEvent::Gossip(gossipsub::Event::Subscribed { .. }) => self.newcomers = true,
+            BehaviourEvent::Gossip(gossipsub::Event::Message {
+                propagation_source,
+                message_id,
+                message,
+            }) => {
+                let acceptance = match self.on_advert(message).await {
+                    true => MessageAcceptance::Accept,
+                    false => MessageAcceptance::Reject,
+                };
+                let gossip = &mut self.swarm.behaviour_mut().gossip;
+                gossip.report_message_validation_result(
+                    &message_id,
+                    &propagation_source,
+                    acceptance,
+                );
+            }
+            _ => {}
+        }
+    }
+
+    /// Whether the advert is one, and its signer's own.
+    async fn on_advert(&mut self, message: gossipsub::Message) -> bool {
+        let Some(source) = message.source else { return false };
+        let Ok(advert) = codec::decode::<Advert>(&message.data.into()) else { return false };
+        if node_id_of(&source) != Some(advert.node) {
+            warn!(peer = %source, node = %advert.node, "an advert speaks for another node");
+            return false;
+        }
+        for address in advert.addresses.iter().filter_map(|text| text.parse().ok()) {
+            self.peers.hear(source, &address);
+        }
+        // Nobody listens only when the node ends.
+        let _ = self.events.send(NetEvent::Advert(advert)).await;
+        true
+    }
+
+    fn on_connected(&mut self, peer: PeerId) {
+        let Some(node) = node_id_of(&peer) else {
+            warn!(%peer, "a peer's key is not ed25519: disconnecting");
+            // It may be gone already.
+            let _ = self.swarm.disconnect_peer_id(peer);
+            return;
+        };
+        if let Some(LinkInput::Opener(connected)) = self.links.get(&peer) {
+            connected.send_replace(true);
+        }
+        if self.links.contains_key(&peer) {
+            return;
+        }
+        info!(%peer, %node, "connected to a new peer");
+        let link = Link { peer, node, events: self.events.clone() };
+        let input = if *self.swarm.local_peer_id() < peer {
+            let (connected, watch) = watch::channel(true);
+            tokio::spawn(link.open(self.control.clone(), watch));
+            LinkInput::Opener(connected)
+        } else {
+            let (streams, receiver) = mpsc::channel(1);
+            tokio::spawn(link.accept(receiver));
+            LinkInput::Acceptor(streams)
+        };
+        self.links.insert(peer, input);
+    }
+
+    fn on_stream(&mut self, peer: PeerId, stream: libp2p::Stream) {
+        // A stream that cannot be taken is dropped: its opener hears no greeting and tries again.
+        match self.links.get(&peer) {
+            Some(LinkInput::Acceptor(streams)) => drop(streams.try_send(stream)),
+            Some(LinkInput::Opener(_)) | None => debug!(%peer, "unexpected frame stream"),
+        }
+    }
+
+    fn publish(&mut self) {
+        let Some(advert) = self.adverts.borrow_and_update().clone() else { return };
+        let bytes = codec::encode(&advert);
+        let gossip = &mut self.swarm.behaviour_mut().gossip;
+        // Alone in the cluster, nobody is there to hear it.
+        if let Err(error) = gossip.publish(self.topic.clone(), bytes) {
+            debug!(%error, "advert not published");
+        }
+    }
+
+    fn dial_due(&mut self) {
+        for options in self.peers.due(Instant::now()) {
+            let connection = options.connection_id();
+            if let Err(error) = self.swarm.dial(options) {
+                debug!(%error, "not dialled");
+                self.peers.dial_failed(connection);
+            }
+        }
+    }
+
+    async fn tell_listening(&mut self) {
+        let mut told = match self.advertise.as_slice() {
+            [] => self.listening(),
+            advertised => advertised.to_vec(),
+        };
+        // To others this machine's loopback addresses are their own.
+        if told.iter().any(|address| !is_loopback(address)) {
+            told.retain(|address| !is_loopback(address));
+        }
+        let told = told.iter().map(Multiaddr::to_string).collect();
+        let _ = self.events.send(NetEvent::Listening(told)).await;
+    }
+
+    async fn save_book(&mut self) {
+        let Some(content) = self.peers.book.take_changes() else { return };
+        let path = self.book_path.clone();
+        let saved = tokio::task::spawn_blocking(move || book::save(path, &content)).await;
+        if let Ok(Err(error)) = saved {
+            warn!(path = %self.book_path.display(), %error, "cannot write the address book");
+        }
+    }
+}
+
+async fn listen_on_all(
+    swarm: &mut Swarm<Behaviour>,
+    addresses: &[Multiaddr],
+) -> Result<(), NetError> {
+    let mut waiting: HashMap<ListenerId, Multiaddr> = HashMap::new();
+    for address in addresses {
+        check_free(address)?;
+        let listener = swarm.listen_on(address.clone()).map_err(|error| match error {
+            TransportError::Other(source) => listen_error(address, source),
+            TransportError::MultiaddrNotSupported(_) => {
+                let reason = "only TCP addresses can be listened on";
+                listen_error(address, std::io::Error::other(reason))
+            }
+        })?;
+        waiting.insert(listener, address.clone());
+    }
+    while !waiting.is_empty() {
+        match swarm.select_next_some().await {
+            SwarmEvent::NewListenAddr { listener_id, .. } => drop(waiting.remove(&listener_id)),
+            SwarmEvent::ListenerClosed { listener_id, reason: Err(source), .. } => {
+                if let Some(address) = waiting.remove(&listener_id) {
+                    return Err(listen_error(&address, source));
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// libp2p lets several programs share a port, so that two nodes started alike would both believe
+/// that they listen: asks the system in a stricter way first.
+fn check_free(address: &Multiaddr) -> Result<(), NetError> {
+    let mut parts = address.iter();
+    let ip = match parts.next() {
+        Some(Protocol::Ip4(ip)) => IpAddr::from(ip),
+        Some(Protocol::Ip6(ip)) => IpAddr::from(ip),
+        _ => return Ok(()),
+    };
+    match parts.next() {
+        Some(Protocol::Tcp(port)) if port != 0 => TcpListener::bind((ip, port))
+            .map(drop)
+            .map_err(|source| listen_error(address, source)),
+        _ => Ok(()),
+    }
+}
+
+/// libp2p wraps the system's error, sometimes more than once.
+fn listen_error(address: &Multiaddr, source: std::io::Error) -> NetError {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&source);
+    while let Some(error) = cause {
+        let system = error.downcast_ref::<std::io::Error>();
+        if system.is_some_and(|error| error.kind() == std::io::ErrorKind::AddrInUse) {
+            return NetError::AddressInUse(address.clone());
+        }
+        cause = error.source();
+    }
+    NetError::Listen { address: address.clone(), source }
+}
+
+async fn until(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => sleep_until(moment.into()).await,
+        None => std::future::pending().await,
+    }
+}
