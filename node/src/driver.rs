@@ -1,1 +1,339 @@
-//! The loop around the core.
+//! Runs the core: inputs from the network, the disk, phases and clients; effects to all of them.
+//!
+//! ```text
+//!  net ──► events ─┐                ┌─► lanes: one frame to each peer and round
+//!  http ─► calls ──┤  core thread   ├─► disk thread: one synced write per round of its own
+//!  phases ► ends ──┤  (this)        ├─► phase host
+//!  disk ──► done ──┘                └─► answers to clients
+//! ```
+//! All inputs that wait are handed in before effects are taken, so that a busy node makes few large
+//! writes and frames out of many small ones. This thread never waits for the disk or the network.
+
+mod disk;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    io,
+    sync::Arc,
+    thread,
+    time::Duration,
+};
+
+use bytes::BytesMut;
+use carbonmesh_protocol::{
+    codec,
+    core::Core,
+    id::{NodeId, Token},
+    io::{Effect, Input, Outcome, PersistId, RequestId, Response},
+    store::ReadError,
+    time::Timestamp,
+};
+use carbonmesh_storage::{Storage, StorageError};
+use thiserror::Error;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::{
+    clock,
+    handle::Call,
+    net::{Gossip, Lane, NetEvent},
+    phase::PhaseHost,
+};
+
+/// How many inputs of one kind are handed in before effects are taken.
+const ROUND: usize = 1024;
+
+/// A frame to a peer is sent when it has grown to this, even within a round.
+const FRAME_BYTES: usize = 4 << 20;
+
+/// How often the wall clock is compared.
+const WALL_CLOCK_EVERY: Duration = Duration::from_secs(10);
+
+/// The node cannot go on. What was acknowledged is on disk.
+#[derive(Debug, Error)]
+pub enum DriverError {
+    /// The store cannot be written: nothing more is acknowledged.
+    #[error("cannot write to the data folder, so nothing more can be acknowledged: {0}")]
+    Write(#[from] StorageError),
+    /// The store cannot be read.
+    #[error("cannot read the data folder: {0}")]
+    Read(#[from] ReadError),
+    /// The system refuses a thread or a clock.
+    #[error("the system refuses a clock or a thread: {0}")]
+    System(#[from] io::Error),
+    /// A thread of the node died.
+    #[error("a thread of the node died: see the log above; this is a bug")]
+    Died,
+}
+
+/// What the node tells its driver.
+#[derive(Debug)]
+pub(crate) enum Command {
+    /// Whether the disk has room for more jobs; the reason if not.
+    Accepting(Result<(), String>),
+    /// Take no new work; the sender is answered when nothing is under way any more.
+    Drain(oneshot::Sender<()>),
+    /// End at once.
+    Stop,
+}
+
+/// Where inputs come from.
+pub(crate) struct Inputs {
+    pub(crate) net: mpsc::Receiver<NetEvent>,
+    pub(crate) calls: mpsc::Receiver<Call>,
+    pub(crate) ends: mpsc::Receiver<(Token, Outcome)>,
+    pub(crate) commands: mpsc::Receiver<Command>,
+}
+
+/// Where effects go.
+pub(crate) struct Outputs {
+    pub(crate) gossip: Gossip,
+    pub(crate) host: PhaseHost,
+    pub(crate) storage: Arc<dyn Storage>,
+}
+
+/// Runs the core on a thread of its own; the receiver hears how it ended.
+///
+/// # Errors
+/// The system refuses a thread.
+pub(crate) fn spawn(
+    core: Core,
+    inputs: Inputs,
+    outputs: Outputs,
+) -> io::Result<oneshot::Receiver<Result<(), DriverError>>> {
+    let (ended, result) = oneshot::channel();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
+    thread::Builder::new().name("core".to_owned()).spawn(move || {
+        let run = runtime.block_on(async {
+            let (disk, written) = disk::spawn(outputs.storage)?;
+            let mut driver = Driver {
+                core,
+                gossip: outputs.gossip,
+                host: outputs.host,
+                disk,
+                lanes: BTreeMap::new(),
+                answers: HashMap::new(),
+                drained: None,
+                wall_clock_at: clock::now()?,
+            };
+            driver.run(inputs, written).await
+        });
+        // Nobody listens if the node was dropped.
+        let _ = ended.send(run);
+    })?;
+    Ok(result)
+}
+
+struct Driver {
+    core: Core,
+    gossip: Gossip,
+    host: PhaseHost,
+    disk: disk::Queue,
+    lanes: BTreeMap<NodeId, Outgoing>,
+    answers: HashMap<RequestId, oneshot::Sender<Response>>,
+    drained: Option<oneshot::Sender<()>>,
+    wall_clock_at: Timestamp,
+}
+
+/// A peer's lane, and the frame that is being gathered for it.
+struct Outgoing {
+    lane: Lane,
+    frame: BytesMut,
+}
+
+/// Inputs that came in one round.
+#[derive(Default)]
+struct Round {
+    written: Vec<PersistId>,
+    net: Vec<NetEvent>,
+    ends: Vec<(Token, Outcome)>,
+    calls: Vec<Call>,
+    stop: bool,
+}
+
+impl Driver {
+    async fn run(
+        &mut self,
+        mut inputs: Inputs,
+        mut written: mpsc::UnboundedReceiver<disk::Written>,
+    ) -> Result<(), DriverError> {
+        let mut round = Round::default();
+        loop {
+            self.take_effects()?;
+            self.tell_drained();
+            let wake = self.sleep();
+            tokio::select! {
+                biased;
+                command = inputs.commands.recv() => self.command(command, &mut round)?,
+                batch = written.recv() => round.written = batch.ok_or(DriverError::Died)??,
+                count = inputs.net.recv_many(&mut round.net, ROUND) => {
+                    // The network ends after the driver, unless it died.
+                    if count == 0 {
+                        return Err(DriverError::Died);
+                    }
+                }
+                _ = inputs.ends.recv_many(&mut round.ends, ROUND) => {}
+                _ = inputs.calls.recv_many(&mut round.calls, ROUND) => {}
+                () = wake => {}
+            }
+            round.gather(&mut inputs, &mut written)?;
+            self.hand_in(&mut round)?;
+            if round.stop {
+                return Ok(());
+            }
+        }
+    }
+
+    fn hand_in(&mut self, round: &mut Round) -> Result<(), DriverError> {
+        let now = clock::now()?;
+        if now.since(self.wall_clock_at) >= WALL_CLOCK_EVERY {
+            self.wall_clock_at = now;
+            self.core.set_wall_clock(now, clock::unix_ms());
+        }
+        for id in round.written.drain(..) {
+            self.core.handle_input(now, Input::Persisted(id))?;
+        }
+        for event in round.net.drain(..) {
+            self.net_event(now, event)?;
+        }
+        for (token, outcome) in round.ends.drain(..) {
+            self.core.handle_input(now, Input::AttemptFinished { token, outcome })?;
+        }
+        for call in round.calls.drain(..) {
+            let input = match call {
+                Call::Ask { id, request, answer } => {
+                    self.answers.insert(id, answer);
+                    Input::Request { id, request }
+                }
+                Call::Forget(id) => {
+                    self.answers.remove(&id);
+                    Input::RequestDropped(id)
+                }
+            };
+            self.core.handle_input(now, input)?;
+        }
+        if self.core.poll_timeout().is_some_and(|at| at <= now) {
+            self.core.handle_timeout(now)?;
+        }
+        Ok(())
+    }
+
+    fn net_event(&mut self, now: Timestamp, event: NetEvent) -> Result<(), DriverError> {
+        let input = match event {
+            NetEvent::PeerUp(peer, lane) => {
+                self.lanes.insert(peer, Outgoing { lane, frame: BytesMut::new() });
+                Input::PeerUp(peer)
+            }
+            NetEvent::PeerDown(peer) => {
+                self.lanes.remove(&peer);
+                Input::PeerDown(peer)
+            }
+            NetEvent::Advert(advert) => Input::Advert(advert),
+            NetEvent::Listening(addresses) => Input::Listening(addresses),
+            NetEvent::Messages { from, messages } => {
+                for message in messages {
+                    self.core.handle_input(now, Input::Message { from, message })?;
+                }
+                return Ok(());
+            }
+        };
+        Ok(self.core.handle_input(now, input)?)
+    }
+
+    fn command(&mut self, command: Option<Command>, round: &mut Round) -> Result<(), DriverError> {
+        let now = clock::now()?;
+        match command {
+            Some(Command::Accepting(accepting)) => {
+                self.core.handle_input(now, Input::Accepting(accepting))?;
+            }
+            Some(Command::Drain(drained)) => {
+                self.drained = Some(drained);
+                self.core.handle_input(now, Input::Draining)?;
+            }
+            // Nobody is left who could ask for more.
+            Some(Command::Stop) | None => round.stop = true,
+        }
+        Ok(())
+    }
+
+    fn take_effects(&mut self) -> Result<(), DriverError> {
+        while let Some(effect) = self.core.poll_effect() {
+            match effect {
+                Effect::Send { to, message } => {
+                    let Some(outgoing) = self.lanes.get_mut(&to) else { continue };
+                    codec::encode_into(&message, &mut outgoing.frame);
+                    if outgoing.frame.len() >= FRAME_BYTES {
+                        outgoing.flush();
+                    }
+                }
+                Effect::Publish(advert) => self.gossip.publish(advert),
+                Effect::Persist { id, writes } => self.disk.write(id, writes)?,
+                Effect::StartAttempt(attempt) => self.host.start(*attempt),
+                Effect::CancelAttempt(token) => self.host.cancel(token),
+                Effect::Reply { id, response } => {
+                    if let Some(answer) = self.answers.remove(&id) {
+                        // The client may have gone.
+                        let _ = answer.send(response);
+                    }
+                }
+            }
+        }
+        self.lanes.values_mut().for_each(Outgoing::flush);
+        Ok(())
+    }
+
+    fn tell_drained(&mut self) {
+        if self.drained.is_some()
+            && self.core.is_quiet()
+            && let Some(drained) = self.drained.take()
+        {
+            // Whoever asked may have lost patience.
+            let _ = drained.send(());
+        }
+    }
+
+    /// Until the core wants to be called.
+    fn sleep(&self) -> impl Future<Output = ()> + use<> {
+        let at = self.core.poll_timeout();
+        // Without a clock the next round ends with its error.
+        let wait = at.map(|at| at.since(clock::now().unwrap_or(at)));
+        async move {
+            match wait {
+                Some(wait) => tokio::time::sleep(wait).await,
+                None => std::future::pending().await,
+            }
+        }
+    }
+}
+
+impl Outgoing {
+    fn flush(&mut self) {
+        if !self.frame.is_empty() {
+            self.lane.send(self.frame.split().freeze());
+        }
+    }
+}
+
+impl Round {
+    /// Takes all else that waits, without waiting for it.
+    fn gather(
+        &mut self,
+        inputs: &mut Inputs,
+        written: &mut mpsc::UnboundedReceiver<disk::Written>,
+    ) -> Result<(), DriverError> {
+        while let Ok(batch) = written.try_recv() {
+            self.written.extend(batch?);
+        }
+        take(&mut inputs.net, &mut self.net);
+        take(&mut inputs.ends, &mut self.ends);
+        take(&mut inputs.calls, &mut self.calls);
+        Ok(())
+    }
+}
+
+fn take<T>(from: &mut mpsc::Receiver<T>, into: &mut Vec<T>) {
+    while into.len() < ROUND
+        && let Ok(item) = from.try_recv()
+    {
+        into.push(item);
+    }
+}

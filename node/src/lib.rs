@@ -4,11 +4,13 @@
 //! the phases and the clients, and decides nothing that the cluster has to agree on.
 
 pub mod cli;
+mod clock;
 pub mod config;
 pub mod document;
-pub mod driver;
+mod driver;
 pub mod handle;
 pub mod http;
+mod key;
 pub mod net;
 pub mod node;
 pub mod phase;

@@ -1,1 +1,381 @@
-//! A whole node.
+//! A node: started from its settings, run until it is told to stop.
+//!
+//! It puts the parts together in the order in which they depend on each other, and takes them down
+//! in the reverse one. What each does is theirs.
+
+use std::{
+    fs, io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use carbonmesh_protocol::{config::Config as CoreConfig, core::Core, id::NodeId, store::ReadError};
+use carbonmesh_storage::{DataDir, OpenError, StorageError, StoreReader, free_bytes};
+use libp2p::{Multiaddr, multiaddr::Protocol};
+use serde_json::json;
+use thiserror::Error;
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+    sync::{mpsc, oneshot},
+    task::JoinHandle,
+    time::timeout,
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use crate::{
+    clock,
+    config::{ConfigError, Settings, UpArgs},
+    driver::{self, Command, DriverError, Inputs, Outputs},
+    handle::NodeHandle,
+    http::{self, HttpLimits},
+    key,
+    net::{self, Net, NetConfig, NetError, Secret},
+    phase::{PhaseHost, PhaseRegistry},
+};
+
+/// How long a node that stops waits for what runs on it.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How often the side file that tells a restored folder from the latest one is written.
+const MARK_EVERY: Duration = Duration::from_secs(1);
+
+/// How often the free space is looked at.
+const SPACE_EVERY: Duration = Duration::from_secs(2);
+
+/// Inputs that may wait for the core.
+const WAITING_EVENTS: usize = 256;
+const WAITING_CALLS: usize = 1024;
+const WAITING_ENDS: usize = 4096;
+
+/// The node could not be started, or has failed. What was acknowledged is on disk.
+#[derive(Debug, Error)]
+pub enum RunError {
+    /// The settings cannot be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The data folder cannot be used.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The node's key cannot be used.
+    #[error(transparent)]
+    Key(#[from] crate::key::KeyError),
+    /// The network cannot be used.
+    #[error(transparent)]
+    Net(#[from] NetError),
+    /// The HTTP interface cannot be served.
+    #[error("cannot serve HTTP on {address}: {source}; choose another address with --http")]
+    Http {
+        /// Where.
+        address: SocketAddr,
+        /// Why not.
+        source: io::Error,
+    },
+    /// What the node has on disk cannot be read.
+    #[error("cannot read what is in the data folder: {0}")]
+    Read(#[from] ReadError),
+    /// The store cannot be closed in order. What was acknowledged is on disk.
+    #[error("cannot close the data folder in order: {0}")]
+    Close(#[from] StorageError),
+    /// It ran, and failed.
+    #[error(transparent)]
+    Driver(#[from] DriverError),
+    /// The ready file cannot be written.
+    #[error("cannot write the ready file {}: {source}", path.display())]
+    ReadyFile {
+        /// Where.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The system refuses something.
+    #[error("the system refuses what a node needs: {0}")]
+    System(#[from] io::Error),
+}
+
+/// A running node, for programs that have one inside. Dropping it ends the node as a crash would;
+/// nothing acknowledged is lost by that.
+#[derive(Debug)]
+pub struct Node {
+    handle: NodeHandle,
+    http: SocketAddr,
+    net: Net,
+    data: Arc<DataDir>,
+    commands: mpsc::Sender<Command>,
+    ended: oneshot::Receiver<Result<(), DriverError>>,
+    server: JoinHandle<io::Result<()>>,
+    cancel: CancelOnDrop,
+}
+
+/// Ends the node's tasks.
+#[derive(Debug)]
+struct CancelOnDrop(CancellationToken);
+
+impl Drop for CancelOnDrop {
+    fn drop(&mut self) {
+        self.0.cancel();
+    }
+}
+
+impl Node {
+    /// Starts a node; it serves when this returns.
+    ///
+    /// # Errors
+    /// One of its parts cannot be started; nothing keeps running then.
+    pub async fn start(settings: Settings) -> Result<Self, RunError> {
+        let data = Arc::new(DataDir::open(&settings.data_dir, rand::random)?);
+        if let Some(reason) = &data.amnesia {
+            warn!(
+                reason,
+                "the data folder may have lost what it once promised: it takes part as a new one, \
+                 and the others bring it up to date"
+            );
+        }
+        let cancel = CancelOnDrop(CancellationToken::new());
+        let keypair = key::load_or_create(&settings.data_dir.join("key"))?;
+        let listener = TcpListener::bind(settings.http)
+            .await
+            .map_err(|source| RunError::Http { address: settings.http, source })?;
+        let http = listener.local_addr()?;
+
+        let (net_events, net_inputs) = mpsc::channel(WAITING_EVENTS);
+        let net = start_net(&settings, keypair, net_events, cancel.0.clone()).await?;
+        let (ends, end_inputs) = mpsc::channel(WAITING_ENDS);
+        let (calls, call_inputs) = mpsc::channel(WAITING_CALLS);
+        let (commands, command_inputs) = mpsc::channel(16);
+        let node = net.node_id();
+        let core = new_core(&settings, node, &data)?;
+        let host = PhaseHost::new(settings.phases, settings.limits.result_bytes, ends);
+        let inputs = Inputs {
+            net: net_inputs,
+            calls: call_inputs,
+            ends: end_inputs,
+            commands: command_inputs,
+        };
+        let outputs = Outputs { gossip: net.gossip(), host, storage: data.storage.clone() };
+        let ended = driver::spawn(core, inputs, outputs)?;
+
+        let handle = NodeHandle::new(node, calls);
+        let limits =
+            HttpLimits { job_bytes: settings.limits.job_bytes, ..HttpLimits::default() };
+        let router = http::router(handle.clone(), limits);
+        let server = tokio::spawn(http::serve(listener, router, cancel.0.clone()));
+        tokio::spawn(keep_mark(data.clone(), cancel.0.clone()));
+        let path = settings.data_dir.clone();
+        let watch = watch_space(path, settings.free_bytes, commands.clone(), cancel.0.clone());
+        tokio::spawn(watch);
+        Ok(Self { handle, http, net, data, commands, ended, server, cancel })
+    }
+
+    /// Talks to the node.
+    pub fn handle(&self) -> &NodeHandle {
+        &self.handle
+    }
+
+    /// Where the HTTP interface is.
+    pub fn http_address(&self) -> SocketAddr {
+        self.http
+    }
+
+    /// Where other nodes can connect.
+    pub fn listening(&self) -> &[Multiaddr] {
+        self.net.listening()
+    }
+
+    /// Waits until the node fails, for as long as it does not.
+    pub async fn failed(&mut self) -> RunError {
+        match (&mut self.ended).await {
+            Ok(Err(error)) => error.into(),
+            Ok(Ok(())) | Err(_) => DriverError::Died.into(),
+        }
+    }
+
+    /// Stops the node: it takes no new work, lets what runs end for up to 10 s, and closes its
+    /// store.
+    ///
+    /// # Errors
+    /// It failed while it stopped. What was acknowledged is on disk.
+    pub async fn stop(self) -> Result<(), RunError> {
+        let (drained, quiet) = oneshot::channel();
+        if self.commands.send(Command::Drain(drained)).await.is_ok()
+            && timeout(DRAIN_TIMEOUT, quiet).await.is_err()
+        {
+            warn!("attempts still run: they will be run again elsewhere");
+        }
+        // It may have failed already, which `ended` tells.
+        let _ = self.commands.send(Command::Stop).await;
+        let ended = self.ended.await.unwrap_or(Err(DriverError::Died));
+        self.cancel.0.cancel();
+        self.net.stopped().await;
+        if let Ok(Err(error)) = self.server.await {
+            warn!(%error, "the HTTP interface did not end in order");
+        }
+        ended?;
+        self.data.storage.flush()?;
+        self.data.mark()?;
+        Ok(())
+    }
+}
+
+/// Runs a node until a signal stops it: what `carbonmesh up` does.
+///
+/// # Errors
+/// It cannot be started, or fails. What was acknowledged is on disk.
+pub async fn run(args: UpArgs, phases: PhaseRegistry) -> Result<(), RunError> {
+    init_tracing();
+    let settings = args.resolve(&phases)?;
+    if settings.secret.is_none() {
+        info!("no cluster secret: only nodes on this machine can join (see --secret-file)");
+    }
+    let (name, ready_file) = (settings.name.clone(), settings.ready_file.clone());
+    // Before anything starts, so that no signal ends a half-started node.
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut node = Box::pin(Node::start(settings)).await?;
+    announce(&node, &name, ready_file.as_deref())?;
+    tokio::select! {
+        _ = terminate.recv() => info!("stopping"),
+        _ = interrupt.recv() => info!("stopping; press Ctrl-C again to stop at once"),
+        failure = node.failed() => {
+            error!(error = %failure, "the node has failed");
+            return Err(failure);
+        }
+    }
+    tokio::select! {
+        stopped = node.stop() => stopped,
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+    }
+}
+
+fn announce(node: &Node, name: &str, ready_file: Option<&Path>) -> Result<(), RunError> {
+    let listen: Vec<String> = node.listening().iter().map(Multiaddr::to_string).collect();
+    let http = format!("http://{}", node.http_address());
+    let id = node.handle().node();
+    info!(node = %id, name, %http, listen = listen.join(" "), "ready");
+    let Some(path) = ready_file else { return Ok(()) };
+    let text = json!({ "node": format!("{id:#}"), "http": http, "listen": listen }).to_string();
+    let fresh = path.with_extension("new");
+    fs::write(&fresh, text)
+        .and_then(|()| fs::rename(&fresh, path))
+        .map_err(|source| RunError::ReadyFile { path: path.to_owned(), source })
+}
+
+fn init_tracing() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("CARBONMESH_LOG")
+        .unwrap_or_else(|_| "warn,carbonmesh=info".into());
+    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    // An embedding program may have its own.
+    let _ = logs.with_ansi(io::IsTerminal::is_terminal(&io::stderr())).try_init();
+}
+
+async fn start_net(
+    settings: &Settings,
+    keypair: libp2p::identity::Keypair,
+    events: mpsc::Sender<net::NetEvent>,
+    cancel: CancellationToken,
+) -> Result<Net, RunError> {
+    let config = |listen: &[Multiaddr]| NetConfig {
+        keypair: keypair.clone(),
+        cluster: settings.cluster.clone(),
+        secret: settings.secret.as_ref().map(|secret| Secret::new(secret.as_bytes())),
+        listen: listen.to_vec(),
+        peers: settings.peers.clone(),
+        mdns: settings.mdns,
+        book: settings.data_dir.join("peers.json"),
+        advertise: settings.advertise.clone(),
+    };
+    match net::start(config(&settings.listen), events.clone(), cancel.clone()).await {
+        Err(NetError::AddressInUse(taken)) if !settings.listen_is_explicit => {
+            warn!(%taken, "the usual port is taken: listening on another");
+            let other: Vec<Multiaddr> = settings.listen.iter().map(any_port).collect();
+            Ok(net::start(config(&other), events, cancel).await?)
+        }
+        started => Ok(started?),
+    }
+}
+
+fn any_port(address: &Multiaddr) -> Multiaddr {
+    let other = address.iter().map(|part| match part {
+        Protocol::Tcp(_) => Protocol::Tcp(0),
+        part => part,
+    });
+    other.collect()
+}
+
+fn new_core(settings: &Settings, node: NodeId, data: &DataDir) -> Result<Core, RunError> {
+    let phases = settings.phases.iter().map(|phase| (phase.name.clone(), phase.slots));
+    let config = CoreConfig {
+        node,
+        disk: data.disk_id,
+        boot: data.boot,
+        name: settings.name.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        roles: settings.roles,
+        phases: phases.collect(),
+        labels: settings.labels.clone(),
+        timing: settings.timing,
+        limits: settings.limits,
+    };
+    let reader = Box::new(StoreReader::new(data.storage.clone()));
+    Ok(Core::new(config, rand::random(), clock::now()?, clock::unix_ms(), reader)?)
+}
+
+/// Writes the side file again and again.
+async fn keep_mark(data: Arc<DataDir>, cancel: CancellationToken) {
+    let mut every = tokio::time::interval(MARK_EVERY);
+    every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = cancel.cancelled() => return,
+            _ = every.tick() => {}
+        }
+        let data = data.clone();
+        let marked = tokio::task::spawn_blocking(move || data.mark()).await;
+        if let Ok(Err(error)) = marked {
+            // The driver meets the same disk with what matters; this only says so early.
+            warn!(%error, "cannot write the mark");
+        }
+    }
+}
+
+/// Tells the core when the disk has no room for more jobs, and when it has again.
+async fn watch_space(
+    path: PathBuf,
+    enough: u64,
+    commands: mpsc::Sender<Command>,
+    cancel: CancellationToken,
+) {
+    let mut told_full = false;
+    let mut every = tokio::time::interval(SPACE_EVERY);
+    loop {
+        tokio::select! {
+            () = cancel.cancelled() => return,
+            _ = every.tick() => {}
+        }
+        let Ok(free) = free_bytes(&path) else { continue };
+        let full = free < enough;
+        if full == told_full {
+            continue;
+        }
+        told_full = full;
+        let accepting = if full {
+            let (free, enough) = (free >> 20, enough >> 20);
+            let reason = format!(
+                "{free} MiB are free in {}, less than the {enough} MiB of limits.free_bytes",
+                path.display()
+            );
+            error!(reason, "taking no more jobs");
+            Err(reason)
+        } else {
+            info!("taking jobs again");
+            Ok(())
+        };
+        if commands.send(Command::Accepting(accepting)).await.is_err() {
+            return;
+        }
+    }
+}

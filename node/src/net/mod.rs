@@ -106,18 +106,35 @@ pub enum NetError {
     },
 }
 
+/// Where a node says what it is.
+#[derive(Clone, Debug)]
+pub struct Gossip(watch::Sender<Option<Advert>>);
+
+impl Gossip {
+    /// Gossips what the node says of itself; only the latest is kept.
+    pub fn publish(&self, advert: Advert) {
+        self.0.send_replace(Some(advert));
+    }
+}
+
 /// A running network.
 #[derive(Debug)]
 pub struct Net {
+    node: NodeId,
     listening: Vec<Multiaddr>,
-    adverts: watch::Sender<Option<Advert>>,
+    gossip: Gossip,
     task: JoinHandle<()>,
 }
 
 impl Net {
-    /// Gossips what the node says of itself; only the latest is kept.
-    pub fn publish(&self, advert: Advert) {
-        self.adverts.send_replace(Some(advert));
+    /// Who the node is.
+    pub fn node_id(&self) -> NodeId {
+        self.node
+    }
+
+    /// Where the node says what it is.
+    pub fn gossip(&self) -> Gossip {
+        self.gossip.clone()
     }
 
     /// Where the node listens.
@@ -147,9 +164,14 @@ pub async fn start(
             return Err(NetError::Exposed(exposed.clone()));
         }
     }
+    let local = config.keypair.public().to_peer_id();
+    let node = node_id_of(&local).ok_or_else(|| NetError::Setup {
+        part: "the node's identity",
+        reason: "its key is not ed25519".to_owned(),
+    })?;
     let (adverts, latest) = watch::channel(None);
     let swarm = swarm::Network::listen(config, events, latest).await?;
     let listening = swarm.listening();
     let task = tokio::spawn(swarm.run(cancel));
-    Ok(Net { listening, adverts, task })
+    Ok(Net { node, listening, gossip: Gossip(adverts), task })
 }

@@ -176,7 +176,7 @@ async fn gossip_leads_to_a_full_mesh() {
     for host in [&b, &c] {
         let mut advert = advert(host.node, 1);
         advert.addresses = vec![host.address().to_string()];
-        host.net.as_ref().unwrap().publish(advert);
+        host.net.as_ref().unwrap().gossip().publish(advert);
     }
     let mut lanes = Vec::new();
     for host in [&mut a, &mut b, &mut c] {

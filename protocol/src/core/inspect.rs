@@ -1,5 +1,5 @@
-//! What a checker may see of a core: enough to hold it to its invariants, nothing that could change
-//! it.
+//! What may be seen of a core: enough to hold it to its invariants and to stop it in order, nothing
+//! that could change it.
 
 use std::collections::BTreeMap;
 
@@ -73,6 +73,12 @@ impl Core {
             unacknowledged: self.worker.held(|_| true).len(),
             commits: self.commits.len(),
         }
+    }
+
+    /// Whether nothing is under way here that a stop would cut off: no attempt, no end that its
+    /// coordinator does not have on disk yet, no change that is not settled.
+    pub fn is_quiet(&self) -> bool {
+        self.worker.is_empty() && self.commits.is_empty()
     }
 
     /// A job's record as this node holds it.

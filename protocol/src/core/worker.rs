@@ -64,6 +64,11 @@ impl Worker {
         self.phases.iter().map(|(phase, host)| (phase, host.slots, host.busy))
     }
 
+    /// Whether nothing runs, waits or is unacknowledged.
+    pub(super) fn is_empty(&self) -> bool {
+        self.attempts.is_empty() && self.ended.is_empty()
+    }
+
     /// All attempts of some pipelines: running, waiting or not acknowledged.
     pub(super) fn held(&self, of: impl Fn(PipelineId) -> bool) -> Vec<Held> {
         let running = self.attempts.values().map(|running| running.held);

@@ -1,0 +1,114 @@
+//! The node's key: its identity, made once and kept in its data folder.
+
+use std::{
+    fs, io,
+    io::Write,
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
+    path::{Path, PathBuf},
+};
+
+use libp2p::identity::Keypair;
+use thiserror::Error;
+
+/// The node has no identity. Nothing was changed.
+#[derive(Debug, Error)]
+pub enum KeyError {
+    /// The file cannot be read or written.
+    #[error("cannot use the node's key {}: {source}", path.display())]
+    Io {
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Others on this machine could pretend to be this node.
+    #[error(
+        "the node's key {} may be read by others: run chmod 600 on it, and think of who may have copied it",
+        path.display()
+    )]
+    Exposed {
+        /// Which.
+        path: PathBuf,
+    },
+    /// The file holds something else.
+    #[error(
+        "{} is no key: bring the file back from a backup, or remove the whole data folder to start as a new node",
+        path.display()
+    )]
+    Damaged {
+        /// Which.
+        path: PathBuf,
+    },
+}
+
+/// Reads the key, or makes it if there is none.
+///
+/// # Errors
+/// It cannot be used, or others may read it.
+pub(crate) fn load_or_create(path: &Path) -> Result<Keypair, KeyError> {
+    let failed = |source| KeyError::Io { path: path.to_owned(), source };
+    match fs::metadata(path) {
+        Ok(metadata) if metadata.permissions().mode() & 0o077 != 0 => {
+            Err(KeyError::Exposed { path: path.to_owned() })
+        }
+        Ok(_) => {
+            let bytes = fs::read(path).map_err(failed)?;
+            let damaged = || KeyError::Damaged { path: path.to_owned() };
+            let key = Keypair::from_protobuf_encoding(&bytes).map_err(|_| damaged())?;
+            key.clone().try_into_ed25519().map_err(|_| damaged())?;
+            Ok(key)
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => create(path).map_err(failed),
+        Err(error) => Err(failed(error)),
+    }
+}
+
+/// A crash leaves either no key or a whole one.
+fn create(path: &Path) -> io::Result<Keypair> {
+    let key = Keypair::generate_ed25519();
+    let bytes = key.to_protobuf_encoding().map_err(io::Error::other)?;
+    let fresh = path.with_extension("new");
+    let mut options = fs::OpenOptions::new();
+    let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
+    file.write_all(&bytes)?;
+    file.sync_all()?;
+    fs::rename(fresh, path)?;
+    if let Some(folder) = path.parent() {
+        fs::File::open(folder)?.sync_all()?;
+    }
+    Ok(key)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_made_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("key");
+        let made = load_or_create(&path).unwrap();
+        let read = load_or_create(&path).unwrap();
+        assert_eq!(made.public(), read.public());
+    }
+
+    #[test]
+    fn a_key_that_others_may_read_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("key");
+        load_or_create(&path).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+        let error = load_or_create(&path).unwrap_err();
+        assert!(matches!(error, KeyError::Exposed { .. }), "{error}");
+    }
+
+    #[test]
+    fn a_damaged_key_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("key");
+        fs::write(&path, "no key").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        let error = load_or_create(&path).unwrap_err();
+        assert!(matches!(error, KeyError::Damaged { .. }), "{error}");
+    }
+}
