@@ -1,1 +1,449 @@
-//! Settings.
+//! A node's settings: flags, environment, file, defaults, in this order of precedence.
+//!
+//! [`UpArgs`] holds flags and environment as clap reads them, `file` the TOML document; here they
+//! become one [`Settings`], checked as a whole. Every error names the setting and the way out.
+
+mod file;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::BTreeMap,
+    env, fs, io,
+    net::SocketAddr,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use carbonmesh_protocol::{
+    advert::Roles,
+    config::{Limits, Timing},
+    name::Name,
+};
+use libp2p::Multiaddr;
+use thiserror::Error;
+
+use self::file::{ConfigFile, PhaseSection};
+use crate::{
+    net::{is_loopback, parse_address},
+    phase::{ExecPhase, OfferedPhase, PhaseRegistry},
+};
+
+const DEFAULT_CLUSTER: &str = "carbonmesh";
+const DEFAULT_HTTP: &str = "127.0.0.1:7400";
+const DEFAULT_PORT: u16 = 7401;
+const SECRET_BYTES: usize = 16;
+
+/// Slots of a configured phase that says nothing about them.
+const DEFAULT_SLOTS: u32 = 1;
+
+/// More would be a mistake: every slot may become a process.
+const MAX_SLOTS: u32 = 10_000;
+
+/// The settings cannot be used. Nothing was started.
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read {}: {source}", path.display())]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The file is no valid configuration.
+    #[error("{}: {reason}", path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong, and where.
+        reason: String,
+    },
+    /// A setting has a value that cannot be used.
+    #[error("{setting}: {reason}")]
+    Setting {
+        /// Which.
+        setting: String,
+        /// What is wrong, and the way out.
+        reason: String,
+    },
+}
+
+fn wrong(setting: impl Into<String>, reason: impl Into<String>) -> ConfigError {
+    ConfigError::Setting { setting: setting.into(), reason: reason.into() }
+}
+
+/// How to run a node. Flags come before variables, variables before the file.
+///
+/// The cluster's secret has no flag, since every user of the machine can see a process's flags.
+#[derive(Clone, Debug, Default, clap::Args)]
+#[command(after_help = "The cluster's secret is given by --secret-file, or in CARBONMESH_SECRET.")]
+pub struct UpArgs {
+    /// A configuration file (TOML)
+    #[arg(long, env = "CARBONMESH_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// What this node does: worker, replica, gateway [default: all]
+    #[arg(long, env = "CARBONMESH_ROLE", value_name = "ROLE", value_delimiter = ',')]
+    role: Vec<String>,
+    /// Offer only these phases, each with so many slots
+    #[arg(long, env = "CARBONMESH_PHASE", value_name = "NAME=SLOTS", value_delimiter = ',')]
+    phase: Vec<String>,
+    /// What to say about this node
+    #[arg(long, env = "CARBONMESH_LABEL", value_name = "KEY=VALUE", value_delimiter = ',')]
+    label: Vec<String>,
+    /// Where to listen for other nodes [default: port 7401, on loopback without a secret]
+    #[arg(long, env = "CARBONMESH_LISTEN", value_name = "ADDRESS", value_delimiter = ',')]
+    listen: Vec<String>,
+    /// Where other nodes may be found
+    #[arg(long, env = "CARBONMESH_PEER", value_name = "ADDRESS", value_delimiter = ',')]
+    peer: Vec<String>,
+    /// Tell others to connect here instead
+    #[arg(long, env = "CARBONMESH_ADVERTISE", value_name = "ADDRESS", value_delimiter = ',')]
+    advertise: Vec<String>,
+    /// Where to keep the node's state [default: carbonmesh in the user's data folder]
+    #[arg(long, env = "CARBONMESH_DATA_DIR", value_name = "FOLDER")]
+    data_dir: Option<PathBuf>,
+    /// The cluster's name [default: carbonmesh]
+    #[arg(long, env = "CARBONMESH_CLUSTER", value_name = "NAME")]
+    cluster: Option<String>,
+    /// The file that holds the cluster's secret, at least 16 bytes
+    #[arg(long, env = "CARBONMESH_SECRET_FILE", value_name = "FILE")]
+    secret_file: Option<PathBuf>,
+    /// The node's name for people [default: the host's name]
+    #[arg(long, env = "CARBONMESH_NAME", value_name = "NAME")]
+    name: Option<String>,
+    /// Where to serve HTTP; loopback only [default: 127.0.0.1:7400]
+    #[arg(long, env = "CARBONMESH_HTTP", value_name = "ADDRESS")]
+    http: Option<String>,
+    /// Do not look for nodes on the local network
+    #[arg(long, env = "CARBONMESH_NO_MDNS")]
+    no_mdns: bool,
+    /// Write where the node serves into this file, as JSON, once it does
+    #[arg(long, env = "CARBONMESH_READY_FILE", value_name = "FILE")]
+    ready_file: Option<PathBuf>,
+}
+
+/// All that a node needs to know, checked.
+#[derive(Debug)]
+pub struct Settings {
+    /// The node's name for people.
+    pub name: String,
+    /// The cluster's name.
+    pub cluster: String,
+    /// The cluster's secret.
+    pub secret: Option<ClusterSecret>,
+    /// What the node does.
+    pub roles: Roles,
+    /// What its operator says of it.
+    pub labels: BTreeMap<String, String>,
+    /// Where it listens.
+    pub listen: Vec<Multiaddr>,
+    /// Whether somebody chose that: else another port may be taken.
+    pub listen_is_explicit: bool,
+    /// Where others may be found.
+    pub peers: Vec<Multiaddr>,
+    /// What others are told instead of `listen`.
+    pub advertise: Vec<Multiaddr>,
+    /// Where it keeps its state.
+    pub data_dir: PathBuf,
+    /// Where it serves HTTP.
+    pub http: SocketAddr,
+    /// Whether it looks for others on the local network.
+    pub mdns: bool,
+    /// Where to write that it serves.
+    pub ready_file: Option<PathBuf>,
+    /// The phases that it offers.
+    pub phases: Vec<OfferedPhase>,
+    /// How much it takes.
+    pub limits: Limits,
+    /// How fast it reacts.
+    pub timing: Timing,
+    /// Below so many free bytes on its disk it takes no jobs. Default 512 MiB.
+    pub free_bytes: u64,
+}
+
+/// A cluster's secret; never printed.
+#[derive(Clone)]
+pub struct ClusterSecret(Vec<u8>);
+
+impl ClusterSecret {
+    /// Its bytes.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for ClusterSecret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ClusterSecret(..)")
+    }
+}
+
+impl UpArgs {
+    /// Reads the file, and makes all of it one. `registry` are the program's own phases.
+    ///
+    /// # Errors
+    /// Something cannot be used; the error names it.
+    pub fn resolve(self, registry: &PhaseRegistry) -> Result<Settings, ConfigError> {
+        self.resolve_with(registry, env::var("CARBONMESH_SECRET").ok())
+    }
+
+    fn resolve_with(
+        self,
+        registry: &PhaseRegistry,
+        secret: Option<String>,
+    ) -> Result<Settings, ConfigError> {
+        let file = match &self.config {
+            Some(path) => ConfigFile::read(path)?,
+            None => ConfigFile::default(),
+        };
+        let (limits, free_bytes) = file.limits.resolve()?;
+        let timing = file.timing.resolve()?;
+        let secret_file = self.secret_file.or(file.secret_file);
+        let secret = read_secret(secret, secret_file.as_deref())?;
+        let exposed_ok = secret.is_some();
+        let listen = given(self.listen, file.listen);
+        let listen_is_explicit = !listen.is_empty();
+        let listen = match listen_is_explicit {
+            true => addresses("--listen", &listen, exposed_ok)?,
+            false => vec![default_listen(exposed_ok)],
+        };
+        let roles = roles(&given(self.role, file.role))?;
+        let phases = match roles.worker {
+            true => phases(&self.phase, &file.phases, registry)?,
+            false if !self.phase.is_empty() => {
+                return Err(wrong("--phase", "this node is no worker: add worker to --role"));
+            }
+            false => Vec::new(),
+        };
+        let labels = if self.label.is_empty() { file.labels } else { labels(&self.label)? };
+        let cluster = self.cluster.or(file.cluster).unwrap_or_else(|| DEFAULT_CLUSTER.to_owned());
+        let cluster = cluster.parse::<Name>().map_err(|e| wrong("--cluster", e.to_string()))?;
+        let loopback = listen.iter().all(is_loopback);
+        Ok(Settings {
+            name: node_name(self.name.or(file.name))?,
+            cluster: cluster.to_string(),
+            secret,
+            roles,
+            labels,
+            // What is told by multicast is of no use to others if only loopback is listened on.
+            mdns: file.mdns.unwrap_or(true) && !self.no_mdns && !loopback,
+            listen,
+            listen_is_explicit,
+            peers: addresses("--peer", &given(self.peer, file.peer), exposed_ok)?,
+            advertise: addresses(
+                "--advertise",
+                &given(self.advertise, file.advertise),
+                exposed_ok,
+            )?,
+            data_dir: self.data_dir.or(file.data_dir).map_or_else(default_data_dir, Ok)?,
+            http: http_address(self.http.or(file.http))?,
+            ready_file: self.ready_file,
+            phases,
+            limits,
+            timing,
+            free_bytes,
+        })
+    }
+}
+
+/// Flags and environment, or what the file says.
+fn given(first: Vec<String>, second: Vec<String>) -> Vec<String> {
+    if first.is_empty() { second } else { first }
+}
+
+fn roles(names: &[String]) -> Result<Roles, ConfigError> {
+    if names.is_empty() {
+        return Ok(Roles::ALL);
+    }
+    let mut roles = Roles { worker: false, replica: false, gateway: false };
+    for name in names {
+        match name.trim() {
+            "worker" => roles.worker = true,
+            "replica" => roles.replica = true,
+            "gateway" => roles.gateway = true,
+            other => {
+                let reason = format!("`{other}` is no role: take worker, replica or gateway");
+                return Err(wrong("--role", reason));
+            }
+        }
+    }
+    Ok(roles)
+}
+
+/// What this node offers: everything that it can run, or what `--phase` names of it.
+fn phases(
+    chosen: &[String],
+    configured: &BTreeMap<String, PhaseSection>,
+    registry: &PhaseRegistry,
+) -> Result<Vec<OfferedPhase>, ConfigError> {
+    let mut known = BTreeMap::new();
+    for (name, slots, phase) in registry.iter() {
+        let name = phase_name(name)?;
+        let offered =
+            OfferedPhase { name: name.clone(), slots, timeout: None, phase: phase.clone() };
+        known.insert(name, offered);
+    }
+    for (text, section) in configured {
+        let name = phase_name(text)?;
+        match (&section.command, known.get_mut(&name)) {
+            (Some(_), _) => {
+                let phase = Arc::new(ExecPhase::new(section.exec(text)?));
+                let slots = section.slots.unwrap_or(DEFAULT_SLOTS);
+                let timeout = section.timeout(text)?;
+                known.insert(name.clone(), OfferedPhase { name, slots, timeout, phase });
+            }
+            (None, Some(offered)) => {
+                offered.slots = section.slots.unwrap_or(offered.slots);
+                offered.timeout = section.timeout(text)?;
+            }
+            (None, None) => {
+                let setting = format!("phases.{text}.command");
+                return Err(wrong(setting, "is missing: give the program and its arguments"));
+            }
+        }
+    }
+    let mut offered: Vec<OfferedPhase> = match chosen {
+        [] => known.into_values().collect(),
+        chosen => chosen.iter().map(|text| choose(text, &known)).collect::<Result<_, _>>()?,
+    };
+    offered.sort_by(|a, b| a.name.cmp(&b.name));
+    for pair in offered.windows(2) {
+        if pair[0].name == pair[1].name {
+            return Err(wrong("--phase", format!("`{}` is given twice", pair[0].name)));
+        }
+    }
+    for phase in &offered {
+        if phase.slots == 0 || phase.slots > MAX_SLOTS {
+            let reason = format!("{} has {} slots: 1 to {MAX_SLOTS} are possible", phase.name, phase.slots);
+            return Err(wrong("phases", reason));
+        }
+    }
+    Ok(offered)
+}
+
+fn phase_name(text: &str) -> Result<Name, ConfigError> {
+    text.parse::<Name>().map_err(|error| wrong(format!("phases.{text}"), error.to_string()))
+}
+
+/// Reads `NAME` or `NAME=SLOTS`.
+fn choose(text: &str, known: &BTreeMap<Name, OfferedPhase>) -> Result<OfferedPhase, ConfigError> {
+    let (name, slots) = text.trim().split_once('=').unwrap_or((text.trim(), ""));
+    let parsed: Name = name.parse().map_err(|e| wrong("--phase", format!("{e}")))?;
+    let found = known.get(&parsed).ok_or_else(|| {
+        let names: Vec<&str> = known.keys().map(Name::as_str).collect();
+        let there = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
+        let reason = format!(
+            "this node has no phase `{name}` (it has: {there}); give its command in the \
+             configuration file as [phases.{name}]"
+        );
+        wrong("--phase", reason)
+    })?;
+    let slots = match slots {
+        "" => found.slots,
+        slots => slots
+            .parse()
+            .map_err(|_| wrong("--phase", format!("`{text}`: slots are a number, as in {name}=4")))?,
+    };
+    Ok(OfferedPhase { slots, ..found.clone() })
+}
+
+fn labels(texts: &[String]) -> Result<BTreeMap<String, String>, ConfigError> {
+    let pair = |text: &String| {
+        let (key, value) = text.split_once('=').filter(|(key, _)| !key.is_empty()).ok_or_else(
+            || wrong("--label", format!("`{text}` is no label: write KEY=VALUE")),
+        )?;
+        Ok((key.to_owned(), value.to_owned()))
+    };
+    texts.iter().map(pair).collect()
+}
+
+fn addresses(
+    setting: &str,
+    texts: &[String],
+    exposed_ok: bool,
+) -> Result<Vec<Multiaddr>, ConfigError> {
+    let parse = |text: &String| {
+        let address = parse_address(text.trim()).map_err(|e| wrong(setting, e.to_string()))?;
+        if !exposed_ok && !is_loopback(&address) {
+            let reason = format!(
+                "{text} is not on this machine, and there is no cluster secret: give all nodes \
+                 the same one with --secret-file or CARBONMESH_SECRET"
+            );
+            return Err(wrong(setting, reason));
+        }
+        Ok(address)
+    };
+    texts.iter().map(parse).collect()
+}
+
+fn default_listen(exposed_ok: bool) -> Multiaddr {
+    let ip = if exposed_ok { [0, 0, 0, 0] } else { [127, 0, 0, 1] };
+    Multiaddr::from(std::net::Ipv4Addr::from(ip))
+        .with(libp2p::multiaddr::Protocol::Tcp(DEFAULT_PORT))
+}
+
+fn http_address(text: Option<String>) -> Result<SocketAddr, ConfigError> {
+    let text = text.as_deref().unwrap_or(DEFAULT_HTTP);
+    let address: SocketAddr = text
+        .parse()
+        .map_err(|_| wrong("--http", format!("`{text}` is no IP:PORT, as {DEFAULT_HTTP} is")))?;
+    if !address.ip().is_loopback() {
+        let reason = format!(
+            "{text} is not on loopback: everybody who reaches it could run jobs; take \
+             127.0.0.1:PORT, and a proxy or an SSH tunnel for others"
+        );
+        return Err(wrong("--http", reason));
+    }
+    Ok(address)
+}
+
+fn node_name(given: Option<String>) -> Result<String, ConfigError> {
+    let name = given.unwrap_or_else(|| {
+        let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        if host.trim().is_empty() { "node".to_owned() } else { host.trim().to_owned() }
+    });
+    if name.is_empty() || name.len() > 64 || name.chars().any(char::is_control) {
+        return Err(wrong("--name", "1 to 64 printable characters are possible"));
+    }
+    Ok(name)
+}
+
+fn default_data_dir() -> Result<PathBuf, ConfigError> {
+    let base = env::var_os("XDG_DATA_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
+    let base = base.or_else(|| env::home_dir().map(|home| home.join(".local/share")));
+    base.map(|base| base.join("carbonmesh"))
+        .ok_or_else(|| wrong("--data-dir", "there is no home folder: give a folder"))
+}
+
+fn read_secret(
+    variable: Option<String>,
+    file: Option<&Path>,
+) -> Result<Option<ClusterSecret>, ConfigError> {
+    let (setting, text) = match (variable, file) {
+        (Some(text), _) => ("CARBONMESH_SECRET".to_owned(), text),
+        (None, Some(path)) => (format!("--secret-file {}", path.display()), secret_text(path)?),
+        (None, None) => return Ok(None),
+    };
+    let secret = text.trim_end_matches(['\r', '\n']);
+    if secret.len() < SECRET_BYTES {
+        let reason = format!(
+            "the secret has {} bytes, at least {SECRET_BYTES} are needed: make one with \
+             `head -c 32 /dev/urandom | base64`",
+            secret.len()
+        );
+        return Err(wrong(setting, reason));
+    }
+    Ok(Some(ClusterSecret(secret.as_bytes().to_vec())))
+}
+
+fn secret_text(path: &Path) -> Result<String, ConfigError> {
+    let failed = |source| ConfigError::Read { path: path.to_owned(), source };
+    let mode = fs::metadata(path).map_err(failed)?.permissions().mode();
+    if mode & 0o077 != 0 {
+        let reason = "others on this machine may read it: run chmod 600 on it";
+        return Err(wrong(format!("--secret-file {}", path.display()), reason));
+    }
+    fs::read_to_string(path).map_err(failed)
+}

@@ -1,1 +1,20 @@
-//! storage
+//! Where a node keeps its state: RocksDB on disk, or memory for simulations.
+//!
+//! This knows keys, values and batches, and nothing of what they mean. [`DataDir`] owns the folder
+//! as a whole: whose it is, which disk it is, and whether it has lost something.
+
+#[cfg(feature = "rocksdb")]
+mod data_dir;
+#[cfg(feature = "rocksdb")]
+mod mark;
+mod memory;
+#[cfg(feature = "rocksdb")]
+mod rocks;
+mod storage;
+
+#[cfg(feature = "rocksdb")]
+pub use data_dir::{DataDir, OpenError, free_bytes};
+pub use memory::MemoryStorage;
+#[cfg(feature = "rocksdb")]
+pub use rocks::RocksStorage;
+pub use storage::{Statistics, Storage, StorageError, StoreReader};

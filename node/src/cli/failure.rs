@@ -93,6 +93,9 @@ pub(super) enum Failure {
 impl Failure {
     /// A node that was run has failed.
     pub(super) fn from_node(error: crate::node::RunError) -> Self {
+        if let crate::node::RunError::Config(error) = error {
+            return Self::Usage(error.to_string());
+        }
         let mut message = error.to_string();
         let mut source = std::error::Error::source(&error);
         while let Some(inner) = source {

@@ -1,1 +1,116 @@
-//! Phase hosts.
+//! Phases: what a worker runs, in this process or as commands.
+//!
+//! ```text
+//! PhaseRegistry (Rust)  ─┐
+//! [phases.*] command    ─┴─► OfferedPhase ─► PhaseHost: one task for each attempt
+//! ```
+//! Which attempt runs where and when is the core's to decide; a phase only knows its own.
+
+mod context;
+mod exec;
+mod host;
+
+use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use carbonmesh_protocol::name::Name;
+use serde_json::{Map, Value};
+use thiserror::Error;
+
+pub use context::PhaseContext;
+pub use exec::{ExecPhase, ExecSettings};
+pub(crate) use host::PhaseHost;
+
+/// A JSON object: what a phase gets, and what it gives.
+pub type Fields = Map<String, Value>;
+
+/// An attempt has failed.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum PhaseError {
+    /// Another attempt may do better.
+    #[error("{0}")]
+    Retry(String),
+    /// No other attempt will do better.
+    #[error("{0}")]
+    Fatal(String),
+}
+
+/// A phase, for programs that have a node inside.
+///
+/// ```
+/// use async_trait::async_trait;
+/// use carbonmesh::phase::{Fields, Phase, PhaseContext, PhaseError, PhaseRegistry};
+///
+/// struct Greet;
+///
+/// #[async_trait]
+/// impl Phase for Greet {
+///     async fn run(&self, context: PhaseContext) -> Result<Fields, PhaseError> {
+///         let instructions = context.instructions()?;
+///         let name = instructions.get("name").and_then(|name| name.as_str()).unwrap_or("you");
+///         Ok(Fields::from_iter([("greeting".to_owned(), format!("Hello, {name}!").into())]))
+///     }
+/// }
+///
+/// let phases = PhaseRegistry::default().with("greet", 4, Greet);
+/// ```
+#[async_trait]
+pub trait Phase: Send + Sync + 'static {
+    /// Runs one attempt; what it returns is merged into the next phase's instructions.
+    ///
+    /// An attempt may be run again after its end was lost with its node: use
+    /// [`PhaseContext::idempotency_key`] towards systems that can tell.
+    ///
+    /// # Errors
+    /// The attempt has failed.
+    async fn run(&self, context: PhaseContext) -> Result<Fields, PhaseError>;
+}
+
+/// Phases that a program brings along.
+#[derive(Clone, Default)]
+pub struct PhaseRegistry {
+    phases: BTreeMap<String, (u32, Arc<dyn Phase>)>,
+}
+
+impl PhaseRegistry {
+    /// Adds a phase, of which `slots` attempts may run at once. The name is checked when the node
+    /// starts.
+    #[must_use]
+    pub fn with(mut self, name: &str, slots: u32, phase: impl Phase) -> Self {
+        self.phases.insert(name.to_owned(), (slots, Arc::new(phase)));
+        self
+    }
+
+    /// Name, slots and phase of each.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, u32, &Arc<dyn Phase>)> {
+        self.phases.iter().map(|(name, (slots, phase))| (name.as_str(), *slots, phase))
+    }
+}
+
+impl fmt::Debug for PhaseRegistry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.phases.keys()).finish()
+    }
+}
+
+/// A phase as this node offers it.
+#[derive(Clone)]
+pub struct OfferedPhase {
+    /// Its name.
+    pub name: Name,
+    /// How many attempts may run at once.
+    pub slots: u32,
+    /// How long an attempt may take, where the pipeline does not say.
+    pub timeout: Option<Duration>,
+    /// What runs.
+    pub phase: Arc<dyn Phase>,
+}
+
+impl fmt::Debug for OfferedPhase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}={}", self.name, self.slots)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,186 @@
+//! The configuration file: TOML, every key optional, unknown keys refused.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use carbonmesh_protocol::config::{Limits, Timing};
+use serde::Deserialize;
+
+use super::{ConfigError, wrong};
+use crate::{document::parse_duration, phase::ExecSettings};
+
+const DEFAULT_FREE_BYTES: u64 = 512 << 20;
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct ConfigFile {
+    pub(super) role: Vec<String>,
+    pub(super) labels: BTreeMap<String, String>,
+    pub(super) listen: Vec<String>,
+    pub(super) peer: Vec<String>,
+    pub(super) advertise: Vec<String>,
+    pub(super) data_dir: Option<PathBuf>,
+    pub(super) cluster: Option<String>,
+    pub(super) secret_file: Option<PathBuf>,
+    pub(super) name: Option<String>,
+    pub(super) http: Option<String>,
+    pub(super) mdns: Option<bool>,
+    pub(super) phases: BTreeMap<String, PhaseSection>,
+    pub(super) limits: LimitsSection,
+    pub(super) timing: TimingSection,
+}
+
+/// One phase.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct PhaseSection {
+    pub(super) slots: Option<u32>,
+    pub(super) command: Option<Vec<String>>,
+    timeout: Option<String>,
+    max_output: Option<usize>,
+    no_retry_codes: Option<Vec<i32>>,
+    directory: Option<PathBuf>,
+    env: BTreeMap<String, String>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct LimitsSection {
+    job_bytes: Option<usize>,
+    result_bytes: Option<usize>,
+    waiting_jobs: Option<u64>,
+    waiting_bytes: Option<usize>,
+    pipelines: Option<usize>,
+    requests: Option<usize>,
+    free_bytes: Option<u64>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct TimingSection {
+    beat: Option<String>,
+    lease: Option<String>,
+    reconnect_grace: Option<String>,
+    ack_timeout: Option<String>,
+    election_step: Option<String>,
+    minority_wait: Option<String>,
+    request_timeout: Option<String>,
+    anti_entropy: Option<String>,
+    replace_after: Option<String>,
+}
+
+impl ConfigFile {
+    pub(super) fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text = fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        toml::from_str(&text).map_err(|error| ConfigError::File {
+            path: path.to_owned(),
+            // It shows line and column by itself.
+            reason: error.to_string().trim_end().to_owned(),
+        })
+    }
+}
+
+impl PhaseSection {
+    pub(super) fn exec(&self, name: &str) -> Result<ExecSettings, ConfigError> {
+        let command = self.command.clone().unwrap_or_default();
+        if command.first().is_none_or(String::is_empty) {
+            let reason = "is empty: give the program and its arguments";
+            return Err(wrong(format!("phases.{name}.command"), reason));
+        }
+        if self.max_output == Some(0) {
+            let reason = "must be at least 1 byte";
+            return Err(wrong(format!("phases.{name}.max_output"), reason));
+        }
+        Ok(ExecSettings {
+            command,
+            directory: self.directory.clone(),
+            env: self.env.clone(),
+            max_output: self.max_output.unwrap_or(ExecSettings::MAX_OUTPUT),
+            no_retry_codes: self
+                .no_retry_codes
+                .clone()
+                .unwrap_or_else(|| ExecSettings::NO_RETRY_CODES.to_vec()),
+        })
+    }
+
+    pub(super) fn timeout(&self, name: &str) -> Result<Option<Duration>, ConfigError> {
+        duration(&format!("phases.{name}.timeout"), self.timeout.as_deref())
+    }
+}
+
+impl LimitsSection {
+    /// The limits, and the free space below which no jobs are taken.
+    pub(super) fn resolve(&self) -> Result<(Limits, u64), ConfigError> {
+        let default = Limits::DEFAULT;
+        let limits = Limits {
+            job_bytes: self.job_bytes.unwrap_or(default.job_bytes),
+            result_bytes: self.result_bytes.unwrap_or(default.result_bytes),
+            waiting_jobs: self.waiting_jobs.unwrap_or(default.waiting_jobs),
+            waiting_bytes: self.waiting_bytes.unwrap_or(default.waiting_bytes),
+            pipelines: self.pipelines.unwrap_or(default.pipelines),
+            requests: self.requests.unwrap_or(default.requests),
+        };
+        // A job and its results have to fit into one message with room to spare.
+        const MOST: usize = 16 << 20;
+        for (name, value) in
+            [("job_bytes", limits.job_bytes), ("result_bytes", limits.result_bytes)]
+        {
+            if value == 0 || value > MOST {
+                let reason = format!("{value} is not possible: 1 to {MOST} bytes are");
+                return Err(wrong(format!("limits.{name}"), reason));
+            }
+        }
+        Ok((limits, self.free_bytes.unwrap_or(DEFAULT_FREE_BYTES)))
+    }
+}
+
+impl TimingSection {
+    pub(super) fn resolve(&self) -> Result<Timing, ConfigError> {
+        let default = Timing::DEFAULT;
+        let or = |name: &str, text: &Option<String>, default| {
+            let found = duration(&format!("timing.{name}"), text.as_deref())?;
+            Ok::<_, ConfigError>(found.unwrap_or(default))
+        };
+        let timing = Timing {
+            beat: or("beat", &self.beat, default.beat)?,
+            lease: or("lease", &self.lease, default.lease)?,
+            reconnect_grace: or(
+                "reconnect_grace",
+                &self.reconnect_grace,
+                default.reconnect_grace,
+            )?,
+            ack_timeout: or("ack_timeout", &self.ack_timeout, default.ack_timeout)?,
+            election_step: or("election_step", &self.election_step, default.election_step)?,
+            minority_wait: or("minority_wait", &self.minority_wait, default.minority_wait)?,
+            request_timeout: or(
+                "request_timeout",
+                &self.request_timeout,
+                default.request_timeout,
+            )?,
+            anti_entropy: or("anti_entropy", &self.anti_entropy, default.anti_entropy)?,
+            replace_after: or("replace_after", &self.replace_after, default.replace_after)?,
+        };
+        if timing.lease < timing.beat * 2 {
+            let reason = "must be at least twice timing.beat, or one lost beat ends it";
+            return Err(wrong("timing.lease", reason));
+        }
+        if timing.reconnect_grace >= timing.lease {
+            return Err(wrong("timing.reconnect_grace", "must be shorter than timing.lease"));
+        }
+        Ok(timing)
+    }
+}
+
+fn duration(setting: &str, text: Option<&str>) -> Result<Option<Duration>, ConfigError> {
+    let Some(text) = text else { return Ok(None) };
+    match parse_duration(text) {
+        Ok(duration) if duration.is_zero() => Err(wrong(setting, "must be longer than zero")),
+        Ok(duration) => Ok(Some(duration)),
+        Err(error) => Err(wrong(setting, error.to_string())),
+    }
+}

@@ -1,0 +1,282 @@
+//! A phase that is a command: JSON on standard input, JSON on standard output, the exit code tells.
+//!
+//! The command has a process group of its own, which ends with it: whatever it started and left
+//! behind is killed. Its output is bounded, its standard error is the log.
+
+use std::{
+    collections::BTreeMap,
+    os::unix::process::ExitStatusExt,
+    path::PathBuf,
+    process::{ExitStatus, Stdio},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use nix::{
+    sys::signal::{Signal, killpg},
+    unistd::Pid,
+};
+use serde_json::Value;
+use tokio::{
+    io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader},
+    process::{Child, Command},
+    time::timeout,
+};
+use tracing::info;
+
+use super::{Fields, Phase, PhaseContext, PhaseError};
+
+/// How long a group may take to end after SIGTERM before it gets SIGKILL.
+const TERM_GRACE: Duration = Duration::from_secs(2);
+
+/// How long the pipes are read after the command has ended: for what it wrote last.
+const PIPE_GRACE: Duration = Duration::from_secs(1);
+
+/// The longest line of the log, and how much of its end goes into an error.
+const LINE_BYTES: usize = 8 << 10;
+const TAIL_BYTES: usize = 2 << 10;
+
+/// How much of one attempt's log is passed on.
+const LOG_BYTES: usize = 1 << 20;
+
+/// How a command is run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExecSettings {
+    /// The program and its arguments; no shell is between.
+    pub command: Vec<String>,
+    /// Where it runs; the node's own folder if not given.
+    pub directory: Option<PathBuf>,
+    /// More environment variables.
+    pub env: BTreeMap<String, String>,
+    /// The most that it may print, in bytes.
+    pub max_output: usize,
+    /// Exit codes that mean: do not try again.
+    pub no_retry_codes: Vec<i32>,
+}
+
+impl ExecSettings {
+    /// The default for `max_output`: 16 MiB.
+    pub const MAX_OUTPUT: usize = 16 << 20;
+
+    /// The default for `no_retry_codes`: `EX_DATAERR` of sysexits.h.
+    pub const NO_RETRY_CODES: [i32; 1] = [65];
+}
+
+/// See the [module](self).
+#[derive(Debug)]
+pub struct ExecPhase(ExecSettings);
+
+impl ExecPhase {
+    /// A phase that runs the command.
+    pub fn new(settings: ExecSettings) -> Self {
+        Self(settings)
+    }
+
+    #[cfg(test)]
+    pub(super) fn settings(&self) -> ExecSettings {
+        self.0.clone()
+    }
+
+    fn spawn(&self, context: &PhaseContext) -> Result<Child, PhaseError> {
+        let settings = &self.0;
+        let (program, arguments) = settings.command.split_first().ok_or_else(|| {
+            PhaseError::Fatal("the phase's command is empty: set it in the configuration".into())
+        })?;
+        let mut command = Command::new(program);
+        command
+            .args(arguments)
+            .env("CARBONMESH_JOB_ID", context.job().to_string())
+            .env("CARBONMESH_PIPELINE", context.pipeline())
+            .env("CARBONMESH_STEP", context.step())
+            .env("CARBONMESH_ATTEMPT", context.attempt().to_string())
+            .env("CARBONMESH_TOKEN", context.token())
+            .env("CARBONMESH_IDEMPOTENCY_KEY", context.idempotency_key())
+            .env_remove("CARBONMESH_SECRET")
+            .envs(&settings.env)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .process_group(0)
+            .kill_on_drop(true);
+        if let Some(directory) = &settings.directory {
+            command.current_dir(directory);
+        }
+        command.spawn().map_err(|error| {
+            PhaseError::Fatal(format!("cannot run {program}: {error}; check the phase's command"))
+        })
+    }
+}
+
+#[async_trait]
+impl Phase for ExecPhase {
+    async fn run(&self, context: PhaseContext) -> Result<Fields, PhaseError> {
+        let instructions = context.instructions_json()?;
+        let mut child = self.spawn(&context)?;
+        let group = Group::of(&child);
+        let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+        let feed = async move {
+            if let Some(mut stdin) = stdin {
+                // A command need not read what it does not want.
+                let _ = stdin.write_all(&instructions).await;
+            }
+        };
+        let output = async move {
+            match stdout {
+                Some(stdout) => read_output(stdout, self.0.max_output).await,
+                None => Ok(Vec::new()),
+            }
+        };
+        let log = async move {
+            match stderr {
+                Some(stderr) => read_log(stderr).await,
+                None => String::new(),
+            }
+        };
+        tokio::pin!(feed, output, log);
+        let (mut printed, mut logged, mut fed) = (None, None, false);
+        let status = loop {
+            tokio::select! {
+                () = context.cancelled().cancelled() => {
+                    group.end(&mut child).await;
+                    return Err(PhaseError::Retry("the attempt was cancelled".to_owned()));
+                }
+                () = &mut feed, if !fed => fed = true,
+                read = &mut output, if printed.is_none() => match read {
+                    Ok(bytes) => printed = Some(bytes),
+                    Err(error) => {
+                        group.end(&mut child).await;
+                        return Err(error);
+                    }
+                },
+                tail = &mut log, if logged.is_none() => logged = Some(tail),
+                status = child.wait() => break status,
+            }
+        };
+        // What it left behind would hold the pipes open, and outlive its attempt.
+        group.signal(Signal::SIGKILL);
+        let status = status.map_err(|error| PhaseError::Retry(format!("wait: {error}")))?;
+        let rest = async {
+            if printed.is_none() {
+                printed = Some(output.await?);
+            }
+            if logged.is_none() {
+                logged = Some(log.await);
+            }
+            Ok::<_, PhaseError>(())
+        };
+        if let Ok(read) = timeout(PIPE_GRACE, rest).await {
+            read?;
+        }
+        self.conclude(status, &printed.unwrap_or_default(), &logged.unwrap_or_default())
+    }
+}
+
+impl ExecPhase {
+    fn conclude(&self, status: ExitStatus, output: &[u8], log: &str) -> Result<Fields, PhaseError> {
+        if status.success() {
+            return parse(output);
+        }
+        let log = log.trim();
+        let ended = match (status.code(), status.signal()) {
+            (Some(code), _) => format!("exit code {code}"),
+            (None, Some(signal)) => {
+                let name = Signal::try_from(signal).map_or("unknown", Signal::as_str);
+                format!("ended by signal {signal} ({name})")
+            }
+            (None, None) => "ended in an unknown way".to_owned(),
+        };
+        let error = if log.is_empty() { ended } else { format!("{ended}: {log}") };
+        let fatal = status.code().is_some_and(|code| self.0.no_retry_codes.contains(&code));
+        Err(if fatal { PhaseError::Fatal(error) } else { PhaseError::Retry(error) })
+    }
+}
+
+/// A command's process group.
+struct Group(Option<Pid>);
+
+impl Group {
+    fn of(child: &Child) -> Self {
+        Self(child.id().and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw))
+    }
+
+    fn signal(&self, signal: Signal) {
+        if let Some(group) = self.0 {
+            // A group that is gone already is what is wanted.
+            let _ = killpg(group, signal);
+        }
+    }
+
+    /// Ends the group: first gently.
+    async fn end(&self, child: &mut Child) {
+        self.signal(Signal::SIGTERM);
+        let _ = timeout(TERM_GRACE, child.wait()).await;
+        self.signal(Signal::SIGKILL);
+        let _ = child.wait().await;
+    }
+}
+
+/// A phase that is dropped in the middle leaves nothing behind either.
+impl Drop for Group {
+    fn drop(&mut self) {
+        self.signal(Signal::SIGKILL);
+    }
+}
+
+async fn read_output(stdout: impl AsyncRead + Unpin, limit: usize) -> Result<Vec<u8>, PhaseError> {
+    let mut output = Vec::new();
+    let read = stdout.take(limit as u64 + 1).read_to_end(&mut output).await;
+    read.map_err(|error| PhaseError::Retry(format!("reading its output: {error}")))?;
+    if output.len() > limit {
+        return Err(PhaseError::Fatal(format!(
+            "it printed more than {limit} bytes (max_output): put large data elsewhere and print \
+             where it is"
+        )));
+    }
+    Ok(output)
+}
+
+/// Passes the log on line by line; gives its end.
+async fn read_log(stderr: impl AsyncRead + Unpin) -> String {
+    let mut reader = BufReader::with_capacity(LINE_BYTES, stderr);
+    let (mut tail, mut total) = (Vec::new(), 0);
+    loop {
+        // A line that is too long comes in pieces.
+        let Ok(available) = reader.fill_buf().await else { break };
+        if available.is_empty() {
+            break;
+        }
+        let end = available.iter().position(|byte| *byte == b'\n').map_or(available.len(), |i| i + 1);
+        let line = &available[..end];
+        if total < LOG_BYTES {
+            info!(target: "carbonmesh::phase", "{}", String::from_utf8_lossy(line).trim_end());
+        }
+        total += end;
+        tail.extend_from_slice(line);
+        if tail.len() > TAIL_BYTES {
+            tail.drain(..tail.len() - TAIL_BYTES);
+        }
+        reader.consume(end);
+    }
+    String::from_utf8_lossy(&tail).into_owned()
+}
+
+fn parse(output: &[u8]) -> Result<Fields, PhaseError> {
+    if output.iter().all(u8::is_ascii_whitespace) {
+        return Ok(Fields::new());
+    }
+    let begin = || {
+        let start: String = String::from_utf8_lossy(output).chars().take(80).collect();
+        format!("`{}`", start.trim_end())
+    };
+    match serde_json::from_slice(output) {
+        Ok(Value::Object(fields)) => Ok(fields),
+        Ok(_) => Err(PhaseError::Fatal(format!(
+            "it printed JSON, but not an object: {}; print one as {{\"key\": \"value\"}}",
+            begin()
+        ))),
+        Err(error) => Err(PhaseError::Fatal(format!(
+            "it printed no JSON ({error}): {}; log to standard error instead",
+            begin()
+        ))),
+    }
+}

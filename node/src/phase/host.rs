@@ -1,0 +1,175 @@
+//! Runs attempts, one task each, and reports each one's end exactly once.
+
+use std::{
+    collections::HashMap,
+    panic::AssertUnwindSafe,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use carbonmesh_protocol::{
+    id::Token,
+    io::{Attempt, Outcome},
+    name::Name,
+};
+use futures::FutureExt;
+use tokio::{runtime::Handle, sync::mpsc, time::timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::{Instrument, info_span, warn};
+
+use super::{Fields, OfferedPhase, Phase, PhaseContext, PhaseError};
+use crate::document::format_duration;
+
+/// How long an attempt that was cancelled may take to end by itself.
+const GRACE: Duration = Duration::from_secs(3);
+
+/// See the [module](self).
+pub(crate) struct PhaseHost {
+    phases: HashMap<Name, OfferedPhase>,
+    result_bytes: usize,
+    ends: mpsc::Sender<(Token, Outcome)>,
+    running: Arc<Running>,
+    runtime: Handle,
+}
+
+/// How each running attempt is cancelled.
+#[derive(Default)]
+struct Running(Mutex<HashMap<Token, CancellationToken>>);
+
+impl Running {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Token, CancellationToken>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl PhaseHost {
+    /// Runs these phases in the current runtime; must be called inside one.
+    pub(crate) fn new(
+        phases: Vec<OfferedPhase>,
+        result_bytes: usize,
+        ends: mpsc::Sender<(Token, Outcome)>,
+    ) -> Self {
+        Self {
+            phases: phases.into_iter().map(|phase| (phase.name.clone(), phase)).collect(),
+            result_bytes,
+            ends,
+            running: Arc::default(),
+            runtime: Handle::current(),
+        }
+    }
+
+    /// Starts an attempt; its end comes by the channel.
+    pub(crate) fn start(&self, attempt: Attempt) {
+        let (token, ends) = (attempt.token, self.ends.clone());
+        let Some(offered) = self.phases.get(&attempt.phase) else {
+            let error = format!("phase {} is not offered here", attempt.phase);
+            let outcome = Outcome::Failed { error, retry: true };
+            // Nobody listens only when the node ends.
+            self.runtime.spawn(async move { drop(ends.send((token, outcome)).await) });
+            return;
+        };
+        let cancelled = CancellationToken::new();
+        self.running.lock().insert(token, cancelled.clone());
+        let (phase, running) = (offered.phase.clone(), self.running.clone());
+        let limit = attempt.timeout.or(offered.timeout);
+        let result_bytes = self.result_bytes;
+        let span = info_span!(
+            "attempt",
+            job = %attempt.job,
+            step = %attempt.step,
+            number = attempt.number
+        );
+        let task = async move {
+            let context = PhaseContext::new(attempt, cancelled.clone(), span.clone());
+            let outcome = guarded(&*phase, context, limit, &cancelled).instrument(span).await;
+            running.lock().remove(&token);
+            let outcome = match outcome {
+                Ended::Result(result) => concluded(result, result_bytes),
+                Ended::Cancelled => Outcome::Cancelled,
+            };
+            let _ = ends.send((token, outcome)).await;
+        };
+        self.runtime.spawn(task);
+    }
+
+    /// Nobody wants the attempt's end any more.
+    pub(crate) fn cancel(&self, token: Token) {
+        if let Some(cancelled) = self.running.lock().get(&token) {
+            cancelled.cancel();
+        }
+    }
+}
+
+/// A node that ends takes its attempts with it: commands must not outlive it.
+impl Drop for PhaseHost {
+    fn drop(&mut self) {
+        self.running.lock().values().for_each(CancellationToken::cancel);
+    }
+}
+
+enum Ended {
+    Result(Result<Fields, PhaseError>),
+    Cancelled,
+}
+
+/// Runs the phase within its time, and survives its panics.
+async fn guarded(
+    phase: &dyn Phase,
+    context: PhaseContext,
+    limit: Option<Duration>,
+    cancelled: &CancellationToken,
+) -> Ended {
+    let run = AssertUnwindSafe(phase.run(context)).catch_unwind();
+    tokio::pin!(run);
+    let time_over = async {
+        match limit {
+            Some(limit) => tokio::time::sleep(limit).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        biased;
+        ended = &mut run => Ended::Result(ended.unwrap_or_else(|panic| Err(panicked(&*panic)))),
+        () = cancelled.cancelled() => {
+            // It may clean up; what it gives is not wanted any more.
+            if timeout(GRACE, run).await.is_err() {
+                warn!("a cancelled attempt did not end by itself: dropping it");
+            }
+            Ended::Cancelled
+        }
+        () = time_over => {
+            cancelled.cancel();
+            let _ = timeout(GRACE, run).await;
+            let limit = format_duration(limit.unwrap_or_default());
+            Ended::Result(Err(PhaseError::Retry(format!("timed out after {limit}"))))
+        }
+    }
+}
+
+fn panicked(panic: &(dyn std::any::Any + Send)) -> PhaseError {
+    let text = panic.downcast_ref::<&str>().copied();
+    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    PhaseError::Retry(format!("the phase panicked: {}", text.unwrap_or("without a message")))
+}
+
+fn concluded(result: Result<Fields, PhaseError>, limit: usize) -> Outcome {
+    match result {
+        Ok(fields) => match serde_json::to_vec(&fields) {
+            Ok(json) if json.len() <= limit => Outcome::Succeeded(json.into()),
+            Ok(json) => Outcome::Failed {
+                error: format!(
+                    "the result has {} bytes, at most {limit} are allowed (limits.result_bytes): \
+                     put large data elsewhere and pass on where it is",
+                    json.len()
+                ),
+                retry: false,
+            },
+            Err(error) => Outcome::Failed {
+                error: format!("the result cannot be written as JSON: {error}"),
+                retry: false,
+            },
+        },
+        Err(PhaseError::Retry(error)) => Outcome::Failed { error, retry: true },
+        Err(PhaseError::Fatal(error)) => Outcome::Failed { error, retry: false },
+    }
+}

@@ -1,0 +1,304 @@
+//! A node's data folder: whose it is, which disk it is, how often it was started.
+//!
+//! ```text
+//! FORMAT    what this folder is, and in which version: read before anything else is touched
+//! store/    RocksDB
+//! mark      how far the store had come
+//! ```
+//! Other files of the node may lie beside them.
+
+use std::{
+    fs::{self, DirBuilder, File},
+    io::{self, Write as _},
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use carbonmesh_protocol::{
+    id::DiskId,
+    store::{Table, Write},
+};
+use thiserror::Error;
+
+use crate::{
+    mark::Mark,
+    rocks::{self, RocksStorage},
+    storage::{Storage, StorageError},
+};
+
+const FORMAT_FILE: &str = "FORMAT";
+const FORMAT_NAME: &str = "carbonmesh data";
+const FORMAT_VERSION: u32 = 1;
+const STORE: &str = "store";
+
+/// Where the store keeps who it is; the protocol's own keys begin with 1 and above.
+const IDENTITY_KEY: &[u8] = b"\0identity";
+
+/// The data folder cannot be used. Nothing in it was changed.
+#[derive(Debug, Error)]
+pub enum OpenError {
+    /// A node runs on it.
+    #[error(
+        "data folder {} is in use by another process: stop it, or choose another folder with --data-dir",
+        path.display()
+    )]
+    InUse {
+        /// Which.
+        path: PathBuf,
+    },
+    /// It is something else.
+    #[error(
+        "{} is not empty and no data folder of CarbonMesh: choose another with --data-dir",
+        path.display()
+    )]
+    Foreign {
+        /// Which.
+        path: PathBuf,
+    },
+    /// A later release wrote it.
+    #[error(
+        "data folder {} has format {found}, this release knows up to {FORMAT_VERSION}: start a release at least as new as the one that wrote it",
+        path.display()
+    )]
+    Newer {
+        /// Which.
+        path: PathBuf,
+        /// Its format's version.
+        found: u32,
+    },
+    /// What is stored is damaged.
+    #[error(
+        "data folder {} is damaged ({reason}): move it away and start with an empty one; the cluster's other replicas fill it again",
+        path.display()
+    )]
+    Corrupt {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// There is no room.
+    #[error("the disk of data folder {} is full: free some space first", path.display())]
+    Full {
+        /// Which.
+        path: PathBuf,
+    },
+    /// The system refuses access.
+    #[error(
+        "no access to data folder {}: run as the user who owns it, or choose another with --data-dir",
+        path.display()
+    )]
+    Denied {
+        /// Which.
+        path: PathBuf,
+    },
+    /// The system refuses something else.
+    #[error("cannot use data folder {}: {reason}", path.display())]
+    Io {
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        reason: String,
+    },
+}
+
+/// An open data folder; closed when dropped.
+#[derive(Debug)]
+pub struct DataDir {
+    path: PathBuf,
+    /// Which disk this is: another after it may have lost something.
+    pub disk_id: DiskId,
+    /// How often it was started, this time included; on disk.
+    pub boot: u64,
+    /// Why the folder may have forgotten what it promised, if so; `disk_id` is new then.
+    pub amnesia: Option<String>,
+    /// What it holds.
+    pub storage: Arc<dyn Storage>,
+    marked: Mutex<Mark>,
+}
+
+impl DataDir {
+    /// Opens the folder, or makes it; counts the start. `random` gives ids for new disks.
+    ///
+    /// # Errors
+    /// It cannot be used; each cause has its own error.
+    pub fn open(path: &Path, mut random: impl FnMut() -> u64) -> Result<Self, OpenError> {
+        prepare(path)?;
+        let store = path.join(STORE);
+        let rocks = RocksStorage::open(&store).map_err(|error| open_failed(path, &error))?;
+        let stored = |error| store_failed(path, error);
+        let sequence = rocks.statistics().map_err(stored)?.sequence;
+        let identity = rocks.get(Table::Meta, IDENTITY_KEY).map_err(stored)?;
+        let identity = match identity {
+            Some(bytes) => Some(Mark::from_bytes(&bytes).ok_or_else(|| OpenError::Corrupt {
+                path: path.to_owned(),
+                reason: "its identity is unreadable".to_owned(),
+            })?),
+            None => None,
+        };
+        let mark = Mark::read(path).map_err(|error| io_failed(path, &error))?;
+        let amnesia = amnesia(identity, sequence, mark);
+
+        let known = identity.filter(|_| amnesia.is_none());
+        let disk = known.map_or_else(|| DiskId(random()), |identity| identity.disk);
+        // Above what was ever promised under this node's name.
+        let boots = identity.into_iter().chain(mark).map(|mark| mark.boot);
+        let boot = boots.max().unwrap_or_default() + 1;
+        let identity = Mark { disk, boot, sequence: 0 };
+        let put = Write::Put {
+            table: Table::Meta,
+            key: IDENTITY_KEY.into(),
+            value: identity.to_bytes().to_vec().into(),
+        };
+        rocks.write(&[put], true).map_err(stored)?;
+        let opened = Self {
+            path: path.to_owned(),
+            disk_id: disk,
+            boot,
+            amnesia,
+            storage: Arc::new(rocks),
+            marked: Mutex::new(identity),
+        };
+        opened.mark().map_err(stored)?;
+        Ok(opened)
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Writes down how far the store has come; to be called every second or so, and at the end.
+    ///
+    /// # Errors
+    /// The disk fails or is full; the mark is then the old one.
+    pub fn mark(&self) -> Result<(), StorageError> {
+        let mut marked = self.marked.lock().unwrap_or_else(PoisonError::into_inner);
+        let sequence = self.storage.statistics()?.sequence;
+        if sequence == marked.sequence {
+            return Ok(());
+        }
+        // The mark must not promise what a power cut could still take.
+        self.storage.flush()?;
+        let fresh = Mark { sequence, ..*marked };
+        fresh.save(&self.path).map_err(|error| match error.kind() {
+            io::ErrorKind::StorageFull => StorageError::Full(error.to_string()),
+            _ => StorageError::Io(format!("writing the mark: {error}")),
+        })?;
+        *marked = fresh;
+        Ok(())
+    }
+}
+
+/// Why the store may have forgotten something.
+fn amnesia(identity: Option<Mark>, sequence: u64, mark: Option<Mark>) -> Option<String> {
+    match (identity, mark) {
+        (None, None) => None,
+        (None, Some(_)) => Some("the store is empty, but was not".to_owned()),
+        (Some(_), None) => Some("the mark is missing".to_owned()),
+        (Some(identity), Some(mark)) if identity.disk != mark.disk => {
+            Some("store and mark belong to different disks".to_owned())
+        }
+        (Some(identity), Some(mark)) if identity.boot < mark.boot => Some(format!(
+            "the store was last started {} times, the mark says {}",
+            identity.boot, mark.boot
+        )),
+        (Some(_), Some(mark)) if sequence < mark.sequence => Some(format!(
+            "the store ends at change {sequence}, it once reached {}",
+            mark.sequence
+        )),
+        _ => None,
+    }
+}
+
+/// Makes the folder, or checks that it is ours.
+fn prepare(path: &Path) -> Result<(), OpenError> {
+    let failed = |error: io::Error| io_failed(path, &error);
+    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
+    let format = path.join(FORMAT_FILE);
+    match fs::read_to_string(&format) {
+        Ok(text) => check_format(path, &text),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            if fs::read_dir(path).map_err(failed)?.next().is_some() {
+                return Err(OpenError::Foreign { path: path.to_owned() });
+            }
+            write_format(path, &format).map_err(failed)
+        }
+        Err(error) => Err(failed(error)),
+    }
+}
+
+/// Written in one step, so that a crash leaves an empty folder or one of ours.
+fn write_format(path: &Path, format: &Path) -> io::Result<()> {
+    let mut file = File::create_new(format)?;
+    file.write_all(format!("{FORMAT_NAME} {FORMAT_VERSION}\n").as_bytes())?;
+    file.sync_all()?;
+    File::open(path)?.sync_all()
+}
+
+fn check_format(path: &Path, text: &str) -> Result<(), OpenError> {
+    // A power cut in the very first moment leaves an empty file, and nothing to lose beside it.
+    if text.is_empty() {
+        return write_empty_format(path);
+    }
+    let version = text.strip_prefix(FORMAT_NAME).and_then(|rest| rest.trim().parse::<u32>().ok());
+    match version {
+        None => Err(OpenError::Foreign { path: path.to_owned() }),
+        Some(found) if found > FORMAT_VERSION => {
+            Err(OpenError::Newer { path: path.to_owned(), found })
+        }
+        Some(_) => Ok(()),
+    }
+}
+
+fn write_empty_format(path: &Path) -> Result<(), OpenError> {
+    let format = path.join(FORMAT_FILE);
+    let again = fs::remove_file(&format).and_then(|()| write_format(path, &format));
+    again.map_err(|error| io_failed(path, &error))
+}
+
+fn open_failed(path: &Path, error: &rocksdb::Error) -> OpenError {
+    let message = error.to_string();
+    // RocksDB has no kind for this; both of its wordings name the file.
+    if message.contains("/LOCK") && !message.contains("Permission denied") {
+        return OpenError::InUse { path: path.to_owned() };
+    }
+    if message.contains("Permission denied") {
+        return OpenError::Denied { path: path.to_owned() };
+    }
+    match rocks::failed(error.clone()) {
+        // A file that the store's own list names and that is gone is damage too.
+        StorageError::Io(reason) if reason.contains("No such file or directory") => {
+            OpenError::Corrupt { path: path.to_owned(), reason }
+        }
+        error => store_failed(path, error),
+    }
+}
+
+fn store_failed(path: &Path, error: StorageError) -> OpenError {
+    let path = path.to_owned();
+    match error {
+        StorageError::Full(_) => OpenError::Full { path },
+        StorageError::Corrupt(reason) => OpenError::Corrupt { path, reason },
+        StorageError::Io(reason) => OpenError::Io { path, reason },
+    }
+}
+
+fn io_failed(path: &Path, error: &io::Error) -> OpenError {
+    let path = path.to_owned();
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => OpenError::Denied { path },
+        io::ErrorKind::StorageFull => OpenError::Full { path },
+        _ => OpenError::Io { path, reason: error.to_string() },
+    }
+}
+
+/// How many bytes are free for this user on the folder's disk.
+///
+/// # Errors
+/// The folder is not there.
+pub fn free_bytes(path: &Path) -> io::Result<u64> {
+    let found = nix::sys::statvfs::statvfs(path)?;
+    Ok(found.blocks_available() * found.fragment_size())
+}

@@ -1,0 +1,148 @@
+//! RocksDB: one column family for each table, a synced log, little memory.
+
+use std::path::Path;
+
+use bytes::Bytes;
+use carbonmesh_protocol::store::{Row, Table, Write};
+use rocksdb::{
+    BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType,
+    DBRecoveryMode, ErrorKind, IteratorMode, LogLevel, Options, ReadOptions, WriteBatch,
+    WriteOptions,
+};
+
+use crate::storage::{Statistics, Storage, StorageError};
+
+/// An idle node shall fit into 80 MiB: these two are most of what RocksDB takes.
+const CACHE_BYTES: usize = 16 << 20;
+const WRITE_BUFFER_BYTES: usize = 16 << 20;
+
+/// How much is read again at a start, at most.
+const LOG_BYTES: u64 = 128 << 20;
+
+/// A store in a folder.
+#[derive(Debug)]
+pub struct RocksStorage {
+    db: DB,
+}
+
+impl RocksStorage {
+    /// Opens the store, or makes it.
+    ///
+    /// # Errors
+    /// Another process has it open, it is damaged, or the system refuses. Nothing was changed.
+    pub fn open(path: &Path) -> Result<Self, rocksdb::Error> {
+        let cache = Cache::new_lru_cache(CACHE_BYTES);
+        let tables = Table::ALL
+            .map(|table| ColumnFamilyDescriptor::new(table.name(), table_options(&cache)));
+        let db = DB::open_cf_descriptors(&database_options(), path, tables)?;
+        Ok(Self { db })
+    }
+
+    fn family(&self, table: Table) -> Result<&ColumnFamily, StorageError> {
+        let missing = || StorageError::Corrupt(format!("table {} is missing", table.name()));
+        self.db.cf_handle(table.name()).ok_or_else(missing)
+    }
+}
+
+fn database_options() -> Options {
+    let mut options = Options::default();
+    options.create_if_missing(true);
+    options.create_missing_column_families(true);
+    // A torn end of the log is what a power cut leaves; the mark tells whether more is missing.
+    options.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);
+    options.set_track_and_verify_wals_in_manifest(true);
+    options.set_max_total_wal_size(LOG_BYTES);
+    options.set_db_write_buffer_size(WRITE_BUFFER_BYTES);
+    options.set_max_background_jobs(2);
+    options.set_max_open_files(256);
+    options.set_keep_log_file_num(3);
+    options.set_max_log_file_size(1 << 20);
+    options.set_log_level(LogLevel::Warn);
+    options.set_stats_dump_period_sec(0);
+    options
+}
+
+fn table_options(cache: &Cache) -> Options {
+    let mut blocks = BlockBasedOptions::default();
+    blocks.set_block_cache(cache);
+    blocks.set_cache_index_and_filter_blocks(true);
+    blocks.set_bloom_filter(10.0, false);
+    let mut options = Options::default();
+    options.set_block_based_table_factory(&blocks);
+    options.set_compression_type(DBCompressionType::Lz4);
+    options.set_write_buffer_size(WRITE_BUFFER_BYTES / 2);
+    options
+}
+
+impl Storage for RocksStorage {
+    fn write(&self, batch: &[Write], durable: bool) -> Result<(), StorageError> {
+        let mut rows = WriteBatch::default();
+        for write in batch {
+            match write {
+                Write::Put { table, key, value } => rows.put_cf(self.family(*table)?, key, value),
+                Write::Delete { table, key } => rows.delete_cf(self.family(*table)?, key),
+                Write::DeleteRange { table, start, end } => {
+                    if start < end {
+                        rows.delete_range_cf(self.family(*table)?, start, end);
+                    }
+                }
+            }
+        }
+        let mut options = WriteOptions::default();
+        options.set_sync(durable);
+        self.db.write_opt(rows, &options).map_err(failed)
+    }
+
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, StorageError> {
+        let value = self.db.get_cf(self.family(table)?, key).map_err(failed)?;
+        Ok(value.map(Bytes::from))
+    }
+
+    fn scan(
+        &self,
+        table: Table,
+        start: &[u8],
+        end: &[u8],
+        limit: usize,
+    ) -> Result<Vec<Row>, StorageError> {
+        if start >= end {
+            return Ok(Vec::new());
+        }
+        let mut options = ReadOptions::default();
+        options.set_iterate_upper_bound(end);
+        let from = IteratorMode::From(start, rocksdb::Direction::Forward);
+        let rows = self.db.iterator_cf_opt(self.family(table)?, options, from);
+        rows.take(limit)
+            .map(|row| row.map(|(key, value)| (key.into(), value.into())).map_err(failed))
+            .collect()
+    }
+
+    fn flush(&self) -> Result<(), StorageError> {
+        self.db.flush_wal(true).map_err(failed)
+    }
+
+    fn statistics(&self) -> Result<Statistics, StorageError> {
+        let mut statistics =
+            Statistics { sequence: self.db.latest_sequence_number(), ..Statistics::default() };
+        for table in Table::ALL {
+            let family = self.family(table)?;
+            let property = |name: &str| {
+                self.db.property_int_value_cf(family, name).map(Option::unwrap_or_default)
+            };
+            statistics.table_bytes += property("rocksdb.total-sst-files-size").map_err(failed)?;
+            let keys = property("rocksdb.estimate-num-keys").map_err(failed)?;
+            statistics.keys.insert(table.name(), keys);
+        }
+        Ok(statistics)
+    }
+}
+
+/// RocksDB tells the system's errors apart in its messages alone.
+pub(crate) fn failed(error: rocksdb::Error) -> StorageError {
+    let message = error.to_string();
+    match error.kind() {
+        ErrorKind::Corruption => StorageError::Corrupt(message),
+        _ if message.contains("No space left on device") => StorageError::Full(message),
+        _ => StorageError::Io(message),
+    }
+}
