@@ -115,7 +115,11 @@ impl Answer {
     /// # Errors
     /// It was refused.
     pub fn success(self) -> Result<Value, Error> {
-        if (200..300).contains(&self.status) { Ok(self.body) } else { Err(self.body.to_string().into()) }
+        if (200..300).contains(&self.status) {
+            Ok(self.body)
+        } else {
+            Err(self.body.to_string().into())
+        }
     }
 }
 

@@ -316,7 +316,8 @@ fn phases(
     }
     for phase in &offered {
         if phase.slots == 0 || phase.slots > MAX_SLOTS {
-            let reason = format!("{} has {} slots: 1 to {MAX_SLOTS} are possible", phase.name, phase.slots);
+            let reason =
+                format!("{} has {} slots: 1 to {MAX_SLOTS} are possible", phase.name, phase.slots);
             return Err(wrong("phases", reason));
         }
     }
@@ -342,18 +343,19 @@ fn choose(text: &str, known: &BTreeMap<Name, OfferedPhase>) -> Result<OfferedPha
     })?;
     let slots = match slots {
         "" => found.slots,
-        slots => slots
-            .parse()
-            .map_err(|_| wrong("--phase", format!("`{text}`: slots are a number, as in {name}=4")))?,
+        slots => slots.parse().map_err(|_| {
+            wrong("--phase", format!("`{text}`: slots are a number, as in {name}=4"))
+        })?,
     };
     Ok(OfferedPhase { slots, ..found.clone() })
 }
 
 fn labels(texts: &[String]) -> Result<BTreeMap<String, String>, ConfigError> {
     let pair = |text: &String| {
-        let (key, value) = text.split_once('=').filter(|(key, _)| !key.is_empty()).ok_or_else(
-            || wrong("--label", format!("`{text}` is no label: write KEY=VALUE")),
-        )?;
+        let (key, value) = text
+            .split_once('=')
+            .filter(|(key, _)| !key.is_empty())
+            .ok_or_else(|| wrong("--label", format!("`{text}` is no label: write KEY=VALUE")))?;
         Ok((key.to_owned(), value.to_owned()))
     };
     texts.iter().map(pair).collect()

@@ -11,13 +11,7 @@
 
 mod disk;
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    io,
-    sync::Arc,
-    thread,
-    time::Duration,
-};
+use std::{collections::BTreeMap, io, sync::Arc, thread, time::Duration};
 
 use bytes::BytesMut;
 use carbonmesh_protocol::{
@@ -111,7 +105,7 @@ pub(crate) fn spawn(
                 host: outputs.host,
                 disk,
                 lanes: BTreeMap::new(),
-                answers: HashMap::new(),
+                answers: BTreeMap::new(),
                 drained: None,
                 wall_clock_at: clock::now()?,
             };
@@ -129,7 +123,7 @@ struct Driver {
     host: PhaseHost,
     disk: disk::Queue,
     lanes: BTreeMap<NodeId, Outgoing>,
-    answers: HashMap<RequestId, oneshot::Sender<Response>>,
+    answers: BTreeMap<RequestId, oneshot::Sender<Response>>,
     drained: Option<oneshot::Sender<()>>,
     wall_clock_at: Timestamp,
 }

@@ -1,7 +1,7 @@
 //! Requests into a running node: what the HTTP interface and embedding programs hold.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use carbonmesh_protocol::{
     id::NodeId,

@@ -159,8 +159,7 @@ impl Node {
         let ended = driver::spawn(core, inputs, outputs)?;
 
         let handle = NodeHandle::new(node, calls);
-        let limits =
-            HttpLimits { job_bytes: settings.limits.job_bytes, ..HttpLimits::default() };
+        let limits = HttpLimits { job_bytes: settings.limits.job_bytes, ..HttpLimits::default() };
         let router = http::router(handle.clone(), limits);
         let server = tokio::spawn(http::serve(listener, router, cancel.0.clone()));
         tokio::spawn(keep_mark(data.clone(), cancel.0.clone()));

@@ -204,10 +204,9 @@ fn amnesia(identity: Option<Mark>, sequence: u64, mark: Option<Mark>) -> Option<
             "the store was last started {} times, the mark says {}",
             identity.boot, mark.boot
         )),
-        (Some(_), Some(mark)) if sequence < mark.sequence => Some(format!(
-            "the store ends at change {sequence}, it once reached {}",
-            mark.sequence
-        )),
+        (Some(_), Some(mark)) if sequence < mark.sequence => {
+            Some(format!("the store ends at change {sequence}, it once reached {}", mark.sequence))
+        }
         _ => None,
     }
 }

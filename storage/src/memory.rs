@@ -67,8 +67,10 @@ impl Storage for MemoryStorage {
                         continue;
                     }
                     let rows = &state.tables[*table as usize];
-                    let keys: Vec<Bytes> =
-                        rows.range(start.clone()..end.clone()).map(|(key, _)| key.clone()).collect();
+                    let keys: Vec<Bytes> = rows
+                        .range(start.clone()..end.clone())
+                        .map(|(key, _)| key.clone())
+                        .collect();
                     keys.iter().for_each(|key| state.set(*table, key, None));
                 }
             }
@@ -94,7 +96,9 @@ impl Storage for MemoryStorage {
             return Ok(Vec::new());
         }
         let state = self.state();
-        let rows = state.tables[table as usize].range::<[u8], _>((Bound::Included(start), Bound::Excluded(end))).take(limit);
+        let rows = state.tables[table as usize]
+            .range::<[u8], _>((Bound::Included(start), Bound::Excluded(end)))
+            .take(limit);
         Ok(rows.map(|(key, value)| (key.clone(), value.clone())).collect())
     }
 

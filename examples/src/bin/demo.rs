@@ -140,7 +140,10 @@ fn source_files(root: &Path) -> Result<Vec<PathBuf>, Error> {
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             if path.is_dir() && !name.starts_with('.') && name != "target" {
                 open.push(path);
-            } else if ["rs", "toml", "md", "sh"].iter().any(|end| name.ends_with(&format!(".{end}"))) {
+            } else if ["rs", "toml", "md", "sh"]
+                .iter()
+                .any(|end| name.ends_with(&format!(".{end}")))
+            {
                 files.push(path);
             }
         }
@@ -204,8 +207,11 @@ async fn watch_and_kill(
                 let Some(node) = cluster.coordinator(GATEWAY, FILES).await? else { continue };
                 cluster.kill(&node)?;
                 let before = lines(runs);
-                display.say(&format!("kill -9 `{node}`, the coordinator, with {done} of {total} jobs done"));
-                let killed_ = Killed { node, at_done: done, first_dispatch: None, new_coordinator: None };
+                display.say(&format!(
+                    "kill -9 `{node}`, the coordinator, with {done} of {total} jobs done"
+                ));
+                let killed_ =
+                    Killed { node, at_done: done, first_dispatch: None, new_coordinator: None };
                 killed = Some((Instant::now(), before, killed_));
             }
             Some((at, before, killed)) => {
@@ -215,7 +221,10 @@ async fn watch_and_kill(
                 let now = cluster.coordinator(GATEWAY, FILES).await?;
                 if killed.new_coordinator.is_none() && now.is_some() {
                     let name = now.clone().unwrap_or_default();
-                    display.say(&format!("`{name}` coordinates, {:.2} s after the kill", at.elapsed().as_secs_f64()));
+                    display.say(&format!(
+                        "`{name}` coordinates, {:.2} s after the kill",
+                        at.elapsed().as_secs_f64()
+                    ));
                     killed.new_coordinator = now;
                 }
             }
@@ -252,7 +261,9 @@ impl Display {
         let target =
             if plain { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stdout() };
         let all = MultiProgress::with_draw_target(target);
-        let line = || ProgressStyle::with_template("{msg}").unwrap_or_else(|_| ProgressStyle::default_bar());
+        let line = || {
+            ProgressStyle::with_template("{msg}").unwrap_or_else(|_| ProgressStyle::default_bar())
+        };
         let members = all.add(ProgressBar::new_spinner().with_style(line()));
         let counts = all.add(ProgressBar::new_spinner().with_style(line()));
         let style = ProgressStyle::with_template("[{bar:50}] {pos}/{len} done, {elapsed}")
@@ -270,12 +281,15 @@ impl Display {
         let who: Vec<String> = pipelines
             .iter()
             .map(|pipeline| match pipeline["coordinator"]["name"].as_str() {
-                Some(name) => format!("{}: {name}, term {}", text(&pipeline["name"]), pipeline["term"]),
+                Some(name) => {
+                    format!("{}: {name}, term {}", text(&pipeline["name"]), pipeline["term"])
+                }
                 None => format!("{}: electing", text(&pipeline["name"])),
             })
             .collect();
         let (alive, down) = (&status["members"]["alive"], sum_down(&status["members"]));
-        let members = format!("members: {alive} alive, {down} lost   coordinators: {}", who.join("; "));
+        let members =
+            format!("members: {alive} alive, {down} lost   coordinators: {}", who.join("; "));
         let done = sum("succeeded");
         let counts = format!("queued {}   running {}   done {done}", sum("queued"), sum("running"));
         if self.plain {
@@ -357,7 +371,11 @@ async fn prove(
     println!("  enqueued                {}", jobs.len());
     println!("  done                    {done}");
     println!("  lost                    {}", jobs.len() - done);
-    println!("  sha256 as by sha256sum  {} of {} source files", sources.len() - wrong.len().min(sources.len()), sources.len());
+    println!(
+        "  sha256 as by sha256sum  {} of {} source files",
+        sources.len() - wrong.len().min(sources.len()),
+        sources.len()
+    );
     println!("  phases run              {} of {phases}, {twice} of them twice", counted.len());
     println!("  killed                  `{}`, with {} jobs done", killed.node, killed.at_done);
     println!("  first dispatch          {:.2} s after the kill", dispatch.as_secs_f64());
@@ -368,7 +386,10 @@ async fn prove(
         return Err(format!("{phases} phases should have run, but {} did", counted.len()).into());
     }
     if dispatch > Duration::from_secs(3) {
-        return Err(format!("the first dispatch came {dispatch:.1?} after the kill: more than 3 s").into());
+        return Err(format!(
+            "the first dispatch came {dispatch:.1?} after the kill: more than 3 s"
+        )
+        .into());
     }
     Ok(())
 }

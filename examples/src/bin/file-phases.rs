@@ -77,7 +77,8 @@ fn note_run(phase: &str) -> Result<(), Error> {
 
 fn path(instructions: &Map<String, Value>, key: &str) -> Result<PathBuf, Error> {
     let text = instructions.get(key).and_then(Value::as_str);
-    text.map(PathBuf::from).ok_or_else(|| Unusable(format!("the instructions have no `{key}`")).into())
+    text.map(PathBuf::from)
+        .ok_or_else(|| Unusable(format!("the instructions have no `{key}`")).into())
 }
 
 fn generate_file(instructions: &Map<String, Value>) -> Result<Value, Error> {

@@ -149,19 +149,11 @@ impl TimingSection {
         let timing = Timing {
             beat: or("beat", &self.beat, default.beat)?,
             lease: or("lease", &self.lease, default.lease)?,
-            reconnect_grace: or(
-                "reconnect_grace",
-                &self.reconnect_grace,
-                default.reconnect_grace,
-            )?,
+            reconnect_grace: or("reconnect_grace", &self.reconnect_grace, default.reconnect_grace)?,
             ack_timeout: or("ack_timeout", &self.ack_timeout, default.ack_timeout)?,
             election_step: or("election_step", &self.election_step, default.election_step)?,
             minority_wait: or("minority_wait", &self.minority_wait, default.minority_wait)?,
-            request_timeout: or(
-                "request_timeout",
-                &self.request_timeout,
-                default.request_timeout,
-            )?,
+            request_timeout: or("request_timeout", &self.request_timeout, default.request_timeout)?,
             anti_entropy: or("anti_entropy", &self.anti_entropy, default.anti_entropy)?,
             replace_after: or("replace_after", &self.replace_after, default.replace_after)?,
         };

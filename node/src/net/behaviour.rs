@@ -42,8 +42,8 @@ pub(super) fn adverts_topic(cluster: &str) -> gossipsub::IdentTopic {
 pub(super) fn build(config: &NetConfig) -> Result<Swarm<Behaviour>, NetError> {
     let failed = |part| move |reason: String| NetError::Setup { part, reason };
     let local = config.keypair.public().to_peer_id();
-    let noise = noise::Config::new(&config.keypair)
-        .map_err(|error| failed("noise")(error.to_string()))?;
+    let noise =
+        noise::Config::new(&config.keypair).map_err(|error| failed("noise")(error.to_string()))?;
     let gate = Gate::new(noise, local, &config.cluster, config.secret.clone());
     let mdns = match config.mdns {
         true => Some(local_discovery(local).map_err(|error| failed("mDNS")(error.to_string()))?),

@@ -166,9 +166,7 @@ impl Peers {
     pub(super) fn next_due(&self) -> Option<Instant> {
         self.attempts
             .iter()
-            .filter(|(target, attempts)| {
-                attempts.dialling.is_none() && !self.is_connected(target)
-            })
+            .filter(|(target, attempts)| attempts.dialling.is_none() && !self.is_connected(target))
             .map(|(_, attempts)| attempts.next)
             .min()
     }
@@ -200,10 +198,8 @@ impl Peers {
     }
 
     fn dial_ended(&mut self, connection: ConnectionId) -> Option<Target> {
-        let (target, attempts) = self
-            .attempts
-            .iter_mut()
-            .find(|(_, attempts)| attempts.dialling == Some(connection))?;
+        let (target, attempts) =
+            self.attempts.iter_mut().find(|(_, attempts)| attempts.dialling == Some(connection))?;
         attempts.dialling = None;
         Some(target.clone())
     }

@@ -339,9 +339,9 @@ fn check_free(address: &Multiaddr) -> Result<(), NetError> {
         _ => return Ok(()),
     };
     match parts.next() {
-        Some(Protocol::Tcp(port)) if port != 0 => TcpListener::bind((ip, port))
-            .map(drop)
-            .map_err(|source| listen_error(address, source)),
+        Some(Protocol::Tcp(port)) if port != 0 => {
+            TcpListener::bind((ip, port)).map(drop).map_err(|source| listen_error(address, source))
+        }
         _ => Ok(()),
     }
 }

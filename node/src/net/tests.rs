@@ -246,7 +246,8 @@ fn addresses_are_read_as_people_write_them() {
     ] {
         assert_eq!(parse_address(text).unwrap().to_string(), address);
     }
-    for text in ["", "oak", "oak:", ":7401", "oak:99999", "/ip4/127.0.0.1", "o ak:1", "/ip4/x/tcp/1"]
+    for text in
+        ["", "oak", "oak:", ":7401", "oak:99999", "/ip4/127.0.0.1", "o ak:1", "/ip4/x/tcp/1"]
     {
         assert!(parse_address(text).is_err(), "{text}");
     }

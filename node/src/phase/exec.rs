@@ -113,7 +113,8 @@ impl Phase for ExecPhase {
         let instructions = context.instructions_json()?;
         let mut child = self.spawn(&context)?;
         let group = Group::of(&child);
-        let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+        let (stdin, stdout, stderr) =
+            (child.stdin.take(), child.stdout.take(), child.stderr.take());
         let feed = async move {
             if let Some(mut stdin) = stdin {
                 // A command need not read what it does not want.
@@ -245,7 +246,8 @@ async fn read_log(stderr: impl AsyncRead + Unpin) -> String {
         if available.is_empty() {
             break;
         }
-        let end = available.iter().position(|byte| *byte == b'\n').map_or(available.len(), |i| i + 1);
+        let end =
+            available.iter().position(|byte| *byte == b'\n').map_or(available.len(), |i| i + 1);
         let line = &available[..end];
         if total < LOG_BYTES {
             info!(target: "carbonmesh::phase", "{}", String::from_utf8_lossy(line).trim_end());

@@ -14,7 +14,7 @@ const RESULT_BYTES: usize = 1 << 20;
 
 fn attempt(timeout: Option<Duration>) -> Attempt {
     let pipeline = PipelineId::of_name("p");
-    let term = Term { counter: 1, node: NodeId::from_bytes([1; 16]) };
+    let term = Term { counter: 1, node: NodeId::from_bytes([1; 16]), boot: 1 };
     Attempt {
         token: Token { term, sequence: 1 },
         job: JobId::time_ordered(pipeline, 1, [0; 10]),
@@ -63,7 +63,8 @@ fn failed(outcome: Outcome) -> (String, bool) {
 #[tokio::test]
 async fn a_command_gets_json_and_gives_json() {
     assert_eq!(run(sh("cat"), None).await, Outcome::Succeeded(r#"{"a":1,"b":2}"#.into()));
-    let variables = r#"cat >/dev/null; printf '{"step":"%s","n":%s}' $CARBONMESH_STEP $CARBONMESH_ATTEMPT"#;
+    let variables =
+        r#"cat >/dev/null; printf '{"step":"%s","n":%s}' $CARBONMESH_STEP $CARBONMESH_ATTEMPT"#;
     let outcome = run(sh(variables), None).await;
     assert_eq!(outcome, Outcome::Succeeded(r#"{"step":"step","n":1}"#.into()));
 }
