@@ -38,7 +38,8 @@ impl Given {
 
     fn resolve(self) -> Result<Settings, ConfigError> {
         let line = Line::try_parse_from(std::iter::once("up".to_owned()).chain(self.args));
-        line.ok().expect("clap takes it").args.resolve_with(&PhaseRegistry::default(), self.secret)
+        let line = line.unwrap_or_else(|error| panic!("{error}"));
+        line.args.resolve_with(&PhaseRegistry::default(), self.secret)
     }
 
     fn error(self) -> String {

@@ -240,9 +240,8 @@ async fn read_output(stdout: impl AsyncRead + Unpin, limit: usize) -> Result<Vec
 async fn read_log(stderr: impl AsyncRead + Unpin) -> String {
     let mut reader = BufReader::with_capacity(LINE_BYTES, stderr);
     let (mut tail, mut total) = (Vec::new(), 0);
-    loop {
-        // A line that is too long comes in pieces.
-        let Ok(available) = reader.fill_buf().await else { break };
+    // A line that is too long comes in pieces.
+    while let Ok(available) = reader.fill_buf().await {
         if available.is_empty() {
             break;
         }

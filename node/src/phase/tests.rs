@@ -66,7 +66,7 @@ async fn a_command_gets_json_and_gives_json() {
     let variables =
         r#"cat >/dev/null; printf '{"step":"%s","n":%s}' $CARBONMESH_STEP $CARBONMESH_ATTEMPT"#;
     let outcome = run(sh(variables), None).await;
-    assert_eq!(outcome, Outcome::Succeeded(r#"{"step":"step","n":1}"#.into()));
+    assert_eq!(outcome, Outcome::Succeeded(r#"{"n":1,"step":"step"}"#.into()));
 }
 
 #[tokio::test]
