@@ -43,6 +43,8 @@ pub(super) const FINISHED: u8 = 0x04;
 /// What waits for durability.
 #[derive(Debug)]
 pub(super) enum Held {
+    /// The pipeline's jobs are gone from the disk.
+    Dropped(PipelineId),
     /// An effect.
     Effect(Effect),
     /// An attempt to be given to a worker.
@@ -317,6 +319,11 @@ impl Core {
             Held::OwnVote { pipeline, term } => self.on_own_vote(pipeline, term),
             Held::Adopted { pipeline, term } => self.on_adopted(pipeline, term),
             Held::Stored { store, results } => self.on_stored_here(store, results),
+            Held::Dropped(pipeline) => {
+                if let Some(group) = self.groups.get_mut(&pipeline) {
+                    group.dropping = group.dropping.saturating_sub(1);
+                }
+            }
             Held::Applied(request) => self.on_applied_here(request),
             Held::Completed { worker, token } => {
                 if worker == self.me() {

@@ -10,6 +10,7 @@ use crate::{
     id::{JobId, NodeId, PipelineId, Token},
     message::{Assignment, Message},
     name::Name,
+    pipeline::PipelineDef,
     record::{JobRecord, Progress},
 };
 
@@ -36,12 +37,15 @@ struct Slots {
     last: u64,
 }
 
-/// Whether all that a phase comes after have succeeded.
-pub(super) fn is_open(record: &JobRecord, after: &[u16]) -> bool {
-    after.iter().all(|before| {
+/// Whether all that a phase comes after have succeeded, as far as is known here.
+///
+/// The phases right before it do not suffice: an attempt that another coordinator assigned may have
+/// ended here, while the ends that it built on are known only there.
+pub(super) fn is_open(record: &JobRecord, definition: &PipelineDef, step: usize) -> bool {
+    definition.ancestors(step).into_iter().all(|before| {
         record
             .controls
-            .get(before)
+            .get(&(before as u16))
             .is_some_and(|control| matches!(control.progress, Progress::Succeeded { .. }))
     })
 }
@@ -135,7 +139,7 @@ impl Core {
         let holds = || {
             let record = &self.groups.get(&pipeline)?.jobs.get(&job)?.record;
             let definition = self.definition(pipeline, record.spec.as_ref()?.revision)?;
-            let phase = definition.phases.get(usize::from(step))?;
+            definition.phases.get(usize::from(step))?;
             let waits = match record.controls.get(&step).map(|control| &control.progress) {
                 None => true,
                 Some(Progress::Waiting { not_before_ms }) => {
@@ -144,7 +148,7 @@ impl Core {
                 }
                 Some(_) => false,
             };
-            Some(waits && !record.state().is_terminal() && is_open(record, &phase.after))
+            Some(waits && !record.state().is_terminal() && is_open(record, definition, usize::from(step)))
         };
         holds().unwrap_or(false)
     }

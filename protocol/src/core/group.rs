@@ -203,6 +203,8 @@ pub(super) struct Group {
     /// Bytes of the jobs in memory.
     pub(super) bytes: usize,
     running: u64,
+    /// Batches that drop all jobs and are not on disk yet.
+    pub(super) dropping: u32,
 }
 
 impl Group {
@@ -223,6 +225,7 @@ impl Group {
             watchers: BTreeMap::new(),
             bytes: 0,
             running: 0,
+            dropping: 0,
         }
     }
 

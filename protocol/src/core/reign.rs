@@ -200,7 +200,7 @@ impl Core {
                 }
                 Some(_) => continue,
             };
-            if super::dispatch::is_open(&entry.record, &phase.after) {
+            if super::dispatch::is_open(&entry.record, definition, step) {
                 ready.push((step as u16, phase.phase.clone(), Duration::from_millis(wait_ms)));
             }
         }
@@ -517,13 +517,12 @@ impl Core {
     pub(super) fn on_job_settled(&mut self, pipeline: PipelineId, job: JobId) {
         let Some(group) = self.groups.get_mut(&pipeline) else { return };
         let Some(entry) = group.jobs.get_mut(&job) else { return };
-        entry.pending -= 1;
+        // The job may have been dropped meanwhile, and have come again.
+        entry.pending = entry.pending.saturating_sub(1);
         let state = entry.counted.map_or(JobState::Queued, |(state, _)| state);
         if entry.pending == 0 && state.is_terminal() {
             self.answer_watchers(pipeline, job);
-            if let Some(group) = self.groups.get_mut(&pipeline) {
-                group.evict_if_settled(job);
-            }
+            self.forget_if_settled(pipeline, job);
         }
     }
 }

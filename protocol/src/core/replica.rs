@@ -86,6 +86,11 @@ impl Core {
         pipeline: PipelineId,
         job: JobId,
     ) -> Result<Option<JobRecord>, ReadError> {
+        // What was dropped is still to be read until the batch that drops it is on disk. Nothing
+        // that came since can be on disk alone: it is in memory until its own batch is.
+        if self.groups.get(&pipeline).is_some_and(|group| group.dropping > 0) {
+            return Ok(None);
+        }
         let (start, end) = (job_key(pipeline, job), component_key(pipeline, job, u16::MAX));
         let rows = self.reader.scan(Table::Jobs, &start, &end, usize::MAX)?;
         let mut record = JobRecord::default();

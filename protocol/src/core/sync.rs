@@ -457,6 +457,7 @@ impl Core {
     pub(super) fn drop_group_data(&mut self, pipeline: PipelineId) {
         let Some(group) = self.groups.get_mut(&pipeline) else { return };
         group.forget_jobs();
+        group.dropping += 1;
         // What was promised stays; only the copy is not complete any more.
         group.promise.admitted = None;
         let start = job_key(pipeline, JobId::MIN);
@@ -470,6 +471,7 @@ impl Core {
             self.write(Write::DeleteRange { table, start, end });
         }
         self.write_promise(pipeline);
+        self.hold_until_on_disk(Held::Dropped(pipeline));
     }
 }
 

@@ -1,0 +1,106 @@
+//! What kind of world a seed makes: drawn whole, so that rare mixtures come up too.
+
+use carbonmesh_protocol::advert::Roles;
+
+use crate::random::Random;
+
+/// A world's parameters.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// What all of it comes from.
+    pub seed: u64,
+    /// Each node's parts.
+    pub roles: Vec<Roles>,
+    /// How many phases the pipeline has.
+    pub phases: usize,
+    /// Attempts of one phase that a worker runs at once.
+    pub slots: u32,
+    /// How many requests clients make.
+    pub requests: usize,
+    /// The longest time that faults go on, in virtual ms.
+    pub faults_ms: u64,
+    /// The longest way of a message, in ms.
+    pub delay_ms: u64,
+    /// The longest sync, in ms.
+    pub sync_ms: u64,
+    /// The longest attempt, in ms.
+    pub attempt_ms: u64,
+    /// Mean time between crashes, in ms; zero for none.
+    pub crash_every_ms: u64,
+    /// Mean time between cut connections.
+    pub cut_every_ms: u64,
+    /// Mean time between partitions.
+    pub partition_every_ms: u64,
+    /// Mean time between pauses of a process.
+    pub pause_every_ms: u64,
+    /// How many attempts of a thousand fail.
+    pub failures_per_mille: u32,
+}
+
+impl Options {
+    /// The world of a seed.
+    pub fn from_seed(seed: u64) -> Self {
+        let mut random = Random::new(seed);
+        let count = 3 + random.below(3);
+        let roles = (0..count).map(|index| match index {
+            // Somebody must be able to keep and to run.
+            0 => Roles::ALL,
+            1 => Roles { replica: true, worker: random.per_mille(700), gateway: true },
+            _ => Roles {
+                worker: random.per_mille(700),
+                replica: random.per_mille(700),
+                gateway: true,
+            },
+        });
+        let roles = roles.collect();
+        let mut rarely = |mean: u64| match random.below(3) {
+            0 => 0,
+            pick => mean * pick as u64,
+        };
+        let (crash_every_ms, cut_every_ms) = (rarely(4000), rarely(2000));
+        let (partition_every_ms, pause_every_ms) = (rarely(8000), rarely(6000));
+        Self {
+            seed,
+            roles,
+            phases: 1 + random.below(3),
+            slots: 1 + random.below(4) as u32,
+            requests: 5 + random.below(25),
+            faults_ms: 10_000 + random.next() % 20_000,
+            delay_ms: [2, 20, 150][random.below(3)],
+            sync_ms: [1, 10, 100][random.below(3)],
+            attempt_ms: [5, 200, 4000][random.below(3)],
+            crash_every_ms,
+            cut_every_ms,
+            partition_every_ms,
+            pause_every_ms,
+            failures_per_mille: [0, 0, 50][random.below(3)],
+        }
+    }
+
+    /// The same world without any fault.
+    #[must_use]
+    pub fn without_faults(self) -> Self {
+        Self {
+            crash_every_ms: 0,
+            cut_every_ms: 0,
+            partition_every_ms: 0,
+            pause_every_ms: 0,
+            failures_per_mille: 0,
+            delay_ms: 5,
+            sync_ms: 5,
+            ..self
+        }
+    }
+
+    /// Whether nothing goes wrong in it.
+    pub fn is_faultless(&self) -> bool {
+        let faults = [
+            self.crash_every_ms,
+            self.cut_every_ms,
+            self.partition_every_ms,
+            self.pause_every_ms,
+            self.failures_per_mille.into(),
+        ];
+        faults.iter().all(|fault| *fault == 0)
+    }
+}

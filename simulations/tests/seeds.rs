@@ -1,0 +1,38 @@
+//! Some hundred seeds; `make seeds` runs thousands.
+
+use carbonmesh_simulations::{Options, run};
+
+fn check(options: &Options) {
+    let report = run(options);
+    assert!(
+        report.violations.is_empty(),
+        "seed {}: {:?}\nagain: cargo run -p carbonmesh-simulations -- --seed {}",
+        options.seed,
+        report.violations,
+        options.seed
+    );
+}
+
+#[test]
+fn invariants_hold_under_faults() {
+    (0..300).for_each(|seed| check(&Options::from_seed(seed)));
+}
+
+#[test]
+fn without_faults_each_phase_runs_once() {
+    let mut acknowledged = 0;
+    for seed in 0..50 {
+        let options = Options::from_seed(seed).without_faults();
+        check(&options);
+        acknowledged += run(&options).acknowledged;
+    }
+    assert!(acknowledged > 1000, "the worlds do something: {acknowledged} jobs");
+}
+
+#[test]
+fn a_seed_is_a_run() {
+    for seed in 0..5 {
+        let options = Options::from_seed(seed);
+        assert_eq!(run(&options), run(&options), "seed {seed}");
+    }
+}
