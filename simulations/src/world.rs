@@ -29,7 +29,7 @@ use crate::{Options, Report, oracle::Oracle, random::Random};
 
 const PIPELINE: &str = "p";
 
-/// How long peace may take to bring everything to its end.
+/// How long nothing may begin in peace while something is not at its end.
 const PEACE: Duration = Duration::from_secs(120);
 
 /// A silent peer is given up after this, as the node's network does.
@@ -163,14 +163,17 @@ impl World {
         let end = self.now + Duration::from_millis(self.options.faults_ms);
         while self.step(end) && self.oracle.violations.is_empty() {}
         self.make_peace();
-        let end = self.now + PEACE;
         let mut unfinished = self.unfinished();
-        while self.oracle.violations.is_empty() && unfinished.is_some() {
-            let until = (self.now + Duration::from_millis(500)).min(end);
+        let (mut progress, mut progress_at) = (self.oracle.attempts(), self.now);
+        while self.oracle.violations.is_empty()
+            && unfinished.is_some()
+            && self.now.since(progress_at) < PEACE
+        {
+            let until = self.now + Duration::from_millis(500);
             while self.step(until) && self.oracle.violations.is_empty() {}
             unfinished = self.unfinished();
-            if self.now >= end {
-                break;
+            if self.oracle.attempts() > progress {
+                (progress, progress_at) = (self.oracle.attempts(), self.now);
             }
         }
         if let Some(detail) = unfinished.filter(|_| self.oracle.violations.is_empty()) {
@@ -324,7 +327,9 @@ impl World {
             Event::Pause => {
                 let at = self.random.below(self.nodes.len());
                 let pause = self.random.between(50, 6000);
-                self.nodes[at].paused_until = self.now + pause;
+                // A pause is never cut short: what waits for its end keeps its order.
+                let until = self.nodes[at].paused_until.max(self.now + pause);
+                self.nodes[at].paused_until = until;
                 self.schedule(self.options.pause_every_ms, Event::Pause);
             }
             Event::Client => self.client(),
@@ -576,7 +581,6 @@ impl World {
         self.peace = true;
         self.apart.clear();
         for at in 0..self.nodes.len() {
-            self.nodes[at].paused_until = self.now;
             if self.nodes[at].core.is_none() {
                 self.start(at);
             }

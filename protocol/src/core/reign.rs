@@ -41,11 +41,8 @@ impl Core {
         self.advert_changed = true;
         let jobs: Vec<JobId> = group.jobs.keys().copied().collect();
         for job in jobs {
-            self.adopt_running(pipeline, job);
             self.refresh(pipeline, job);
         }
-        self.arm(self.config.timing.reconnect_grace, Timer::Claim(pipeline));
-        self.arm(self.config.timing.lease, Timer::Claim(pipeline));
         self.grant_to_self();
         let own = self.worker.held(|held| held == pipeline);
         self.match_attempts(me, u64::MAX, &own);
@@ -55,10 +52,14 @@ impl Core {
         self.maintain_replicas(pipeline);
     }
 
-    /// Attempts of an earlier term: their workers may claim them for a while.
+    /// Attempts that another coordinator assigned, be it in an earlier term or beyond a partition:
+    /// their workers may claim them for a while.
     fn adopt_running(&mut self, pipeline: PipelineId, job: JobId) {
         let Some(group) = self.groups.get(&pipeline) else { return };
         let Some(entry) = group.jobs.get(&job) else { return };
+        let Some(Role::Coordinator(reign) | Role::TakingOver(reign)) = Some(&group.role) else {
+            return;
+        };
         if entry.record.state().is_terminal() {
             return;
         }
@@ -67,7 +68,9 @@ impl Core {
             .controls
             .iter()
             .filter_map(|(step, control)| match control.progress {
-                Progress::Running { worker, token } => Some((*step, worker, token)),
+                Progress::Running { worker, token } if !reign.running.contains_key(&token) => {
+                    Some((*step, worker, token))
+                }
                 _ => None,
             })
             .collect();
@@ -80,6 +83,7 @@ impl Core {
             let timing = &self.config.timing;
             let wait = if known { timing.reconnect_grace } else { timing.lease };
             let deadline = Some(self.now + wait);
+            self.arm(wait, Timer::Claim(pipeline));
             let after_beat = Some(self.beats.sequence());
             let running =
                 Running { job, step, phase, worker, after_beat, claimed: false, deadline };
@@ -183,6 +187,11 @@ impl Core {
         if !group.is_coordinator() {
             return;
         }
+        if !group.jobs.contains_key(&job) {
+            return;
+        }
+        self.adopt_running(pipeline, job);
+        let Some(group) = self.groups.get(&pipeline) else { return };
         let Some(entry) = group.jobs.get(&job) else { return };
         let Some(spec) = &entry.record.spec else { return };
         let Some(definition) = self.definition(pipeline, spec.revision) else { return };
