@@ -1,6 +1,6 @@
 # make demo   builds what is missing and shows a cluster that loses its coordinator, and no job
 # make test   builds what is missing and runs every check and test
-# make bench  measures throughput, latency, failover and idle cost of a three-node cluster
+# make seeds  simulates many clusters under faults
 # make help   lists these and the long runs
 
 # Dependencies are built once, outside the working copy, and kept between clones.
@@ -15,11 +15,11 @@ endif
 
 BIN := $(CARGO_TARGET_DIR)/debug
 
-.PHONY: help setup build demo test verify bench seeds soak doc clean
+.PHONY: help setup build demo test verify seeds doc clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
-	@echo "make seeds  simulates $(SEEDS) seeds (SEEDS=n for another number)"
+	@echo "            ($(SEEDS) seeds; SEEDS=n for another number)"
 	@echo "make doc    builds the API documentation"
 
 setup:
@@ -42,9 +42,6 @@ verify: setup
 test: verify
 	cargo build --locked --workspace --all-targets
 	cargo test --locked --workspace
-
-bench: build
-	@$(BIN)/bench
 
 seeds: setup
 	cargo run --locked -p carbonmesh-simulations -- --iterations $(SEEDS)

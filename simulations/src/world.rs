@@ -40,12 +40,33 @@ const CHECK_EVERY: u64 = 16;
 
 enum Event {
     /// For a node; void if it was started again since.
-    Input { at: usize, life: u64, input: Box<Input> },
+    Input {
+        at: usize,
+        life: u64,
+        input: Box<Input>,
+    },
     /// A message of one session of a connection.
-    Deliver { at: usize, from: usize, session: u64, message: Box<Message> },
-    Up { at: usize, peer: usize, session: u64 },
-    Down { at: usize, peer: usize, session: u64 },
-    Synced { at: usize, life: u64, id: PersistId },
+    Deliver {
+        at: usize,
+        from: usize,
+        session: u64,
+        message: Box<Message>,
+    },
+    Up {
+        at: usize,
+        peer: usize,
+        session: u64,
+    },
+    Down {
+        at: usize,
+        peer: usize,
+        session: u64,
+    },
+    Synced {
+        at: usize,
+        life: u64,
+        id: PersistId,
+    },
     Dial,
     Restart(usize),
     Heal,
@@ -407,8 +428,8 @@ impl World {
             for b in a + 1..self.nodes.len() {
                 let live = self.nodes[a].core.is_some() && self.nodes[b].core.is_some();
                 let apart = self.apart.contains(&a) != self.apart.contains(&b);
-                let known =
-                    self.nodes[a].sessions.contains_key(&b) || self.nodes[b].sessions.contains_key(&a);
+                let known = self.nodes[a].sessions.contains_key(&b)
+                    || self.nodes[b].sessions.contains_key(&a);
                 if live && !apart && !known && !self.links.contains_key(&(a, b)) {
                     self.order += 1;
                     let session = self.order;
@@ -516,10 +537,7 @@ impl World {
             self.clients_done += 1;
             let count = [1, 1, 20][self.random.below(3)];
             let jobs = (0..count).map(|_| NewJob {
-                key: self
-                    .random
-                    .per_mille(200)
-                    .then(|| format!("key-{}", self.random.below(5))),
+                key: self.random.per_mille(200).then(|| format!("key-{}", self.random.below(5))),
                 instructions: Bytes::from_static(b"{}"),
             });
             Request::Enqueue { pipeline: name(PIPELINE), jobs: jobs.collect() }
@@ -601,9 +619,8 @@ impl World {
             return Some(format!("{running} attempts run"));
         }
         for job in &self.oracle.acknowledged {
-            let records = cores().filter_map(|core| {
-                core.record(pipeline, *job).expect("the disk can be read")
-            });
+            let records = cores()
+                .filter_map(|core| core.record(pipeline, *job).expect("the disk can be read"));
             let states: Vec<_> = records.map(|record| record.state()).collect();
             if states.is_empty() || !states.iter().all(|state| state.is_terminal()) {
                 return Some(format!("job {job} is {states:?}"));

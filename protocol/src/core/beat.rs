@@ -58,6 +58,10 @@ impl Core {
         }
         self.complete_own()?;
         self.anti_entropy();
+        // No beat goes to this node itself; what its own worker has must be compared all the same,
+        // since an attempt that ran here may have ended at another coordinator.
+        let own = self.worker.held(|_| true);
+        self.match_attempts(self.me(), u64::MAX, &own);
         let demand = self.demand();
         self.note_demand(self.me(), demand);
         self.grant_to_coordinators();

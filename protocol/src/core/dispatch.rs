@@ -148,7 +148,11 @@ impl Core {
                 }
                 Some(_) => false,
             };
-            Some(waits && !record.state().is_terminal() && is_open(record, definition, usize::from(step)))
+            Some(
+                waits
+                    && !record.state().is_terminal()
+                    && is_open(record, definition, usize::from(step)),
+            )
         };
         holds().unwrap_or(false)
     }
