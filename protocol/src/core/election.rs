@@ -264,7 +264,7 @@ impl Core {
         }
     }
 
-    /// A term was seen. Whoever acts in an earlier one steps down.
+    /// A term was seen. Whoever acts in an earlier one, or stands for one, steps down.
     pub(super) fn note_term(&mut self, pipeline: PipelineId, term: Term) {
         let Some(group) = self.groups.get_mut(&pipeline) else { return };
         if term <= group.promise.highest {
@@ -272,6 +272,12 @@ impl Core {
         }
         group.promise.highest = term;
         let deposed = group.elected_term().is_some_and(|mine| mine < term);
+        // Votes for an earlier term may still come in; whoever is elected by them is obeyed by none.
+        if let Role::Candidate(candidacy) = &group.role
+            && candidacy.term < term
+        {
+            group.role = Role::Follower;
+        }
         self.write_promise(pipeline);
         if deposed {
             self.step_down(pipeline);
