@@ -1,5 +1,6 @@
 # make demo   builds what is missing and shows a cluster that loses its coordinator, and no job
 # make test   builds what is missing and runs every check and test
+# make bench  measures clusters of three processes; OUT=FOLDER writes results.json
 # make seeds  simulates many clusters under faults
 # make help   lists these and the long runs
 
@@ -15,7 +16,7 @@ endif
 
 BIN := $(CARGO_TARGET_DIR)/debug
 
-.PHONY: help setup build demo test verify seeds doc clean
+.PHONY: help setup build demo test verify bench seeds doc clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -31,6 +32,9 @@ build: setup
 
 demo: build
 	@$(BIN)/demo
+
+bench: build
+	@$(BIN)/bench $(if $(OUT),--out $(OUT))
 
 # What is cheap to know comes first.
 verify: setup

@@ -1,4 +1,6 @@
-//! What the example programs share: clusters of real processes on this machine, and talking to them.
+//! What the example programs share: clusters of real processes on this machine, and talking to them,
+//! and measuring them.
 
 pub mod api;
+pub mod bench;
 pub mod local;

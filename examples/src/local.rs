@@ -7,7 +7,7 @@ use std::{
     collections::BTreeMap,
     env, fs,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
     thread,
     time::{Duration, Instant},
 };
@@ -153,6 +153,25 @@ impl LocalCluster {
         kill(Pid::from_raw(i32::try_from(node.child.id())?), Signal::SIGTERM)?;
         let status = node.child.wait()?;
         if status.success() { Ok(()) } else { Err(format!("{name} ended with {status}").into()) }
+    }
+
+    /// Waits until a node ends by itself.
+    ///
+    /// # Errors
+    /// It does not run, or does not end in time.
+    pub fn await_exit(&mut self, name: &str, patience: Duration) -> Result<ExitStatus, Error> {
+        let deadline = Instant::now() + patience;
+        let node = self.nodes.get_mut(name).ok_or("no such node")?;
+        loop {
+            if let Some(status) = node.child.try_wait()? {
+                self.nodes.remove(name);
+                return Ok(status);
+            }
+            if Instant::now() > deadline {
+                return Err(format!("{name} does not end in time").into());
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
     }
 
     /// Names of the nodes that run.

@@ -21,6 +21,14 @@ pub struct Options {
     pub faults_ms: u64,
     /// The longest way of a message, in ms.
     pub delay_ms: u64,
+    /// How many messages of a thousand are lost, though their connection lives.
+    pub lost_per_mille: u32,
+    /// How many of a thousand come twice.
+    pub repeated_per_mille: u32,
+    /// How many of a thousand are overtaken by later ones.
+    pub overtaken_per_mille: u32,
+    /// How many of a thousand take seconds, and hold up all behind them.
+    pub stuck_per_mille: u32,
     /// The longest sync, in ms.
     pub sync_ms: u64,
     /// The longest attempt, in ms.
@@ -67,6 +75,10 @@ impl Options {
             requests: 5 + random.below(25),
             faults_ms: 10_000 + random.next() % 20_000,
             delay_ms: [2, 20, 150][random.below(3)],
+            lost_per_mille: [0, 0, 2, 30][random.below(4)],
+            repeated_per_mille: [0, 0, 5, 50][random.below(4)],
+            overtaken_per_mille: [0, 0, 5, 50][random.below(4)],
+            stuck_per_mille: [0, 0, 2][random.below(3)],
             sync_ms: [1, 10, 100][random.below(3)],
             attempt_ms: [5, 200, 4000][random.below(3)],
             crash_every_ms,
@@ -86,6 +98,10 @@ impl Options {
             partition_every_ms: 0,
             pause_every_ms: 0,
             failures_per_mille: 0,
+            lost_per_mille: 0,
+            repeated_per_mille: 0,
+            overtaken_per_mille: 0,
+            stuck_per_mille: 0,
             delay_ms: 5,
             sync_ms: 5,
             ..self
@@ -100,6 +116,10 @@ impl Options {
             self.partition_every_ms,
             self.pause_every_ms,
             self.failures_per_mille.into(),
+            self.lost_per_mille.into(),
+            self.repeated_per_mille.into(),
+            self.overtaken_per_mille.into(),
+            self.stuck_per_mille.into(),
         ];
         faults.iter().all(|fault| *fault == 0)
     }

@@ -36,7 +36,6 @@ const PEACE: Duration = Duration::from_secs(120);
 const SILENCE: Duration = Duration::from_secs(8);
 
 const DIAL_EVERY: Duration = Duration::from_millis(200);
-const CHECK_EVERY: u64 = 16;
 
 enum Event {
     /// For a node; void if it was started again since.
@@ -258,9 +257,6 @@ impl World {
             self.drain(at);
         } else if let Some((key, event)) = self.queue.pop_first() {
             self.handle(key.1, event);
-        }
-        if self.events.is_multiple_of(CHECK_EVERY) {
-            self.check_votes();
         }
         true
     }
@@ -520,14 +516,51 @@ impl World {
         if self.links.get(&pair(at, to)) != Some(&session) {
             return;
         }
-        let arrives = self.now + self.random.between(1, self.options.delay_ms);
-        let last = self.arrivals.entry((at, to)).or_default();
-        let arrives = arrives.max(*last);
-        *last = arrives;
+        self.check_ballot(at, message);
+        let mut copies = 1;
+        if !self.peace && self.random.per_mille(self.options.lost_per_mille) {
+            copies = 0;
+        } else if !self.peace && self.random.per_mille(self.options.repeated_per_mille) {
+            copies = 2;
+        }
         // Through the codec, as on a wire.
-        let message = codec::decode(&codec::encode(message)).expect("it reads back");
-        let message = Box::new(message);
-        self.push_at(arrives, Event::Deliver { at: to, from: at, session, message });
+        let bytes = codec::encode(message);
+        for _ in 0..copies {
+            let arrives = self.arrival(at, to);
+            let message = Box::new(codec::decode(&bytes).expect("it reads back"));
+            self.push_at(arrives, Event::Deliver { at: to, from: at, session, message });
+        }
+    }
+
+    /// When a message that is sent now arrives: behind the one before it, as a rule.
+    fn arrival(&mut self, at: usize, to: usize) -> Timestamp {
+        let mut way = self.random.between(1, self.options.delay_ms);
+        if !self.peace && self.random.per_mille(self.options.stuck_per_mille) {
+            way += self.random.between(0, 4000);
+        }
+        let arrives = self.now + way;
+        let last = self.arrivals.entry((at, to)).or_default();
+        if !self.peace && self.random.per_mille(self.options.overtaken_per_mille) {
+            return arrives.max(*last) + self.random.between(0, 300);
+        }
+        *last = arrives.max(*last);
+        *last
+    }
+
+    /// What a node says of its votes binds its disk.
+    fn check_ballot(&mut self, at: usize, message: &Message) {
+        let node = &self.nodes[at].config;
+        let vote = match message {
+            Message::Ballot(ballot) if ballot.granted && !ballot.pre => {
+                Some((ballot.pipeline, ballot.highest))
+            }
+            // Whoever asks for votes has given its own.
+            Message::Vote { pipeline, term } => Some((*pipeline, *term)),
+            _ => None,
+        };
+        if let Some((pipeline, term)) = vote {
+            self.oracle.vote(pipeline, node.disk, term);
+        }
     }
 
     /// A client asks some node: first to apply the pipeline, then to take jobs.
@@ -583,15 +616,6 @@ impl World {
             !rows.expect("memory can be read").is_empty()
         };
         self.nodes.iter().filter(has).count()
-    }
-
-    fn check_votes(&mut self) {
-        for node in &self.nodes {
-            let Some(core) = &node.core else { continue };
-            for (pipeline, group) in core.snapshot().groups {
-                self.oracle.vote(pipeline, node.config.disk, group.voted);
-            }
-        }
     }
 
     /// No more faults: everybody is there and connected.

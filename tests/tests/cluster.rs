@@ -2,142 +2,15 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
-use std::{
-    collections::BTreeMap,
-    fs,
-    path::PathBuf,
-    time::{Duration, Instant},
-};
+use std::collections::BTreeMap;
 
-use carbonmesh_examples::{
-    api::Api,
-    local::{LocalCluster, NodeOptions, program},
-};
-use serde_json::{Value, json};
-
-const PATIENCE: Duration = Duration::from_secs(60);
-
-/// A cluster whose phases write down that they run, and where.
-struct World {
-    cluster: LocalCluster,
-}
-
-impl World {
-    fn new() -> Self {
-        Self { cluster: LocalCluster::new(program("carbonmesh").unwrap()).unwrap() }
-    }
-
-    /// Each run is one line: job, step, attempt and node.
-    fn runs_path(&self) -> PathBuf {
-        self.cluster.folder().join("runs")
-    }
-
-    /// A phase that says that it runs, then does what `script` says.
-    fn phase(&self, node: &str, name: &str, script: &str) -> String {
-        let runs = self.runs_path();
-        let script = format!(
-            "cat >/dev/null; echo $CARBONMESH_JOB_ID $CARBONMESH_STEP $CARBONMESH_ATTEMPT {node} \
-             >> {}; {script}",
-            runs.display()
-        );
-        format!("[phases.{name}]\nslots = 4\ncommand = ['sh', '-c', {script:?}]\n")
-    }
-
-    fn start(&mut self, name: &str, roles: &str, config: String) {
-        let options = NodeOptions { roles: roles.to_owned(), config, ..NodeOptions::default() };
-        self.cluster.start(name, options).unwrap();
-    }
-
-    /// Nodes that do everything, each with the phase `step`.
-    fn start_all(&mut self, names: &[&str], script: &str) {
-        for name in names {
-            let config = self.phase(name, "step", script);
-            self.start(name, "", config);
-        }
-    }
-
-    fn api(&self, node: &str) -> Api {
-        self.cluster.api(node).unwrap()
-    }
-
-    async fn await_members(&self, asked: &str, count: u64) {
-        let api = self.api(asked);
-        let began = Instant::now();
-        loop {
-            let status = api.get("/v1/status").await.unwrap().body;
-            if status["members"]["alive"] == count {
-                return;
-            }
-            assert!(began.elapsed() < PATIENCE, "{count} members were expected: {status}");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    }
-
-    async fn apply(&self, node: &str, steps: usize) {
-        let phases: Vec<Value> =
-            (0..steps).map(|step| json!({ "name": format!("s{step}"), "phase": "step" })).collect();
-        self.api(node).apply(&json!({ "name": "p", "phases": phases })).await.unwrap();
-    }
-
-    async fn enqueue(&self, node: &str, count: usize) -> Vec<String> {
-        let jobs: Vec<Value> = (0..count).map(|number| json!({ "number": number })).collect();
-        let answers = self.api(node).enqueue_bulk("p", &jobs).await.unwrap();
-        let ids: Vec<String> = answers.iter().map(|answer| text(&answer["id"])).collect();
-        assert!(ids.iter().all(|id| !id.is_empty()), "{answers:?}");
-        ids
-    }
-
-    /// Waits until every one of these jobs has succeeded.
-    async fn await_done(&self, node: &str, jobs: &[String]) {
-        let api = self.api(node);
-        for job in jobs {
-            let path = format!("/v1/jobs/{job}?wait=30s");
-            let began = Instant::now();
-            loop {
-                let last = api.get(&path).await.map(|answer| answer.body);
-                match &last {
-                    Ok(body) if body["state"] == "succeeded" => break,
-                    _ => assert!(began.elapsed() < PATIENCE, "job {job}: {last:?}"),
-                }
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-        }
-    }
-
-    fn runs(&self) -> Vec<Vec<String>> {
-        let text = fs::read_to_string(self.runs_path()).unwrap_or_default();
-        text.lines().map(|line| line.split(' ').map(str::to_owned).collect()).collect()
-    }
-
-    async fn await_runs(&self, count: usize) {
-        let began = Instant::now();
-        while self.runs().len() < count {
-            assert!(began.elapsed() < PATIENCE, "only {} runs", self.runs().len());
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    }
-
-    async fn coordinator(&self, asked: &str) -> String {
-        let began = Instant::now();
-        loop {
-            if let Ok(Some(name)) = self.cluster.coordinator(asked, "p").await {
-                return name;
-            }
-            assert!(began.elapsed() < PATIENCE, "no coordinator");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    }
-}
-
-fn text(value: &Value) -> String {
-    value.as_str().unwrap_or_default().to_owned()
-}
-
-const NAMES: [&str; 3] = ["a", "b", "c"];
+use carbonmesh_examples::local::NodeOptions;
+use carbonmesh_tests::{NAMES, World};
+use serde_json::json;
 
 #[tokio::test]
 async fn every_node_takes_jobs() {
-    let mut world = World::new();
+    let mut world = World::default();
     world.start_all(&NAMES, "echo '{\"done\":true}'");
     world.await_members("a", 3).await;
     world.apply("a", 3).await;
@@ -152,7 +25,7 @@ async fn every_node_takes_jobs() {
 
 #[tokio::test]
 async fn a_killed_coordinator_costs_no_job() {
-    let mut world = World::new();
+    let mut world = World::default();
     world.start_all(&NAMES, "sleep 0.02; echo '{}'");
     world.await_members("a", 3).await;
     world.apply("a", 3).await;
@@ -176,7 +49,7 @@ async fn a_killed_coordinator_costs_no_job() {
 
 #[tokio::test]
 async fn a_killed_workers_jobs_run_elsewhere() {
-    let mut world = World::new();
+    let mut world = World::default();
     // The first to run hangs; whoever runs it after that does not.
     let marker = world.cluster.folder().join("hung");
     let script = format!("mkdir {} 2>/dev/null && sleep 600; echo '{{}}'", marker.display());
@@ -194,7 +67,7 @@ async fn a_killed_workers_jobs_run_elsewhere() {
 
 #[tokio::test]
 async fn one_of_three_finishes_what_was_acknowledged() {
-    let mut world = World::new();
+    let mut world = World::default();
     world.start_all(&NAMES, "sleep 0.02; echo '{}'");
     world.await_members("a", 3).await;
     world.apply("a", 2).await;
@@ -207,7 +80,7 @@ async fn one_of_three_finishes_what_was_acknowledged() {
 
 #[tokio::test]
 async fn a_whole_cluster_comes_back_on_other_ports() {
-    let mut world = World::new();
+    let mut world = World::default();
     world.start_all(&NAMES, "sleep 0.05; echo '{}'");
     world.await_members("a", 3).await;
     world.apply("a", 2).await;
@@ -225,7 +98,7 @@ async fn a_whole_cluster_comes_back_on_other_ports() {
 
 #[tokio::test]
 async fn a_node_that_joins_late_gets_the_work_that_waited_for_it() {
-    let mut world = World::new();
+    let mut world = World::default();
     world.start("a", "", String::new());
     world.apply("a", 1).await;
     let jobs = world.enqueue("a", 3).await;
@@ -239,7 +112,7 @@ async fn a_node_that_joins_late_gets_the_work_that_waited_for_it() {
 
 #[tokio::test]
 async fn a_node_with_another_secret_stays_outside() {
-    let mut world = World::new();
+    let mut world = World::default();
     for (name, secret) in [
         ("a", "correct horse battery"),
         ("b", "wrong horse, as long"),
@@ -256,7 +129,7 @@ async fn a_node_with_another_secret_stays_outside() {
 
 #[tokio::test]
 async fn misbehaving_commands_fail_with_a_reason() {
-    let mut world = World::new();
+    let mut world = World::default();
     let mut config = String::new();
     for (name, script) in [
         ("hang", "sleep 600"),

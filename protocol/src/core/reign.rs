@@ -358,14 +358,8 @@ impl Core {
 
     /// An attempt will not end: the phase waits for another worker.
     pub(super) fn lose_attempt(&mut self, pipeline: PipelineId, token: Token, why: &str) {
-        let Some(running) = self.remove_running(pipeline, token) else { return };
         let wall_ms = self.wall_ms();
-        let current = self.control(pipeline, running.job, running.step);
-        if !matches!(current, Some(Control { progress: Progress::Running { token: now, .. }, .. }) if *now == token)
-        {
-            return;
-        }
-        self.update_control(pipeline, running.job, running.step, |control| {
+        self.requeue(pipeline, token, |control| {
             control.lost_count += 1;
             end_attempt(control, wall_ms, Some(why.to_owned()));
             control.progress = if control.lost_count >= MAX_LOST_ATTEMPTS {
@@ -374,17 +368,27 @@ impl Core {
                 Progress::Waiting { not_before_ms: 0 }
             };
         });
-        self.refresh(pipeline, running.job);
     }
 
     /// An attempt never began: it does not count.
     pub(super) fn give_back(&mut self, pipeline: PipelineId, token: Token) {
-        let Some(running) = self.remove_running(pipeline, token) else { return };
-        self.update_control(pipeline, running.job, running.step, |control| {
+        self.requeue(pipeline, token, |control| {
             control.attempt_count = control.attempt_count.saturating_sub(1);
             control.attempts.pop();
             control.progress = Progress::Waiting { not_before_ms: 0 };
         });
+    }
+
+    /// Takes an attempt off its worker, and writes down what that means for its phase, unless the
+    /// phase has gone on without it.
+    fn requeue(&mut self, pipeline: PipelineId, token: Token, change: impl FnOnce(&mut Control)) {
+        let Some(running) = self.remove_running(pipeline, token) else { return };
+        let current = self.control(pipeline, running.job, running.step);
+        if !matches!(current, Some(Control { progress: Progress::Running { token: now, .. }, .. }) if *now == token)
+        {
+            return;
+        }
+        self.update_control(pipeline, running.job, running.step, change);
         self.refresh(pipeline, running.job);
     }
 

@@ -29,6 +29,8 @@ pub(super) struct Worker {
     demand: BTreeMap<NodeId, Vec<Name>>,
     /// The windows that each was told last.
     told: BTreeMap<NodeId, Vec<(Name, u32)>>,
+    /// The last attempt of a pipeline that each gave: one that is no later is a repetition.
+    given: BTreeMap<(NodeId, PipelineId), Token>,
 }
 
 #[derive(Debug, Default)]
@@ -56,6 +58,7 @@ impl Worker {
             ended: BTreeMap::new(),
             demand: BTreeMap::new(),
             told: BTreeMap::new(),
+            given: BTreeMap::new(),
         }
     }
 
@@ -92,6 +95,13 @@ impl Core {
         }
         if self.worker.attempts.contains_key(&token) {
             return;
+        }
+        // A coordinator gives tokens in their order. One that ended, and was forgotten, must not
+        // begin again because its message came twice.
+        let given = self.worker.given.insert((from, assignment.pipeline), token);
+        if let Some(later) = given.filter(|given| *given >= token) {
+            self.worker.given.insert((from, assignment.pipeline), later);
+            return self.decline(from, token);
         }
         let Some(host) = self.worker.phases.get_mut(&assignment.phase) else {
             return self.decline(from, token);
@@ -247,6 +257,8 @@ impl Core {
     /// A coordinator cannot be reached: what it was told it may have forgotten.
     pub(super) fn worker_lost_coordinator(&mut self, coordinator: NodeId) {
         self.worker.told.remove(&coordinator);
+        // What the connection still carried is gone with it.
+        self.worker.given.retain(|(from, _), _| *from != coordinator);
         self.worker.demand.remove(&coordinator);
     }
 

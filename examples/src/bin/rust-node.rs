@@ -1,0 +1,78 @@
+//! A node with phases of its own, written in Rust: the whole of `carbonmesh`, and three phases more.
+//!
+//! ```text
+//! rust-node up &
+//! rust-node pipeline apply - <<< '{"name": "hello", "phases": ["greet"]}'
+//! rust-node enqueue hello '{"name": "Ada"}' --wait
+//! ```
+//! `greet` shows how a phase reads its instructions and gives a result. `noop` and `sleep` are what
+//! the benchmark measures with: `sleep` waits `ms` milliseconds, and appends a line with job, step
+//! and the time in ms since 1970 to the file that `RUST_NODE_STARTS` names, if it does.
+
+use std::{
+    env,
+    fs::OpenOptions,
+    io::Write,
+    process::ExitCode,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use async_trait::async_trait;
+use carbonmesh::{
+    cli,
+    phase::{Fields, Phase, PhaseContext, PhaseError, PhaseRegistry},
+};
+
+struct Greet;
+
+#[async_trait]
+impl Phase for Greet {
+    async fn run(&self, context: PhaseContext) -> Result<Fields, PhaseError> {
+        let instructions = context.instructions()?;
+        let name = instructions.get("name").and_then(|name| name.as_str());
+        // Without a name no attempt will do better: the job becomes a dead letter at once.
+        let name = name.ok_or_else(|| PhaseError::Fatal("`name` must be a text".to_owned()))?;
+        Ok(Fields::from_iter([("greeting".to_owned(), format!("Hello, {name}!").into())]))
+    }
+}
+
+struct Noop;
+
+#[async_trait]
+impl Phase for Noop {
+    async fn run(&self, _: PhaseContext) -> Result<Fields, PhaseError> {
+        Ok(Fields::new())
+    }
+}
+
+struct Sleep;
+
+#[async_trait]
+impl Phase for Sleep {
+    async fn run(&self, context: PhaseContext) -> Result<Fields, PhaseError> {
+        note_start(&context).map_err(|error| PhaseError::Retry(error.to_string()))?;
+        let ms = context.instructions()?.get("ms").and_then(serde_json::Value::as_u64);
+        tokio::select! {
+            () = tokio::time::sleep(Duration::from_millis(ms.unwrap_or_default())) => {}
+            () = context.cancelled().cancelled() => {}
+        }
+        Ok(Fields::new())
+    }
+}
+
+fn note_start(context: &PhaseContext) -> std::io::Result<()> {
+    let Some(path) = env::var_os("RUST_NODE_STARTS") else { return Ok(()) };
+    let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+    let node = env::var("RUST_NODE_NAME").unwrap_or_default();
+    let line = format!("{} {} {node} {now_ms}\n", context.job(), context.step());
+    // One write to a file opened for appending: lines of several processes do not mix.
+    OpenOptions::new().create(true).append(true).open(path)?.write_all(line.as_bytes())
+}
+
+fn main() -> ExitCode {
+    let phases = PhaseRegistry::default()
+        .with("greet", 4, Greet)
+        .with("noop", 256, Noop)
+        .with("sleep", 16, Sleep);
+    cli::main_with(phases)
+}
