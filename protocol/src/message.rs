@@ -48,6 +48,8 @@ pub enum Message {
         pipeline: PipelineId,
         /// The term's counter.
         counter: u64,
+        /// Whether only those are asked whose disks are not admitted either.
+        founding: bool,
     },
     /// Vote for me in this term.
     Vote {
@@ -55,6 +57,8 @@ pub enum Message {
         pipeline: PipelineId,
         /// The term.
         term: Term,
+        /// As in the pre-vote.
+        founding: bool,
     },
     /// The answer to either.
     Ballot(Ballot),

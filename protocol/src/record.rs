@@ -8,7 +8,11 @@
 //! Invariants: merge is commutative, associative and idempotent; within a generation nothing
 //! terminal becomes unfinished.
 
-use std::{cmp::Ordering, collections::BTreeMap, sync::Arc};
+use std::{
+    cmp::Ordering,
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -24,11 +28,17 @@ use crate::{
 /// The tag of what was enqueued.
 pub const SPEC: u16 = 0;
 
+/// The tag of payloads that were enqueued under one id.
+pub const PAYLOADS: u16 = 1;
+
 /// The tag of the first phase's control value; the others follow.
 pub const FIRST_CONTROL: u16 = 0x100;
 
 /// How many of an invocation's attempts are kept in detail.
 pub const MAX_ATTEMPTS_KEPT: usize = 8;
+
+/// How many payloads under one id are told apart.
+const MAX_PAYLOADS: usize = 8;
 
 /// One component in its envelope, as it lies on disk and goes over the wire.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -56,6 +66,31 @@ pub struct JobSpec {
 
 impl Encoded for JobSpec {
     const KIND: Kind = 0x100;
+}
+
+/// Hashes of the payloads that one idempotency key was used for on both sides of a partition: the
+/// job runs with one of them, and the others must not go unnoticed. A set that only grows, and of
+/// which the greatest few are kept, so that it joins in any order.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Payloads(BTreeSet<u64>);
+
+impl Encoded for Payloads {
+    const KIND: Kind = 0x102;
+}
+
+impl Payloads {
+    fn add(&mut self, hashes: impl IntoIterator<Item = u64>) -> bool {
+        let before = self.0.clone();
+        self.0.extend(hashes);
+        while self.0.len() > MAX_PAYLOADS {
+            self.0.pop_first();
+        }
+        self.0 != before
+    }
+}
+
+fn payload_hash(spec: &JobSpec) -> u64 {
+    xxhash_rust::xxh3::xxh3_64(&spec.instructions)
 }
 
 /// Where one phase of a job stands.
@@ -180,6 +215,8 @@ pub struct JobRecord {
     pub spec: Option<Arc<JobSpec>>,
     /// The phases that were tried, by position.
     pub controls: BTreeMap<u16, Control>,
+    /// What the id was used for, if for more than one payload.
+    payloads: Payloads,
     /// Components of a later version.
     pub unknown: BTreeMap<u16, Bytes>,
 }
@@ -200,6 +237,7 @@ impl JobRecord {
             // A later version has the tag already: what it means outranks what is known here.
             Ok(_) if self.unknown.contains_key(&tag) => Ok(false),
             Ok(Known::Spec(spec)) => Ok(self.merge_spec(&Arc::new(spec))),
+            Ok(Known::Payloads(payloads)) => Ok(self.note_payloads(payloads.0)),
             Ok(Known::Control(step, control)) => Ok(self.merge_control(step, control)),
             Err(DecodeError::Unknown { .. }) => Ok(self.merge_unknown(component)),
             Err(error) => Err(error),
@@ -214,6 +252,10 @@ impl JobRecord {
         self.unknown.insert(tag, component.bytes.clone());
         if tag == SPEC {
             self.spec = None;
+        }
+        // Whether payloads differ is for those to say who can read them all.
+        if tag == SPEC || tag == PAYLOADS {
+            self.payloads = Payloads::default();
         }
         if let Some(step) = tag.checked_sub(FIRST_CONTROL) {
             self.controls.remove(&step);
@@ -234,21 +276,35 @@ impl JobRecord {
 
     fn merge_spec(&mut self, spec: &Arc<JobSpec>) -> bool {
         // Two payloads can share an id only when one key was used twice across a partition. The
-        // earlier wins everywhere; the gateway that sees both tells its client.
-        let older = match &self.spec {
-            Some(mine) => (spec.created_ms, spec) < (mine.created_ms, mine),
-            None => true,
+        // earlier wins everywhere; that there were two is kept.
+        let Some(mine) = self.spec.clone() else {
+            self.spec = Some(Arc::clone(spec));
+            return true;
         };
+        let older = (spec.created_ms, spec) < (mine.created_ms, &mine);
+        let conflict = mine.instructions != spec.instructions
+            && self.note_payloads([payload_hash(&mine), payload_hash(spec)]);
         if older {
             self.spec = Some(Arc::clone(spec));
         }
-        older
+        older || conflict
+    }
+
+    fn note_payloads(&mut self, hashes: impl IntoIterator<Item = u64>) -> bool {
+        let readable = ![SPEC, PAYLOADS].iter().any(|tag| self.unknown.contains_key(tag));
+        readable && self.payloads.add(hashes)
+    }
+
+    /// How many payloads beside the one that counts were enqueued under this id, at least.
+    pub fn payload_conflicts(&self) -> usize {
+        self.payloads.0.len().saturating_sub(1)
     }
 
     /// The component under a tag, in its envelope.
     pub fn component(&self, tag: u16) -> Option<Component> {
         let bytes = match tag {
             SPEC => self.spec.as_deref().map(codec::encode),
+            PAYLOADS if !self.payloads.0.is_empty() => Some(codec::encode(&self.payloads)),
             tag => tag
                 .checked_sub(FIRST_CONTROL)
                 .and_then(|step| self.controls.get(&step))
@@ -262,9 +318,11 @@ impl JobRecord {
     pub fn components(&self) -> Vec<Component> {
         let controls = self.controls.keys().map(|step| FIRST_CONTROL + step);
         let unknown = self.unknown.keys().copied();
+        let payloads = (!self.payloads.0.is_empty()).then_some(PAYLOADS);
         self.spec
             .iter()
             .map(|_| SPEC)
+            .chain(payloads)
             .chain(controls)
             .chain(unknown)
             .filter_map(|tag| self.component(tag))
@@ -304,6 +362,9 @@ impl JobRecord {
             hasher.update(&control.term.boot.to_le_bytes());
             hasher.update(&control.sequence.to_le_bytes());
         }
+        for payload in &self.payloads.0 {
+            hasher.update(&payload.to_le_bytes());
+        }
         for (tag, bytes) in &self.unknown {
             hasher.update(&tag.to_le_bytes());
             hasher.update(bytes);
@@ -324,6 +385,7 @@ impl JobRecord {
 
 enum Known {
     Spec(JobSpec),
+    Payloads(Payloads),
     Control(u16, Control),
 }
 
@@ -331,6 +393,7 @@ impl Known {
     fn read(component: &Component) -> Result<Self, DecodeError> {
         match component.tag {
             SPEC => codec::decode(&component.bytes).map(Self::Spec),
+            PAYLOADS => codec::decode(&component.bytes).map(Self::Payloads),
             tag if tag >= FIRST_CONTROL => codec::decode(&component.bytes)
                 .map(|value| Self::Control(tag - FIRST_CONTROL, value)),
             _ => {

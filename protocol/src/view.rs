@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     advert::{PhaseSlots, Roles},
-    id::{DiskId, JobId, NodeId, Term},
+    id::{DiskId, JobId, NodeId, Term, Token},
     name::Name,
     pipeline::PipelineDef,
 };
@@ -135,12 +135,16 @@ pub struct AttemptView {
     pub number: u32,
     /// Who ran it.
     pub worker: NodeId,
+    /// What fenced it.
+    pub token: Token,
     /// When it was assigned.
     pub started_ms: u64,
     /// When its end was recorded.
     pub finished_ms: Option<u64>,
     /// What went wrong, if anything did.
     pub error: Option<String>,
+    /// Whether it was given up because its worker was lost, and may still go on there.
+    pub lost: bool,
 }
 
 /// How a member looks from the node that was asked.

@@ -5,14 +5,20 @@
 //!
 //! A run has two halves: faults, in which nothing unsafe may happen; then peace, in which every
 //! acknowledged job has to reach its end.
+//!
+//! ```text
+//! Options::from_seed ─► World: cores, network, disks, clients ─Fact─► invariants ─► Report
+//! ```
 
-pub mod options;
-mod oracle;
+mod invariants;
+mod options;
 mod random;
 mod world;
 
+pub use invariants::{Kind, Violation};
 pub use options::Options;
-pub use oracle::{Kind, Violation};
+
+use world::World;
 
 /// What a run came to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,6 +27,8 @@ pub struct Report {
     pub events: u64,
     /// A hash of all of them.
     pub trace: u64,
+    /// How long the run was, in virtual ms.
+    pub virtual_ms: u64,
     /// How many jobs were acknowledged.
     pub acknowledged: usize,
     /// How many attempts were started.
@@ -31,5 +39,12 @@ pub struct Report {
 
 /// Runs one seed.
 pub fn run(options: &Options) -> Report {
-    world::World::new(options.clone()).run()
+    World::new(options.clone()).run()
+}
+
+/// Runs one seed and prints what happens, a line each: `ms node what`.
+pub fn replay(options: &Options) -> Report {
+    let mut world = World::new(options.clone());
+    world.narrate();
+    world.run()
 }

@@ -35,6 +35,8 @@ pub struct Options {
     pub attempt_ms: u64,
     /// Mean time between crashes, in ms; zero for none.
     pub crash_every_ms: u64,
+    /// How many crashes of a thousand take the disk with them, or bring back an older copy of it.
+    pub disk_losses_per_mille: u32,
     /// Mean time between cut connections.
     pub cut_every_ms: u64,
     /// Mean time between partitions.
@@ -61,6 +63,7 @@ impl Options {
             },
         });
         let roles = roles.collect();
+        let disk_losses_per_mille = [0, 0, 300][random.below(3)];
         let mut rarely = |mean: u64| match random.below(3) {
             0 => 0,
             pick => mean * pick as u64,
@@ -82,6 +85,7 @@ impl Options {
             sync_ms: [1, 10, 100][random.below(3)],
             attempt_ms: [5, 200, 4000][random.below(3)],
             crash_every_ms,
+            disk_losses_per_mille,
             cut_every_ms,
             partition_every_ms,
             pause_every_ms,
@@ -94,6 +98,7 @@ impl Options {
     pub fn without_faults(self) -> Self {
         Self {
             crash_every_ms: 0,
+            disk_losses_per_mille: 0,
             cut_every_ms: 0,
             partition_every_ms: 0,
             pause_every_ms: 0,

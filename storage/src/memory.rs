@@ -38,6 +38,14 @@ impl MemoryStorage {
         }
     }
 
+    /// Another disk with the same content, all of it durable.
+    #[must_use]
+    pub fn copy(&self) -> Self {
+        let state = self.state();
+        let (tables, sequence) = (state.tables.clone(), state.sequence);
+        Self(Mutex::new(State { tables, undo: Vec::new(), sequence }))
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -2,7 +2,7 @@
 
 use carbonmesh_protocol::{
     advert::{PhaseSlots, Roles},
-    id::{DiskId, JobId, NodeId, PipelineId, Term},
+    id::{DiskId, JobId, NodeId, PipelineId, Term, Token},
     io::{Receipt, Request, Response},
     name::Name,
     pipeline::{PhaseInput, PipelineDef},
@@ -19,6 +19,7 @@ use crate::handle::{Call, NodeHandle};
 
 /// The node that answers.
 pub(crate) const NODE: NodeId = NodeId::from_bytes([0xab; 16]);
+const TOKEN: Token = Token { term: Term { counter: 1, node: NODE, boot: 1 }, sequence: 2 };
 
 /// Serves what `answer` says; the address is that of the interface.
 pub(crate) async fn serve_with(
@@ -68,9 +69,11 @@ pub(crate) fn job(id: JobId, state: JobState) -> JobView {
     let attempt = AttemptView {
         number: 1,
         worker: NODE,
+        token: TOKEN,
         started_ms: 1_000,
         finished_ms: state.is_terminal().then_some(2_500),
         error: None,
+        lost: false,
     };
     JobView {
         job: id,

@@ -181,8 +181,7 @@ impl Core {
         let mut token = Token { term, sequence: 0 };
         self.update_control(pipeline, job, step, |control| {
             token.sequence = control.sequence;
-            control.attempt_count += 1;
-            push_attempt(control, worker, wall_ms);
+            push_attempt(control, worker, token, wall_ms);
             control.progress = Progress::Running { worker, token };
         });
         let Some(assignment) = self.assignment(pipeline, job, step, token) else { return };

@@ -10,6 +10,10 @@
 //!
 //! With `execute = any` those who can be reached may decide alone after a wait; no safety property
 //! then rests on there being one coordinator.
+//!
+//! A disk that nobody admitted has no vote. Should all disks of a group be such, because the others
+//! are lost, nobody could ever admit one: then, when every member of the view is there and none of
+//! them is admitted, they found the group anew with what they hold.
 
 use std::{collections::BTreeSet, mem, time::Duration};
 
@@ -22,7 +26,7 @@ use crate::{
 use super::{
     Core,
     commit::Held,
-    group::{Candidacy, Group, Leader, PeerSync, Reign, Role},
+    group::{Candidacy, Group, Leader, Reign, Role},
     sync::Purpose,
     timer::Timer,
 };
@@ -44,6 +48,13 @@ impl Core {
             })
     }
 
+    /// Whether this node could found the group anew: all of the view are there. That none of them is
+    /// admitted shows when they are asked.
+    fn may_found(&self, pipeline: PipelineId, group: &Group) -> bool {
+        let waited = self.now.since(group.leaderless_since) >= self.config.timing.minority_wait;
+        waited && self.view(pipeline).into_iter().all(|node| self.is_reachable(node))
+    }
+
     /// Those who are asked for their vote.
     fn electorate(&self, pipeline: PipelineId) -> BTreeSet<NodeId> {
         let mut nodes = self.view(pipeline);
@@ -58,7 +69,7 @@ impl Core {
         if removed
             || group.election_at.is_some()
             || self.hears_leader(group)
-            || !self.is_admitted(pipeline)
+            || !(self.is_admitted(pipeline) || self.may_found(pipeline, group))
         {
             return;
         }
@@ -86,7 +97,8 @@ impl Core {
         }
         group.election_at = None;
         let Some(group) = self.groups.get(&pipeline) else { return };
-        let may = self.is_admitted(pipeline)
+        let founding = !self.is_admitted(pipeline);
+        let may = (!founding || self.may_found(pipeline, group))
             && !self.draining
             && !self.hears_leader(group)
             && self.keepers(pipeline).contains(&self.me());
@@ -94,7 +106,7 @@ impl Core {
         let role = if may {
             let term = Term { counter, node: self.me(), boot: self.config.boot };
             let (granted, excluded) = (BTreeSet::from([self.me()]), BTreeSet::new());
-            Role::PreCandidate(Candidacy { term, granted, excluded })
+            Role::PreCandidate(Candidacy { term, founding, granted, excluded })
         } else {
             Role::Follower
         };
@@ -103,7 +115,7 @@ impl Core {
             let step = self.config.timing.election_step;
             let retry = step * 3 + self.jitter(step * 2);
             self.stand_after(pipeline, retry);
-            self.ask(pipeline, &Message::PreVote { pipeline, counter });
+            self.ask(pipeline, &Message::PreVote { pipeline, counter, founding });
             self.count_votes(pipeline);
         }
     }
@@ -139,7 +151,10 @@ impl Core {
             electorate.retain(|node| !candidacy.excluded.contains(node));
             electorate.is_subset(&candidacy.granted)
         };
-        let elected = for_us > view.len() / 2 || waited && all_here();
+        let elected = match candidacy.founding {
+            true => self.may_found(pipeline, group) && all_here(),
+            false => for_us > view.len() / 2 || waited && all_here(),
+        };
         if !elected || !candidacy.granted.contains(&self.me()) {
             return;
         }
@@ -153,11 +168,11 @@ impl Core {
     fn stand(&mut self, pipeline: PipelineId) {
         let Some(group) = self.groups.get_mut(&pipeline) else { return };
         let Role::PreCandidate(candidacy) = &group.role else { return };
-        let term = candidacy.term;
+        let (term, founding) = (candidacy.term, candidacy.founding);
         group.promise.voted = term;
         group.promise.highest = group.promise.highest.max(term);
         let (granted, excluded) = (BTreeSet::new(), candidacy.excluded.clone());
-        group.role = Role::Candidate(Candidacy { term, granted, excluded });
+        group.role = Role::Candidate(Candidacy { term, founding, granted, excluded });
         self.write_promise(pipeline);
         self.hold_until_on_disk(Held::OwnVote { pipeline, term });
     }
@@ -170,14 +185,21 @@ impl Core {
             return;
         }
         candidacy.granted.insert(me);
-        self.ask(pipeline, &Message::Vote { pipeline, term });
+        let founding = candidacy.founding;
+        self.ask(pipeline, &Message::Vote { pipeline, term, founding });
         self.count_votes(pipeline);
     }
 
-    pub(super) fn on_pre_vote(&mut self, from: NodeId, pipeline: PipelineId, counter: u64) {
+    pub(super) fn on_pre_vote(
+        &mut self,
+        from: NodeId,
+        pipeline: PipelineId,
+        counter: u64,
+        founding: bool,
+    ) {
         let admitted = self.is_admitted(pipeline);
         let group = self.groups.get(&pipeline);
-        let granted = admitted
+        let granted = admitted != founding
             && group.is_some_and(|group| {
                 !self.hears_leader(group) && counter > group.promise.voted.counter
             });
@@ -186,12 +208,18 @@ impl Core {
         self.send(from, Message::Ballot(ballot));
     }
 
-    pub(super) fn on_vote(&mut self, from: NodeId, pipeline: PipelineId, term: Term) {
+    pub(super) fn on_vote(
+        &mut self,
+        from: NodeId,
+        pipeline: PipelineId,
+        term: Term,
+        founding: bool,
+    ) {
         let admitted = self.is_admitted(pipeline);
         let Some(group) = self.groups.get(&pipeline) else { return };
         let promise = group.promise;
         let fresh = term.counter > promise.voted.counter && term >= promise.highest;
-        let granted = admitted
+        let granted = admitted != founding
             && term.node == from
             && !self.hears_leader(group)
             && (fresh || term == promise.voted);
@@ -225,7 +253,10 @@ impl Core {
         }
         if ballot.granted {
             candidacy.granted.insert(from);
-        } else if !ballot.admitted {
+        } else if candidacy.founding && ballot.admitted {
+            // There is somebody who knows more: it is for them to coordinate, and to admit others.
+            group.role = Role::Follower;
+        } else if !candidacy.founding && !ballot.admitted {
             candidacy.excluded.insert(from);
         }
         self.note_term(ballot.pipeline, ballot.highest);
@@ -243,9 +274,7 @@ impl Core {
         group.leader = None;
         let voters: BTreeSet<NodeId> =
             candidacy.granted.into_iter().filter(|node| *node != me).collect();
-        let mut reign = Reign::new(candidacy.term, voters.clone());
-        reign.peers = voters.iter().map(|voter| (*voter, PeerSync::Syncing)).collect();
-        group.role = Role::TakingOver(reign);
+        group.role = Role::TakingOver(Reign::new(candidacy.term, voters.clone()));
         for voter in voters {
             self.start_live_sync(voter, pipeline, Purpose::Reign(candidacy.term));
         }
@@ -260,6 +289,8 @@ impl Core {
         };
         if reign.unmerged.is_empty() {
             let term = reign.term;
+            // Whoever founds a group anew is its first complete copy.
+            self.admit_self(pipeline);
             self.hold_until_on_disk(Held::Adopted { pipeline, term });
         }
     }
@@ -273,7 +304,7 @@ impl Core {
         group.promise.highest = term;
         let deposed = group.elected_term().is_some_and(|mine| mine < term);
         // Votes for an earlier term may still come in; whoever is elected by them is obeyed by none.
-        if let Role::Candidate(candidacy) = &group.role
+        if let Role::PreCandidate(candidacy) | Role::Candidate(candidacy) = &group.role
             && candidacy.term < term
         {
             group.role = Role::Follower;
@@ -338,12 +369,17 @@ impl Core {
 
     /// A coordinator says that this node's copy is complete.
     pub(super) fn on_admit(&mut self, pipeline: PipelineId, term: Term, disk: DiskId) {
+        let group = self.groups.get(&pipeline);
+        if disk == self.config.disk && group.is_some_and(|group| term >= group.promise.highest) {
+            self.admit_self(pipeline);
+        }
+    }
+
+    fn admit_self(&mut self, pipeline: PipelineId) {
+        let admitted = Some(self.config.disk);
         let Some(group) = self.groups.get_mut(&pipeline) else { return };
-        if disk == self.config.disk
-            && term >= group.promise.highest
-            && group.promise.admitted != Some(disk)
-        {
-            group.promise.admitted = Some(disk);
+        if group.promise.admitted != admitted {
+            group.promise.admitted = admitted;
             self.write_promise(pipeline);
         }
     }

@@ -112,6 +112,8 @@ pub(super) enum Role {
 #[derive(Debug)]
 pub(super) struct Candidacy {
     pub(super) term: Term,
+    /// Whether the group is founded anew, by disks of which none is admitted.
+    pub(super) founding: bool,
     pub(super) granted: BTreeSet<NodeId>,
     /// Those who said that they may not vote.
     pub(super) excluded: BTreeSet<NodeId>,
@@ -123,6 +125,8 @@ pub(super) struct Reign {
     pub(super) term: Term,
     /// The last sequence used in this term.
     pub(super) sequence: u64,
+    /// Those whose votes elected it, itself left out.
+    pub(super) voters: BTreeSet<NodeId>,
     /// Voters whose records have not been merged yet.
     pub(super) unmerged: BTreeSet<NodeId>,
     /// Replicas that receive each change.
@@ -162,12 +166,13 @@ pub(super) struct Running {
 }
 
 impl Reign {
-    pub(super) fn new(term: Term, unmerged: BTreeSet<NodeId>) -> Self {
+    pub(super) fn new(term: Term, voters: BTreeSet<NodeId>) -> Self {
         Self {
             term,
             sequence: 0,
-            unmerged,
-            peers: BTreeMap::new(),
+            unmerged: voters.clone(),
+            peers: voters.iter().map(|voter| (*voter, PeerSync::Syncing)).collect(),
+            voters,
             ready: BTreeMap::new(),
             running: BTreeMap::new(),
             delayed: BTreeSet::new(),

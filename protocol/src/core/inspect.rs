@@ -1,16 +1,20 @@
 //! What may be seen of a core: enough to hold it to its invariants and to stop it in order, nothing
 //! that could change it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     id::{JobId, NodeId, PipelineId, Term},
     message::Digest,
     record::JobRecord,
-    store::ReadError,
+    store::{ReadError, Reader},
 };
 
-use super::{Core, group::Role};
+use super::{
+    Core,
+    commit::PROMISE,
+    group::{Promise, Role},
+};
 
 /// A node's state at one moment.
 #[derive(Clone, Debug)]
@@ -23,6 +27,29 @@ pub struct Snapshot {
     pub unacknowledged: usize,
     /// Batches that are not settled.
     pub commits: usize,
+    /// How large the queues are that must not grow for ever.
+    pub sizes: Vec<(&'static str, usize)>,
+}
+
+/// What a node has promised within a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StoredPromise {
+    /// The highest term that it has seen.
+    pub highest: Term,
+    /// The last term that it has voted for.
+    pub voted: Term,
+}
+
+/// What a disk says that its node has promised.
+///
+/// # Errors
+/// The disk cannot be read, or what is on it is damaged.
+pub fn stored_promise(
+    reader: &dyn Reader,
+    pipeline: PipelineId,
+) -> Result<Option<StoredPromise>, ReadError> {
+    let promise: Option<Promise> = super::replica::read_meta(reader, PROMISE, pipeline)?;
+    Ok(promise.map(|promise| StoredPromise { highest: promise.highest, voted: promise.voted }))
 }
 
 /// A group's state at one moment.
@@ -36,6 +63,8 @@ pub struct GroupSnapshot {
     pub admitted: bool,
     /// The term that this node coordinates in, if it does.
     pub coordinates: Option<Term>,
+    /// Those whose votes made it the coordinator, itself left out.
+    pub voters: BTreeSet<NodeId>,
     /// Whom it takes for the coordinator.
     pub leader: Option<(NodeId, Term)>,
     /// Its unfinished jobs.
@@ -50,9 +79,9 @@ impl Core {
     /// The state at this moment.
     pub fn snapshot(&self) -> Snapshot {
         let groups = self.groups.iter().map(|(pipeline, group)| {
-            let running = match &group.role {
-                Role::Coordinator(reign) => reign.running.len(),
-                _ => 0,
+            let (running, voters) = match &group.role {
+                Role::Coordinator(reign) => (reign.running.len(), reign.voters.clone()),
+                _ => (0, BTreeSet::new()),
             };
             let coordinates = group.elected_term().filter(|_| group.is_coordinator());
             let snapshot = GroupSnapshot {
@@ -60,6 +89,7 @@ impl Core {
                 voted: group.promise.voted,
                 admitted: self.is_admitted(*pipeline),
                 coordinates,
+                voters,
                 leader: group.leader.map(|leader| (leader.node, leader.term)),
                 live: group.live,
                 finished: group.finished.digest,
@@ -72,7 +102,20 @@ impl Core {
             groups: groups.collect(),
             unacknowledged: self.worker.held(|_| true).len(),
             commits: self.commits.len(),
+            sizes: vec![
+                ("commits", self.commits.len()),
+                ("sessions", self.sessions.len()),
+                ("timers", self.timers.len()),
+                ("requests", self.gateway.waiting() + self.queries.waiting()),
+                ("attempts", self.worker.held(|_| true).len()),
+            ],
         }
+    }
+
+    /// The jobs of a pipeline that this node has in memory: all that are unfinished.
+    pub fn records(&self, pipeline: PipelineId) -> impl Iterator<Item = (JobId, &JobRecord)> {
+        let jobs = self.groups.get(&pipeline).into_iter().flat_map(|group| &group.jobs);
+        jobs.map(|(id, job)| (*id, &job.record))
     }
 
     /// Whether nothing is under way here that a stop would cut off: no attempt, no end that its

@@ -51,7 +51,7 @@ use crate::{
     time::Timestamp,
 };
 
-pub use inspect::{GroupSnapshot, Snapshot};
+pub use inspect::{GroupSnapshot, Snapshot, StoredPromise, stored_promise};
 
 use beat::Beats;
 use commit::{Batch, Commit};
@@ -229,8 +229,12 @@ impl Core {
             Message::CatalogPull => self.send_catalog(from),
             Message::Beat(beat) => self.on_beat(from, beat),
             Message::BeatAck(ack) => self.on_beat_ack(from, ack)?,
-            Message::PreVote { pipeline, counter } => self.on_pre_vote(from, pipeline, counter),
-            Message::Vote { pipeline, term } => self.on_vote(from, pipeline, term),
+            Message::PreVote { pipeline, counter, founding } => {
+                self.on_pre_vote(from, pipeline, counter, founding);
+            }
+            Message::Vote { pipeline, term, founding } => {
+                self.on_vote(from, pipeline, term, founding);
+            }
             Message::Ballot(ballot) => self.on_ballot(from, ballot),
             Message::Stale { pipeline, term } => self.note_term(pipeline, term),
             Message::Admit { pipeline, term, disk } => self.on_admit(pipeline, term, disk),

@@ -300,12 +300,20 @@ impl Core {
                     self.cancel_at(worker, token);
                 }
             }
+            // Its end is on its way to the disk; the worker listed it before it heard of that.
+            Some(control) if has_ended(&control, token) => {}
             _ => {
                 let Some(phase) = self.phase_of(pipeline, job, step) else { return };
                 let wall_ms = self.wall_ms();
                 self.update_control(pipeline, job, step, |control| {
-                    control.attempt_count += 1;
-                    push_attempt(control, worker, wall_ms);
+                    match control.attempts.iter_mut().find(|attempt| attempt.token == token) {
+                        // It was given up too early.
+                        Some(attempt) => {
+                            (attempt.lost, attempt.finished_ms, attempt.error) = (false, None, None);
+                            control.lost_count = control.lost_count.saturating_sub(1);
+                        }
+                        None => push_attempt(control, worker, token, wall_ms),
+                    }
                     control.progress = Progress::Running { worker, token };
                 });
                 let after_beat = Some(self.beats.sequence());
@@ -361,7 +369,7 @@ impl Core {
         let wall_ms = self.wall_ms();
         self.requeue(pipeline, token, |control| {
             control.lost_count += 1;
-            end_attempt(control, wall_ms, Some(why.to_owned()));
+            end_attempt(control, token, wall_ms, Some(why.to_owned()), true);
             control.progress = if control.lost_count >= MAX_LOST_ATTEMPTS {
                 Progress::Dead
             } else {
@@ -505,11 +513,11 @@ impl Core {
         };
         self.update_control(pipeline, job, step, |control| match outcome {
             Outcome::Succeeded(result) => {
-                end_attempt(control, wall_ms, None);
+                end_attempt(control, token, wall_ms, None, false);
                 control.progress = Progress::Succeeded { token, result };
             }
             Outcome::Failed { error, retry } => {
-                end_attempt(control, wall_ms, Some(error));
+                end_attempt(control, token, wall_ms, Some(error), false);
                 let failed = control.attempt_count.saturating_sub(control.lost_count);
                 control.progress = if retry && failed < max_attempts {
                     let wait_ms = backoff.after(failed).as_millis() as u64;
@@ -519,7 +527,8 @@ impl Core {
                 };
             }
             Outcome::Cancelled => {
-                end_attempt(control, wall_ms, Some("its worker gave it back".to_owned()));
+                let error = Some("its worker gave it back".to_owned());
+                end_attempt(control, token, wall_ms, error, false);
                 control.lost_count += 1;
                 control.progress = Progress::Waiting { not_before_ms: 0 };
             }
@@ -541,22 +550,38 @@ impl Core {
 }
 
 /// Notes that an attempt begins.
-pub(super) fn push_attempt(control: &mut Control, worker: NodeId, wall_ms: u64) {
+pub(super) fn push_attempt(control: &mut Control, worker: NodeId, token: Token, wall_ms: u64) {
     if control.attempts.len() == MAX_ATTEMPTS_KEPT {
         control.attempts.remove(0);
     }
+    control.attempt_count += 1;
     control.attempts.push(AttemptView {
         number: control.attempt_count,
         worker,
+        token,
         started_ms: wall_ms,
         finished_ms: None,
         error: None,
+        lost: false,
     });
 }
 
-fn end_attempt(control: &mut Control, wall_ms: u64, error: Option<String>) {
-    if let Some(attempt) = control.attempts.last_mut() {
+fn end_attempt(
+    control: &mut Control,
+    token: Token,
+    wall_ms: u64,
+    error: Option<String>,
+    lost: bool,
+) {
+    if let Some(attempt) = control.attempts.iter_mut().find(|attempt| attempt.token == token) {
         attempt.finished_ms = Some(wall_ms);
         attempt.error = error;
+        attempt.lost = lost;
     }
+}
+
+/// Whether an attempt's own end was recorded.
+fn has_ended(control: &Control, token: Token) -> bool {
+    let attempt = control.attempts.iter().find(|attempt| attempt.token == token);
+    attempt.is_some_and(|attempt| attempt.finished_ms.is_some() && !attempt.lost)
 }

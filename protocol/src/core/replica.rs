@@ -2,14 +2,16 @@
 //!
 //! Unfinished jobs are in memory too; finished ones are read from disk when somebody asks.
 
+use std::collections::BTreeSet;
+
 use crate::{
     codec,
     id::{JobId, NodeId, PipelineId},
     io::{Effect, Refusal},
     message::{JobUpdate, Message, Replicate, StoreResult},
     pipeline::Revision,
-    record::{Component, JobRecord, SPEC},
-    store::{ReadError, Table, component_key, job_key, parse_key},
+    record::{Component, JobRecord, PAYLOADS, SPEC},
+    store::{ReadError, Reader, Table, component_key, job_key, parse_key},
 };
 
 use super::{
@@ -21,6 +23,19 @@ use super::{
 
 /// How many rows are read at once.
 const ROWS: usize = 10_000;
+
+/// What a disk keeps of a pipeline beside its jobs.
+pub(super) fn read_meta<T: codec::Encoded>(
+    reader: &dyn Reader,
+    prefix: u8,
+    pipeline: PipelineId,
+) -> Result<Option<T>, ReadError> {
+    let value = reader.get(Table::Meta, &meta_key(prefix, pipeline))?;
+    value.map(|value| codec::decode(&value)).transpose().map_err(|error| ReadError {
+        table: Table::Meta.name(),
+        reason: format!("what pipeline {pipeline} keeps under {prefix:#x} is damaged: {error}"),
+    })
+}
 
 impl Core {
     /// Reads what this node promised and which jobs it holds.
@@ -34,8 +49,8 @@ impl Core {
         }
         let ids: Vec<PipelineId> = self.groups.keys().copied().collect();
         for id in ids {
-            let promise = self.read_meta(PROMISE, id)?;
-            let finished = self.read_meta(FINISHED, id)?;
+            let promise = read_meta(&*self.reader, PROMISE, id)?;
+            let finished = read_meta(&*self.reader, FINISHED, id)?;
             let Some(group) = self.groups.get_mut(&id) else { continue };
             group.promise = promise.unwrap_or(group.promise);
             group.finished = finished.unwrap_or_default();
@@ -43,18 +58,6 @@ impl Core {
             self.consider_election(id);
         }
         Ok(())
-    }
-
-    fn read_meta<T: codec::Encoded>(
-        &self,
-        prefix: u8,
-        pipeline: PipelineId,
-    ) -> Result<Option<T>, ReadError> {
-        let value = self.reader.get(Table::Meta, &meta_key(prefix, pipeline))?;
-        value.map(|value| codec::decode(&value)).transpose().map_err(|error| ReadError {
-            table: Table::Meta.name(),
-            reason: format!("what pipeline {pipeline} keeps under {prefix:#x} is damaged: {error}"),
-        })
     }
 
     fn load_jobs(&mut self, pipeline: PipelineId) -> Result<(), ReadError> {
@@ -129,12 +132,16 @@ impl Core {
         let group = self.groups.entry(pipeline).or_insert_with(|| Group::new(pipeline, now));
         let entry = group.jobs.entry(update.job).or_default();
         // Bytes that were damaged on the way change nothing; the comparison of digests finds it.
-        let changed: Vec<u16> = update
+        let conflicts = entry.record.payload_conflicts();
+        let mut changed: BTreeSet<u16> = update
             .components
             .iter()
             .filter(|component| entry.record.merge(component).unwrap_or(false))
             .map(|component| component.tag)
             .collect();
+        if entry.record.payload_conflicts() != conflicts {
+            changed.insert(PAYLOADS);
+        }
         if entry.counted.is_none() && changed.is_empty() {
             group.jobs.remove(&update.job);
             return Ok(false);

@@ -136,6 +136,8 @@ pub struct AttemptDoc {
     pub number: u32,
     /// Who ran it.
     pub worker: NodeRef,
+    /// What fenced it.
+    pub token: String,
     /// When it was assigned.
     pub started_at: String,
     /// When its end was recorded.
@@ -149,6 +151,7 @@ impl AttemptDoc {
         Self {
             number: attempt.number,
             worker: names.node(attempt.worker),
+            token: attempt.token.to_string(),
             started_at: rfc3339(attempt.started_ms),
             finished_at: attempt.finished_ms.map(rfc3339),
             error: attempt.error.clone(),

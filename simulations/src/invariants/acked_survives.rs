@@ -1,0 +1,54 @@
+//! ACKED-SURVIVES: an acknowledged job is on some disk, unless all disks that held it last are gone.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use carbonmesh_protocol::id::{DiskId, JobId};
+
+use super::{Fact, Invariant, Seen, Verdict};
+
+#[derive(Default)]
+pub(super) struct AckedSurvives {
+    /// The disks that held each job when it was looked at last.
+    holders: BTreeMap<JobId, BTreeSet<DiskId>>,
+    /// Disks that were replaced.
+    gone: BTreeSet<DiskId>,
+}
+
+impl Invariant for AckedSurvives {
+    fn name(&self) -> &'static str {
+        "acked-survives"
+    }
+
+    fn see(&mut self, seen: &Seen<'_>, fact: &Fact<'_>) -> Verdict {
+        match fact {
+            Fact::Acknowledged { receipt, .. } => {
+                self.holders.insert(receipt.job, holders(seen, receipt.job));
+            }
+            Fact::DiskReplaced { old, .. } => {
+                self.gone.insert(*old);
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn inspect(&mut self, seen: &Seen<'_>) -> Verdict {
+        for (job, before) in &mut self.holders {
+            let now = holders(seen, *job);
+            if now.is_empty() && !before.is_subset(&self.gone) {
+                let disks: Vec<u64> = before.difference(&self.gone).map(|disk| disk.0).collect();
+                return Err(format!("job {job} is on no disk any more; it was on {disks:?}"));
+            }
+            // Once legally lost it stays so, even if a copy comes back from a backup.
+            if !now.is_empty() {
+                *before = now;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn holders(seen: &Seen<'_>, job: JobId) -> BTreeSet<DiskId> {
+    let holds = |at: &usize| seen.on_disk(*at, job).is_some();
+    (0..seen.nodes.len()).filter(holds).map(|at| seen.nodes[at].config.disk).collect()
+}

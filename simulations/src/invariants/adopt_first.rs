@@ -1,0 +1,74 @@
+//! ADOPT-FIRST: nothing is dispatched in a term before all that its voters held when they voted is
+//! merged and on the coordinator's disk.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use carbonmesh_protocol::{
+    id::{JobId, NodeId, Term},
+    message::Message,
+    record::JobRecord,
+};
+
+use super::{Fact, Invariant, Seen, Verdict};
+
+#[derive(Default)]
+pub(super) struct AdoptFirst {
+    /// What each voter held on disk when its vote for a term left.
+    held: BTreeMap<(Term, NodeId), BTreeMap<JobId, JobRecord>>,
+    /// Terms that have dispatched.
+    checked: BTreeSet<Term>,
+}
+
+impl Invariant for AdoptFirst {
+    fn name(&self) -> &'static str {
+        "adopt-first"
+    }
+
+    fn see(&mut self, seen: &Seen<'_>, fact: &Fact<'_>) -> Verdict {
+        match fact {
+            Fact::Sent { at, message: Message::Ballot(ballot), .. }
+                if ballot.granted && !ballot.pre =>
+            {
+                let node = &seen.nodes[*at];
+                let Some(core) = &node.core else { return Ok(()) };
+                // Finished jobs are not dispatched: what the live ones need is what counts.
+                let jobs = core.records(seen.pipeline).map(|(job, _)| job);
+                let held = jobs.filter_map(|job| Some((job, seen.on_disk(*at, job)?)));
+                self.held.insert((ballot.highest, node.config.node), held.collect());
+                Ok(())
+            }
+            Fact::Started { attempt, .. } => self.check(seen, attempt.token.term),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl AdoptFirst {
+    /// The first attempt of a term begins.
+    fn check(&mut self, seen: &Seen<'_>, term: Term) -> Verdict {
+        if !self.checked.insert(term) {
+            return Ok(());
+        }
+        let Some(coordinator) = seen.by_id(term.node) else { return Ok(()) };
+        // Who counted is known only while it coordinates.
+        let Some(core) = &coordinator.core else { return Ok(()) };
+        let snapshot = core.snapshot();
+        let Some(group) = snapshot.groups.get(&seen.pipeline) else { return Ok(()) };
+        if group.coordinates != Some(term) {
+            return Ok(());
+        }
+        for voter in &group.voters {
+            let held = self.held.get(&(term, *voter)).into_iter().flatten();
+            for (job, theirs) in held {
+                let mut mine = coordinator.on_disk(seen.pipeline, *job).unwrap_or_default();
+                for component in theirs.components() {
+                    if mine.merge(&component).expect("it reads back") {
+                        let name = &coordinator.config.name;
+                        return Err(format!("{name} dispatches in {term:?} without {job} of {voter}"));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,49 @@
+//! AMNESIA: a disk that came in place of another neither votes nor counts before a coordinator has
+//! admitted it.
+
+use std::collections::BTreeSet;
+
+use carbonmesh_protocol::{id::DiskId, message::Message};
+
+use super::{Fact, Invariant, Seen, Verdict};
+
+#[derive(Default)]
+pub(super) struct Amnesia {
+    fresh: BTreeSet<DiskId>,
+}
+
+impl Invariant for Amnesia {
+    fn name(&self) -> &'static str {
+        "amnesia"
+    }
+
+    fn see(&mut self, seen: &Seen<'_>, fact: &Fact<'_>) -> Verdict {
+        match fact {
+            Fact::DiskReplaced { new, .. } => {
+                self.fresh.insert(*new);
+            }
+            Fact::Delivered { message: Message::Admit { disk, .. }, .. } => {
+                self.fresh.remove(disk);
+            }
+            Fact::Sent { at, message: Message::Admit { .. }, .. } => {
+                // Whoever admits others is the founder, or was admitted before.
+                self.fresh.remove(&seen.nodes[*at].config.disk);
+            }
+            Fact::Sent { at, message, .. } => {
+                let disk = seen.nodes[*at].config.disk;
+                let counts = match message {
+                    // Those who found a group anew say that they are not admitted.
+                    Message::Ballot(ballot) => ballot.granted && ballot.admitted,
+                    Message::Vote { founding, .. } => !founding,
+                    Message::Stored { admitted, .. } => *admitted,
+                    _ => false,
+                };
+                if counts && self.fresh.contains(&disk) {
+                    return Err(format!("n{at} counts with a disk that nobody admitted: {message:?}"));
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}

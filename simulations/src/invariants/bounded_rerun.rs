@@ -1,0 +1,65 @@
+//! BOUNDED-RERUN: without a fault each phase runs once; else every further run comes after the one
+//! before has failed, or after something went wrong since that began.
+
+use std::collections::BTreeMap;
+
+use carbonmesh_protocol::{
+    id::{JobId, Token},
+    time::Timestamp,
+};
+
+use super::{Fact, Invariant, Seen, Verdict};
+use crate::Options;
+
+pub(super) struct BoundedRerun {
+    faultless: bool,
+    last: BTreeMap<(JobId, String), (Token, Timestamp)>,
+    failed: BTreeMap<Token, bool>,
+    last_fault: Option<Timestamp>,
+}
+
+impl BoundedRerun {
+    pub(super) fn new(options: &Options) -> Self {
+        Self {
+            faultless: options.is_faultless(),
+            last: BTreeMap::new(),
+            failed: BTreeMap::new(),
+            last_fault: None,
+        }
+    }
+
+    /// Whether something that went wrong may still have its consequences.
+    fn blames_fault(&self, since: Timestamp) -> bool {
+        // A connection that is cut is given up seconds later, and leases run out after that.
+        const AFTERMATH: std::time::Duration = std::time::Duration::from_secs(15);
+        !self.faultless && self.last_fault.is_some_and(|fault| fault + AFTERMATH >= since)
+    }
+}
+
+impl Invariant for BoundedRerun {
+    fn name(&self) -> &'static str {
+        "bounded-rerun"
+    }
+
+    fn see(&mut self, seen: &Seen<'_>, fact: &Fact<'_>) -> Verdict {
+        if fact.is_fault() {
+            self.last_fault = Some(seen.now);
+        }
+        match fact {
+            Fact::Ended { token, failed } => {
+                self.failed.insert(*token, *failed);
+            }
+            Fact::Started { attempt, .. } => {
+                let what = (attempt.job, attempt.step.to_string());
+                let before = self.last.insert(what.clone(), (attempt.token, seen.now));
+                let Some((token, since)) = before else { return Ok(()) };
+                let failed = self.failed.get(&token) == Some(&true);
+                if !failed && !self.blames_fault(since) {
+                    return Err(format!("{what:?} ran again without a reason, after {token}"));
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}

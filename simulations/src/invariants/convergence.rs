@@ -1,0 +1,40 @@
+//! CONVERGENCE: when faults are over, all who hold a job's record hold the same.
+
+use std::collections::BTreeMap;
+
+use carbonmesh_protocol::id::JobId;
+
+use super::{Fact, Invariant, Seen, Verdict};
+
+#[derive(Default)]
+pub(super) struct Convergence {
+    jobs: Vec<JobId>,
+}
+
+impl Invariant for Convergence {
+    fn name(&self) -> &'static str {
+        "convergence"
+    }
+
+    fn see(&mut self, _: &Seen<'_>, fact: &Fact<'_>) -> Verdict {
+        if let Fact::Acknowledged { receipt, .. } = fact {
+            self.jobs.push(receipt.job);
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self, seen: &Seen<'_>) -> Verdict {
+        let mut first: BTreeMap<JobId, u64> = BTreeMap::new();
+        for (at, node) in seen.nodes.iter().enumerate() {
+            for job in &self.jobs {
+                let Some(record) = seen.on_disk(at, *job) else { continue };
+                let digest = record.digest();
+                if *first.entry(*job).or_insert(digest) != digest {
+                    let name = &node.config.name;
+                    return Err(format!("job {job} on {name} is not as on others: {record:?}"));
+                }
+            }
+        }
+        Ok(())
+    }
+}

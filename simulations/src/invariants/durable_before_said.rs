@@ -1,0 +1,138 @@
+//! DURABLE-BEFORE-SAID: acknowledgements, votes and completion answers leave only after what they
+//! speak of is on the sender's disk.
+
+use std::collections::BTreeMap;
+
+use carbonmesh_protocol::{
+    core::stored_promise,
+    id::{JobId, Token},
+    message::{JobUpdate, Message, StoreResult},
+    record::Progress,
+};
+
+use super::{Fact, Invariant, Seen, Verdict};
+
+/// What a node was asked to keep: by whom, in which life of the asker, and under which numbers.
+type Asked = BTreeMap<(usize, usize, u64, u64, u64), Vec<JobUpdate>>;
+
+#[derive(Default)]
+pub(super) struct DurableBeforeSaid {
+    stores: Asked,
+    batches: Asked,
+    pushes: Asked,
+    ends: BTreeMap<(usize, Token), (JobId, u16)>,
+    /// Disks that were replaced, and with them what was on them when it was said.
+    lost_disks: usize,
+}
+
+impl Invariant for DurableBeforeSaid {
+    fn name(&self) -> &'static str {
+        "durable-before-said"
+    }
+
+    fn see(&mut self, seen: &Seen<'_>, fact: &Fact<'_>) -> Verdict {
+        match fact {
+            Fact::Delivered { at, from, message } => self.note(*at, *from, seen.nodes[*from].life, message),
+            Fact::Sent { at, to, message } => return self.check(seen, *at, *to, message),
+            Fact::DiskReplaced { .. } => self.lost_disks += 1,
+            Fact::Acknowledged { receipt, .. } => {
+                let disks = (0..seen.nodes.len()).filter(|at| seen.on_disk(*at, receipt.job).is_some());
+                let (found, said) = (disks.count(), receipt.copies as usize);
+                if said == 0 || found + self.lost_disks < said {
+                    let job = receipt.job;
+                    return Err(format!("job {job}: {said} copies were told, {found} are there"));
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+impl DurableBeforeSaid {
+    fn note(&mut self, at: usize, from: usize, life: u64, message: &Message) {
+        match message {
+            Message::Store { store, jobs, .. } => {
+                self.stores.insert((at, from, life, *store, 0), jobs.clone());
+            }
+            Message::Replicate(replicate) => {
+                let updates = replicate.groups.iter().flat_map(|group| group.updates.clone());
+                self.batches.insert((at, from, life, replicate.batch, 0), updates.collect());
+            }
+            // Those of session 0 answer no question, and are not told apart.
+            Message::SyncPush { session, part, records, .. } if *session > 0 => {
+                self.pushes.insert((at, from, life, *session, *part), records.clone());
+            }
+            Message::Completed(end) => {
+                self.ends.insert((at, end.token), (end.job, end.step));
+            }
+            _ => {}
+        }
+    }
+
+    fn check(&mut self, seen: &Seen<'_>, at: usize, to: usize, message: &Message) -> Verdict {
+        let life = seen.nodes[to].life;
+        match message {
+            Message::Stored { store, results, .. } => {
+                let asked = self.stores.get(&(at, to, life, *store, 0)).into_iter().flatten();
+                for (update, result) in asked.zip(results) {
+                    let there = matches!(result, StoreResult::Stored | StoreResult::Existed);
+                    if there && seen.on_disk(at, update.job).is_none() {
+                        return Err(format!("n{at} says that it stored {}", update.job));
+                    }
+                }
+            }
+            Message::ReplicateAck { batch, .. } => {
+                let asked = self.batches.remove(&(at, to, life, *batch, 0));
+                return all_on_disk(seen, at, &asked.unwrap_or_default());
+            }
+            Message::SyncPushAck { session, part } => {
+                let asked = self.pushes.remove(&(at, to, life, *session, *part));
+                return all_on_disk(seen, at, &asked.unwrap_or_default());
+            }
+            Message::CompletionAck(token) => {
+                let Some((job, step)) = self.ends.get(&(at, *token)) else { return Ok(()) };
+                let record = seen.on_disk(at, *job).unwrap_or_default();
+                let still = record.controls.get(step).is_some_and(|control| {
+                    matches!(control.progress, Progress::Running { token: now, .. } if now == *token)
+                });
+                if still {
+                    return Err(format!("n{at} acknowledged the end of {token}, which runs on disk"));
+                }
+            }
+            Message::Vote { pipeline, term } => return voted(seen, at, *pipeline, *term),
+            Message::Ballot(ballot) if ballot.granted && !ballot.pre => {
+                return voted(seen, at, ballot.pipeline, ballot.highest);
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+fn voted(
+    seen: &Seen<'_>,
+    at: usize,
+    pipeline: carbonmesh_protocol::id::PipelineId,
+    term: carbonmesh_protocol::id::Term,
+) -> Verdict {
+    let promise = stored_promise(&seen.nodes[at].reader(), pipeline).expect("memory can be read");
+    match promise {
+        Some(promise) if promise.voted >= term => Ok(()),
+        found => Err(format!("n{at} says that it voted for {term}, on disk is {found:?}")),
+    }
+}
+
+/// Whether a node's disk has all that these updates say.
+fn all_on_disk(seen: &Seen<'_>, at: usize, updates: &[JobUpdate]) -> Verdict {
+    for update in updates {
+        let mut record = seen.on_disk(at, update.job).unwrap_or_default();
+        for component in &update.components {
+            if record.merge(component).expect("it reads back") {
+                let job = update.job;
+                return Err(format!("n{at} acknowledged a change of job {job} that is not on disk"));
+            }
+        }
+    }
+    Ok(())
+}

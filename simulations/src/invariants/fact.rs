@@ -1,0 +1,95 @@
+//! What happens in the world, as the invariants and a reader of a run are told.
+
+use std::fmt;
+
+use carbonmesh_protocol::{
+    id::{DiskId, Token},
+    io::{Attempt, NewJob, Receipt},
+    message::Message,
+    time::Timestamp,
+};
+
+/// Something that happens; nodes are named by their number.
+pub(crate) enum Fact<'a> {
+    /// A process starts.
+    Up { at: usize, disk: DiskId, boot: u64 },
+    /// A process is gone.
+    Crashed { at: usize },
+    /// A node that does not run gets another disk: an empty one, or an older copy of its own.
+    DiskReplaced { at: usize, old: DiskId, new: DiskId, restored: bool },
+    /// A process stands still.
+    Paused { at: usize, until: Timestamp },
+    /// A connection is cut.
+    Cut { a: usize, b: usize },
+    /// A node hears that a connection is gone.
+    Disconnected { at: usize, peer: usize },
+    /// A message leaves.
+    Sent { at: usize, to: usize, message: &'a Message },
+    /// It will not arrive.
+    Lost { at: usize, to: usize },
+    /// It will arrive twice.
+    Repeated { at: usize, to: usize },
+    /// Later ones will arrive before it.
+    Overtaken { at: usize, to: usize },
+    /// A message arrives.
+    Delivered { at: usize, from: usize, message: &'a Message },
+    /// A worker begins an attempt.
+    Started { at: usize, attempt: &'a Attempt },
+    /// An attempt has ended.
+    Ended { token: Token, failed: bool },
+    /// A client hears that its job is taken.
+    Acknowledged { receipt: &'a Receipt, job: &'a NewJob },
+}
+
+impl Fact<'_> {
+    /// Whether this may make a phase run again: something is lost, late or gone.
+    pub(super) fn is_fault(&self) -> bool {
+        match self {
+            Self::Crashed { .. }
+            | Self::DiskReplaced { .. }
+            | Self::Paused { .. }
+            | Self::Cut { .. }
+            | Self::Disconnected { .. }
+            | Self::Lost { .. }
+            | Self::Repeated { .. }
+            | Self::Overtaken { .. } => true,
+            Self::Up { .. }
+            | Self::Sent { .. }
+            | Self::Delivered { .. }
+            | Self::Started { .. }
+            | Self::Ended { .. }
+            | Self::Acknowledged { .. } => false,
+        }
+    }
+}
+
+impl fmt::Display for Fact<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Up { at, disk, boot } => write!(f, "n{at} starts, disk {}, boot {boot}", disk.0),
+            Self::Crashed { at } => write!(f, "n{at} CRASHES"),
+            Self::DiskReplaced { at, restored: true, .. } => write!(f, "n{at} DISK RESTORED"),
+            Self::DiskReplaced { at, .. } => write!(f, "n{at} DISK LOST"),
+            Self::Paused { at, until } => {
+                write!(f, "n{at} STANDS STILL until {}", until.as_millis())
+            }
+            Self::Cut { a, b } => write!(f, "n{a} - n{b} CUT"),
+            Self::Disconnected { at, peer } => write!(f, "n{at} hears that n{peer} is gone"),
+            Self::Sent { at, to, message } => write!(f, "n{at} -> n{to} {message:?}"),
+            Self::Lost { at, to } => write!(f, "n{at} -> n{to} LOST"),
+            Self::Repeated { at, to } => write!(f, "n{at} -> n{to} COMES TWICE"),
+            Self::Overtaken { at, to } => write!(f, "n{at} -> n{to} OVERTAKEN"),
+            Self::Delivered { at, from, message } => write!(f, "n{at} <- n{from} {message:?}"),
+            Self::Started { at, attempt } => {
+                let Attempt { token, job, step, number, .. } = attempt;
+                write!(f, "n{at} RUNS {job} {step}, attempt {number}, token {token}")
+            }
+            Self::Ended { token, failed } => {
+                write!(f, "attempt {token} {}", if *failed { "fails" } else { "ends" })
+            }
+            Self::Acknowledged { receipt, job } => {
+                write!(f, "ACKNOWLEDGED {} key {:?} copies {}", receipt.job, job.key, receipt.copies)
+            }
+        }
+    }
+}

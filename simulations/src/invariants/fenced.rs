@@ -1,0 +1,53 @@
+//! FENCED: no two attempts share a token; in the end one outcome is accepted, and it is that of an
+//! attempt that began.
+
+use std::collections::BTreeMap;
+
+use carbonmesh_protocol::{
+    id::{JobId, Token},
+    record::Progress,
+};
+
+use super::{Fact, Invariant, Seen, Verdict};
+
+#[derive(Default)]
+pub(super) struct Fenced {
+    started: BTreeMap<Token, (JobId, String)>,
+}
+
+impl Invariant for Fenced {
+    fn name(&self) -> &'static str {
+        "fenced"
+    }
+
+    fn see(&mut self, _: &Seen<'_>, fact: &Fact<'_>) -> Verdict {
+        let Fact::Started { attempt, .. } = fact else { return Ok(()) };
+        let what = (attempt.job, attempt.step.to_string());
+        match self.started.insert(attempt.token, what.clone()) {
+            None => Ok(()),
+            Some(other) => Err(format!("{} began {what:?} after {other:?}", attempt.token)),
+        }
+    }
+
+    fn finish(&mut self, seen: &Seen<'_>) -> Verdict {
+        let mut accepted: BTreeMap<(JobId, u16), Token> = BTreeMap::new();
+        let jobs: Vec<JobId> = self.started.values().map(|(job, _)| *job).collect();
+        for at in 0..seen.nodes.len() {
+            for job in &jobs {
+                let Some(record) = seen.on_disk(at, *job) else { continue };
+                for (step, control) in &record.controls {
+                    let Progress::Succeeded { token, .. } = control.progress else { continue };
+                    let ran = (*job, format!("s{step}"));
+                    if self.started.get(&token) != Some(&ran) {
+                        return Err(format!("{ran:?} was accepted of {token}, which never began it"));
+                    }
+                    let first = *accepted.entry((*job, *step)).or_insert(token);
+                    if first != token {
+                        return Err(format!("{ran:?}: {first} and {token} were both accepted"));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,196 @@
+//! What must hold, one file for each of the design's invariants.
+//!
+//! The world tells each of them what happens, as it happens ([`Fact`]), lets them look at all nodes
+//! now and then, and once more at the end. None of them changes anything.
+
+mod acked_survives;
+mod adopt_first;
+mod amnesia;
+mod bounded;
+mod bounded_rerun;
+mod convergence;
+mod durable_before_said;
+mod fact;
+mod fenced;
+mod no_lost_job;
+mod one_vote;
+mod order;
+mod same_key;
+mod terminal_stays;
+
+use std::collections::BTreeSet;
+
+use carbonmesh_protocol::{
+    core::{Core, GroupSnapshot},
+    id::{JobId, NodeId, PipelineId},
+    record::JobRecord,
+    time::Timestamp,
+};
+
+pub(crate) use fact::Fact;
+
+use crate::{Options, world::Node};
+
+/// Which half of a run went wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Something happened that never may.
+    Safety,
+    /// Something did not happen although nothing was in its way.
+    Liveness,
+}
+
+/// An invariant that did not hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation {
+    /// Safety or liveness.
+    pub kind: Kind,
+    /// Which.
+    pub invariant: &'static str,
+    /// What was seen.
+    pub detail: String,
+}
+
+/// Whether an invariant holds; what was seen if not.
+type Verdict = Result<(), String>;
+
+/// One invariant. Each method does nothing unless it says otherwise.
+trait Invariant {
+    /// Its name in the design.
+    fn name(&self) -> &'static str;
+
+    /// Something happens.
+    fn see(&mut self, _seen: &Seen<'_>, _fact: &Fact<'_>) -> Verdict {
+        Ok(())
+    }
+
+    /// A look at the whole world.
+    fn inspect(&mut self, _seen: &Seen<'_>) -> Verdict {
+        Ok(())
+    }
+
+    /// Peace has brought everything to its end.
+    fn finish(&mut self, _seen: &Seen<'_>) -> Verdict {
+        Ok(())
+    }
+}
+
+/// The whole world at one moment.
+pub(crate) struct Seen<'a> {
+    pub(crate) nodes: &'a [Node],
+    pub(crate) now: Timestamp,
+    pub(crate) pipeline: PipelineId,
+}
+
+impl Seen<'_> {
+    /// All nodes that run.
+    fn cores(&self) -> impl Iterator<Item = (&Node, &Core)> {
+        self.nodes.iter().filter_map(|node| Some((node, node.core.as_ref()?)))
+    }
+
+    /// The pipeline's group on each node that runs.
+    fn groups(&self) -> impl Iterator<Item = (&Node, GroupSnapshot)> {
+        self.cores().filter_map(|(node, core)| {
+            Some((node, core.snapshot().groups.remove(&self.pipeline)?))
+        })
+    }
+
+    fn by_id(&self, id: NodeId) -> Option<&Node> {
+        self.nodes.iter().find(|node| node.config.node == id)
+    }
+
+    /// What a node's disk holds of a job.
+    fn on_disk(&self, at: usize, job: JobId) -> Option<JobRecord> {
+        self.nodes[at].on_disk(self.pipeline, job)
+    }
+}
+
+/// All of them.
+pub(crate) struct Invariants {
+    all: Vec<Box<dyn Invariant>>,
+    acknowledged: BTreeSet<JobId>,
+    violations: Vec<Violation>,
+}
+
+impl Invariants {
+    pub(crate) fn new(options: &Options) -> Self {
+        Self {
+            all: vec![
+                Box::new(durable_before_said::DurableBeforeSaid::default()),
+                Box::new(acked_survives::AckedSurvives::default()),
+                Box::new(terminal_stays::TerminalStays::default()),
+                Box::new(one_vote::OneVote::default()),
+                Box::new(adopt_first::AdoptFirst::default()),
+                Box::new(order::Order),
+                Box::new(fenced::Fenced::default()),
+                Box::new(bounded_rerun::BoundedRerun::new(options)),
+                Box::new(same_key::SameKey::default()),
+                Box::new(amnesia::Amnesia::default()),
+                Box::new(convergence::Convergence::default()),
+                Box::new(bounded::Bounded),
+            ],
+            acknowledged: BTreeSet::new(),
+            violations: Vec::new(),
+        }
+    }
+
+    /// Whether all have held so far.
+    pub(crate) fn hold(&self) -> bool {
+        self.violations.is_empty()
+    }
+
+    /// How many jobs were acknowledged.
+    pub(crate) fn acknowledged(&self) -> usize {
+        self.acknowledged.len()
+    }
+
+    /// What did not hold.
+    pub(crate) fn into_violations(self) -> Vec<Violation> {
+        self.violations
+    }
+
+    fn ask(&mut self, mut question: impl FnMut(&mut dyn Invariant) -> Verdict) {
+        for invariant in &mut self.all {
+            if let Err(detail) = question(&mut **invariant) {
+                let invariant = invariant.name();
+                self.violations.push(Violation { kind: Kind::Safety, invariant, detail });
+            }
+        }
+    }
+
+    /// Something happens.
+    pub(crate) fn see(&mut self, seen: &Seen<'_>, fact: &Fact<'_>) {
+        if let Fact::Acknowledged { receipt, .. } = fact {
+            self.acknowledged.insert(receipt.job);
+        }
+        self.ask(|invariant| invariant.see(seen, fact));
+        // Disks that are gone can be looked at no more.
+        if matches!(fact, Fact::DiskReplaced { .. }) {
+            self.inspect(seen);
+        }
+    }
+
+    /// A look at the whole world.
+    pub(crate) fn inspect(&mut self, seen: &Seen<'_>) {
+        self.ask(|invariant| invariant.inspect(seen));
+    }
+
+    /// What peace has not brought about yet.
+    pub(crate) fn unfinished(&self, seen: &Seen<'_>) -> Option<String> {
+        no_lost_job::unfinished(seen, &self.acknowledged)
+    }
+
+    /// The end of a run; `unfinished` is what peace did not bring about.
+    pub(crate) fn finish(&mut self, seen: &Seen<'_>, unfinished: Option<String>) {
+        if !self.hold() {
+            return;
+        }
+        self.inspect(seen);
+        if let Some(detail) = unfinished {
+            let invariant = "no-lost-job";
+            self.violations.push(Violation { kind: Kind::Liveness, invariant, detail });
+            return;
+        }
+        self.ask(|invariant| invariant.finish(seen));
+    }
+}

@@ -1,0 +1,48 @@
+//! NO-LOST-JOB: once faults stop, every acknowledged job comes to its end; and CONVERGENCE's part
+//! that takes time: one coordinator, no attempt that nobody runs, no end that nobody took.
+
+use std::collections::BTreeSet;
+
+use carbonmesh_protocol::id::JobId;
+
+use super::Seen;
+
+/// What is not at its end yet.
+pub(super) fn unfinished(seen: &Seen<'_>, acknowledged: &BTreeSet<JobId>) -> Option<String> {
+    let coordinators = seen.groups().filter(|(_, group)| group.coordinates.is_some()).count();
+    if coordinators != 1 && !acknowledged.is_empty() {
+        return Some(format!("{coordinators} nodes coordinate"));
+    }
+    let running: usize = seen.groups().map(|(_, group)| group.running).sum();
+    if running > 0 {
+        return Some(format!("{running} attempts run"));
+    }
+    for (node, core) in seen.cores() {
+        let (name, snapshot) = (&node.config.name, core.snapshot());
+        if snapshot.unacknowledged > 0 {
+            let held = snapshot.unacknowledged;
+            return Some(format!("{name} holds {held} ends that nobody took"));
+        }
+        if snapshot.commits > 0 {
+            return Some(format!("{name} waits for {} batches", snapshot.commits));
+        }
+    }
+    for job in acknowledged {
+        let record = |core: &carbonmesh_protocol::core::Core| {
+            core.record(seen.pipeline, *job).expect("the disk can be read")
+        };
+        let states: Vec<_> =
+            seen.cores().filter_map(|(_, core)| record(core)).map(|it| it.state()).collect();
+        // A job whose disks are all gone is the business of acked-survives.
+        if !states.iter().all(|state| state.is_terminal()) {
+            return Some(format!("job {job} is {states:?}"));
+        }
+    }
+    let digests = seen.groups().map(|(_, group)| (group.live, group.finished));
+    let held: BTreeSet<(u64, u64, u64)> = digests
+        .filter(|(live, finished)| live.count + finished.count > 0)
+        .map(|(live, finished)| (live.count, finished.count, finished.xor))
+        .collect();
+    let same = held.len() < 2 && held.iter().all(|(live, ..)| *live == 0);
+    (!same).then(|| format!("copies differ, or jobs are unfinished: {held:?}"))
+}

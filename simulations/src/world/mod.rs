@@ -1,0 +1,317 @@
+//! Nodes, connections, disks and clients on virtual time.
+//!
+//! Owns the queue of events and the order of things; how a disk, a connection or a client behaves
+//! is in the modules below. All that happens is told to the [`invariants`](crate::invariants) as
+//! facts.
+
+mod clients;
+mod faults;
+mod network;
+mod node;
+
+use std::{
+    collections::BTreeMap,
+    hash::{DefaultHasher, Hash, Hasher},
+    time::Duration,
+};
+
+use carbonmesh_protocol::{
+    core::Core,
+    id::PipelineId,
+    io::{Effect, Input, Outcome, PersistId},
+    message::Message,
+    name::Name,
+    time::Timestamp,
+};
+
+use crate::{
+    Options, Report,
+    invariants::{Fact, Invariants, Seen},
+    random::Random,
+};
+
+use clients::Clients;
+use network::Network;
+pub(crate) use node::Node;
+
+/// The one pipeline's name.
+pub(crate) const PIPELINE: &str = "p";
+
+/// How long nothing may begin in peace while something is not at its end.
+const PEACE: Duration = Duration::from_secs(120);
+
+/// How many events pass between two looks at the whole world.
+const INSPECT_EVERY: u64 = 256;
+
+pub(crate) enum Event {
+    /// For a node; void if it was started again since.
+    Input { at: usize, life: u64, input: Box<Input> },
+    /// A message of one session of a connection.
+    Deliver { at: usize, from: usize, session: u64, message: Box<Message> },
+    Up { at: usize, peer: usize, session: u64 },
+    Down { at: usize, peer: usize, session: u64 },
+    Synced { at: usize, life: u64, id: PersistId },
+    Dial,
+    Restart(usize),
+    Heal,
+    Crash,
+    Cut,
+    Partition,
+    Pause,
+    Backup,
+    Client,
+}
+
+/// See the [module](self).
+pub(crate) struct World {
+    options: Options,
+    random: Random,
+    invariants: Invariants,
+    nodes: Vec<Node>,
+    network: Network,
+    clients: Clients,
+    now: Timestamp,
+    queue: BTreeMap<(Timestamp, u64), Event>,
+    order: u64,
+    events: u64,
+    attempts: usize,
+    trace: DefaultHasher,
+    narrated: bool,
+    peace: bool,
+}
+
+/// A name that we made ourselves.
+fn name(text: &str) -> Name {
+    text.parse().expect("a valid name")
+}
+
+fn step_name(position: usize) -> String {
+    format!("s{position}")
+}
+
+impl World {
+    pub(crate) fn new(options: Options) -> Self {
+        let mut random = Random::new(options.seed ^ 0x5eed);
+        let nodes = (0..options.roles.len()).map(|index| Node::new(index, &options, &mut random));
+        let nodes = nodes.collect();
+        Self {
+            nodes,
+            random,
+            invariants: Invariants::new(&options),
+            network: Network::default(),
+            clients: Clients::default(),
+            now: Timestamp::from_millis(1000),
+            queue: BTreeMap::new(),
+            order: 0,
+            events: 0,
+            attempts: 0,
+            trace: DefaultHasher::new(),
+            narrated: false,
+            peace: false,
+            options,
+        }
+    }
+
+    /// Prints what happens from now on.
+    pub(crate) fn narrate(&mut self) {
+        self.narrated = true;
+    }
+
+    pub(crate) fn run(mut self) -> Report {
+        (0..self.nodes.len()).for_each(|at| self.start(at));
+        self.push(Duration::ZERO, Event::Dial);
+        self.push(Duration::from_millis(500), Event::Client);
+        self.schedule_faults();
+        let end = self.now + Duration::from_millis(self.options.faults_ms);
+        while self.step(end) && self.invariants.hold() {}
+        self.make_peace();
+        let mut unfinished = self.unfinished();
+        let (mut progress, mut progress_at) = (self.attempts, self.now);
+        while self.invariants.hold()
+            && unfinished.is_some()
+            && self.now.since(progress_at) < PEACE
+        {
+            let until = self.now + Duration::from_millis(500);
+            while self.step(until) && self.invariants.hold() {}
+            unfinished = self.unfinished();
+            if self.attempts > progress {
+                (progress, progress_at) = (self.attempts, self.now);
+            }
+        }
+        self.with_seen(|invariants, seen| invariants.finish(seen, unfinished));
+        Report {
+            events: self.events,
+            trace: self.trace.finish(),
+            virtual_ms: self.now.as_millis(),
+            acknowledged: self.invariants.acknowledged(),
+            attempts: self.attempts,
+            violations: self.invariants.into_violations(),
+        }
+    }
+
+    fn push(&mut self, after: Duration, event: Event) {
+        self.push_at(self.now + after, event);
+    }
+
+    fn push_at(&mut self, at: Timestamp, event: Event) {
+        self.order += 1;
+        self.queue.insert((at, self.order), event);
+    }
+
+    /// The next thing that happens until a moment; false if there is none.
+    fn step(&mut self, until: Timestamp) -> bool {
+        let due = self.nodes.iter().enumerate().filter_map(|(at, node)| {
+            let local = node.core.as_ref()?.poll_timeout()?;
+            let due = (local - node.clock_offset).max(node.paused_until);
+            Some((due.max(self.now), at))
+        });
+        let timeout = due.min();
+        let event = self.queue.keys().next().copied();
+        let timeout_first = match (timeout, event) {
+            (Some((due, _)), Some((at, _))) => due < at,
+            (timeout, _) => timeout.is_some(),
+        };
+        let next = if timeout_first { timeout.map(|(due, _)| due) } else { event.map(|e| e.0) };
+        let Some(next) = next.filter(|next| *next <= until) else {
+            self.now = until;
+            return false;
+        };
+        self.now = self.now.max(next);
+        self.events += 1;
+        if let Some((_, at)) = timeout.filter(|_| timeout_first) {
+            self.note(at, "timeout");
+            let now = self.local(at);
+            if let Some(core) = self.nodes[at].core.as_mut() {
+                core.handle_timeout(now).expect("the disk can be read");
+            }
+            self.drain(at);
+        } else if let Some((key, event)) = self.queue.pop_first() {
+            self.handle(key.1, event);
+        }
+        if self.events.is_multiple_of(INSPECT_EVERY) {
+            self.with_seen(Invariants::inspect);
+        }
+        true
+    }
+
+    fn handle(&mut self, order: u64, event: Event) {
+        let target = match &event {
+            Event::Input { at, .. }
+            | Event::Deliver { at, .. }
+            | Event::Up { at, .. }
+            | Event::Down { at, .. }
+            | Event::Synced { at, .. } => Some(*at),
+            _ => None,
+        };
+        if let Some(at) = target {
+            let wakes = self.nodes[at].paused_until;
+            if wakes > self.now {
+                self.queue.insert((wakes, order), event);
+                return;
+            }
+        }
+        match event {
+            Event::Input { at, life, input } => {
+                if self.nodes[at].life == life {
+                    self.note(at, "input");
+                    if let Input::AttemptFinished { token, outcome } = &*input {
+                        let failed = !matches!(outcome, Outcome::Succeeded(_));
+                        self.tell(Fact::Ended { token: *token, failed });
+                    }
+                    self.input(at, *input);
+                }
+            }
+            Event::Deliver { at, from, session, message } => {
+                self.deliver(at, from, session, *message);
+            }
+            Event::Up { at, peer, session } => self.come_up(at, peer, session),
+            Event::Down { at, peer, session } => self.go_down(at, peer, session),
+            Event::Synced { at, life, id } => self.synced(at, life, id),
+            Event::Dial => self.dial(),
+            Event::Restart(at) => {
+                if self.nodes[at].core.is_none() {
+                    self.start(at);
+                }
+            }
+            Event::Heal => self.network.heal(),
+            // What was planned before peace came is not done any more.
+            Event::Crash | Event::Cut | Event::Partition | Event::Pause if self.peace => {}
+            Event::Crash => self.crash_some(),
+            Event::Cut => self.cut_some(),
+            Event::Partition => self.partition(),
+            Event::Pause => self.pause_some(),
+            Event::Backup => self.backup(),
+            Event::Client => self.client(),
+        }
+    }
+
+    fn input(&mut self, at: usize, input: Input) {
+        let now = self.local(at);
+        if let Some(core) = self.nodes[at].core.as_mut() {
+            core.handle_input(now, input).expect("the disk can be read");
+            self.drain(at);
+        }
+    }
+
+    fn drain(&mut self, at: usize) {
+        while let Some(effect) = self.nodes[at].core.as_mut().and_then(Core::poll_effect) {
+            self.effect(at, effect);
+        }
+    }
+
+    fn effect(&mut self, at: usize, effect: Effect) {
+        match effect {
+            Effect::Send { to, message } => self.send(at, to, &message),
+            Effect::Publish(advert) => self.gossip(at, &advert),
+            Effect::Persist { id, writes } => self.persist(at, id, writes),
+            Effect::StartAttempt(attempt) => {
+                self.attempts += 1;
+                self.tell(Fact::Started { at, attempt: &attempt });
+                let after = self.random.between(0, self.options.attempt_ms);
+                let outcome = match self.random.per_mille(self.options.failures_per_mille) {
+                    true => Outcome::Failed { error: "by chance".to_owned(), retry: true },
+                    false => Outcome::Succeeded(format!("{{\"{}\":1}}", attempt.step).into()),
+                };
+                let input = Input::AttemptFinished { token: attempt.token, outcome }.into();
+                let life = self.nodes[at].life;
+                self.push(after, Event::Input { at, life, input });
+            }
+            // The attempt ends by itself, as a phase that does not listen does.
+            Effect::CancelAttempt(_) => {}
+            Effect::Reply { id, response } => self.reply(id, response),
+        }
+    }
+
+    fn local(&self, at: usize) -> Timestamp {
+        self.now + self.nodes[at].clock_offset
+    }
+
+    /// One line of the trace that tells two runs apart.
+    fn note(&mut self, at: usize, what: &str) {
+        (self.now.as_millis(), what, at).hash(&mut self.trace);
+    }
+
+    /// Tells the invariants, and whoever reads along.
+    fn tell(&mut self, fact: Fact<'_>) {
+        if self.narrated {
+            println!("{:>8} {fact}", self.now.as_millis());
+        }
+        let seen = Seen { nodes: &self.nodes, now: self.now, pipeline: pipeline() };
+        self.invariants.see(&seen, &fact);
+    }
+
+    fn with_seen(&mut self, look: impl FnOnce(&mut Invariants, &Seen<'_>)) {
+        let seen = Seen { nodes: &self.nodes, now: self.now, pipeline: pipeline() };
+        look(&mut self.invariants, &seen);
+    }
+
+    /// What peace has not brought about yet.
+    fn unfinished(&mut self) -> Option<String> {
+        let seen = Seen { nodes: &self.nodes, now: self.now, pipeline: pipeline() };
+        self.invariants.unfinished(&seen)
+    }
+}
+
+fn pipeline() -> PipelineId {
+    PipelineId::of_name(PIPELINE)
+}
