@@ -30,6 +30,8 @@ pub struct CatalogEntry {
     pub current: Revision,
     /// That one and earlier ones.
     pub revisions: BTreeMap<Revision, PipelineDef>,
+    /// In which generation each was applied last: the oldest go first.
+    pub applied: BTreeMap<Revision, u64>,
     /// The disks whose copies were complete from the start, since there was nothing yet.
     pub founders: BTreeSet<(NodeId, DiskId)>,
 }
@@ -48,8 +50,35 @@ impl CatalogEntry {
             removed: false,
             current,
             revisions: BTreeMap::from([(current, definition)]),
+            applied: BTreeMap::from([(current, 1)]),
             founders,
         }
+    }
+
+    /// The same pipeline with another definition.
+    #[must_use]
+    pub fn changed(&self, definition: PipelineDef) -> Self {
+        let mut changed = self.clone();
+        changed.generation += 1;
+        changed.removed = false;
+        changed.current = definition.revision();
+        changed.applied.insert(changed.current, changed.generation);
+        changed.revisions.insert(changed.current, definition);
+        changed.forget_oldest();
+        changed
+    }
+
+    /// Whether it can be what a node made: its definitions are valid, and under their own names.
+    pub fn is_valid(&self) -> bool {
+        let sound = |(at, definition): (&Revision, &PipelineDef)| {
+            *at == definition.revision()
+                && definition.name == self.name
+                && definition.is_valid()
+                && self.applied.contains_key(at)
+        };
+        self.revisions.contains_key(&self.current)
+            && self.applied.len() == self.revisions.len()
+            && self.revisions.iter().all(sound)
     }
 
     /// Its identity.
@@ -78,11 +107,22 @@ impl CatalogEntry {
         }
         self.revisions
             .extend(other.revisions.iter().map(|(at, definition)| (*at, definition.clone())));
-        self.founders.extend(other.founders.iter().copied());
-        while self.revisions.len() > MAX_REVISIONS {
-            let first = self.revisions.keys().copied().find(|&at| at != self.current);
-            first.map(|at| self.revisions.remove(&at));
+        for (at, generation) in &other.applied {
+            let applied = self.applied.entry(*at).or_default();
+            *applied = (*applied).max(*generation);
         }
+        self.founders.extend(other.founders.iter().copied());
+        self.forget_oldest();
         self.digest() != before
+    }
+
+    fn forget_oldest(&mut self) {
+        while self.revisions.len() > MAX_REVISIONS {
+            let others = self.applied.iter().filter(|(at, _)| **at != self.current);
+            let Some(oldest) = others.min_by_key(|(at, since)| (**since, **at)) else { return };
+            let oldest = *oldest.0;
+            self.revisions.remove(&oldest);
+            self.applied.remove(&oldest);
+        }
     }
 }

@@ -52,6 +52,9 @@ pub struct Timing {
     /// How long a candidate that finds no majority waits before those who are there decide alone.
     /// Default 1 s.
     pub minority_wait: Duration,
+    /// How long a node that has just started looks for the others before it decides without them.
+    /// Default 10 s.
+    pub start_wait: Duration,
     /// How long a request is tried before its outcome is called unknown. Default 5 s.
     pub request_timeout: Duration,
     /// How often a node that holds live jobs of a pipeline compares them with its coordinator's.
@@ -70,6 +73,7 @@ impl Timing {
         ack_timeout: Duration::from_millis(500),
         election_step: Duration::from_millis(100),
         minority_wait: Duration::from_millis(1000),
+        start_wait: Duration::from_millis(10_000),
         request_timeout: Duration::from_millis(5000),
         anti_entropy: Duration::from_millis(10_000),
         replace_after: Duration::from_secs(600),
@@ -89,6 +93,9 @@ pub struct Limits {
     pub job_bytes: usize,
     /// The largest result of a phase, in bytes. Default 1 MiB.
     pub result_bytes: usize,
+    /// The most that the results of one job's phases may have together, in bytes, since they go to
+    /// the phases behind them in one message. Default 16 MiB.
+    pub job_results_bytes: usize,
     /// How many unfinished jobs of one pipeline a replica keeps. Default 1,000,000.
     pub waiting_jobs: u64,
     /// How many bytes the unfinished jobs of one node may have together, since they are kept in
@@ -105,6 +112,7 @@ impl Limits {
     pub const DEFAULT: Self = Self {
         job_bytes: 1 << 20,
         result_bytes: 1 << 20,
+        job_results_bytes: 16 << 20,
         waiting_jobs: 1_000_000,
         waiting_bytes: 1 << 30,
         pipelines: 1000,

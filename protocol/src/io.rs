@@ -316,6 +316,9 @@ pub enum Refusal {
         /// How many.
         unfinished: u64,
     },
+    /// Nobody can say whether the pipeline has unfinished jobs.
+    #[error("nobody coordinates pipeline `{0}` at present: try again in a few seconds")]
+    NoCoordinator(String),
     /// Too many pipelines.
     #[error("there are {0} pipelines already: remove one first (limits.pipelines)")]
     TooManyPipelines(usize),

@@ -188,6 +188,8 @@ pub struct BeatGroup {
     pub term: Term,
     /// Its unfinished jobs.
     pub live: Digest,
+    /// Its finished jobs.
+    pub finished: Digest,
     /// Its jobs by state.
     pub counts: Counts,
     /// Whether every node that should keep a copy has one that is complete.
@@ -222,6 +224,10 @@ impl Digest {
 pub struct BeatAck {
     /// Which beat.
     pub sequence: u64,
+    /// The sender's disk.
+    pub disk: DiskId,
+    /// Of the coordinator's pipelines, those for which that disk is not admitted.
+    pub unadmitted: Vec<PipelineId>,
     /// All attempts of the coordinator's pipelines that the sender has: running, waiting for a
     /// slot, or ended and not yet acknowledged.
     pub attempts: Vec<Held>,

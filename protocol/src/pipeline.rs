@@ -240,6 +240,18 @@ impl PipelineDef {
         Ok(Self { name, phases, replicas, accept, execute })
     }
 
+    /// Whether [`with`](Self::with) can have made it: for definitions that came from elsewhere.
+    pub fn is_valid(&self) -> bool {
+        let names: BTreeSet<&Name> = self.phases.iter().map(|phase| &phase.name).collect();
+        let sound = |(position, phase): (usize, &PhaseDef)| {
+            phase.max_attempts >= 1 && phase.after.iter().all(|at| usize::from(*at) < position)
+        };
+        (1..=MAX_PHASES).contains(&self.phases.len())
+            && names.len() == self.phases.len()
+            && (1..=MAX_REPLICAS).contains(&self.replicas)
+            && self.phases.iter().enumerate().all(sound)
+    }
+
     /// The pipeline's identity.
     pub fn id(&self) -> PipelineId {
         PipelineId::of_name(self.name.as_str())

@@ -338,9 +338,11 @@ impl JobRecord {
         if has(JobState::Dead) {
             return JobState::Dead;
         }
-        let done = self.controls.values().filter(|control| control.state() == JobState::Succeeded);
+        let done = |step: u16| {
+            self.controls.get(&step).is_some_and(|control| control.state() == JobState::Succeeded)
+        };
         match &self.spec {
-            Some(spec) if done.count() == usize::from(spec.phases) => JobState::Succeeded,
+            Some(spec) if (0..spec.phases).all(done) => JobState::Succeeded,
             _ if has(JobState::Running) => JobState::Running,
             _ => JobState::Queued,
         }
@@ -350,6 +352,7 @@ impl JobRecord {
     pub fn digest(&self) -> u64 {
         let mut hasher = Xxh3::new();
         if let Some(spec) = &self.spec {
+            hasher.update(&spec.revision.to_le_bytes());
             hasher.update(&spec.created_ms.to_le_bytes());
             hasher.update(&spec.instructions);
         }

@@ -29,6 +29,8 @@ pub struct Options {
     pub overtaken_per_mille: u32,
     /// How many of a thousand take seconds, and hold up all behind them.
     pub stuck_per_mille: u32,
+    /// How many rounds of a thousand take in more than one input.
+    pub rounds_per_mille: u32,
     /// The longest sync, in ms.
     pub sync_ms: u64,
     /// The longest attempt, in ms.
@@ -82,6 +84,7 @@ impl Options {
             repeated_per_mille: [0, 0, 5, 50][random.below(4)],
             overtaken_per_mille: [0, 0, 5, 50][random.below(4)],
             stuck_per_mille: [0, 0, 2][random.below(3)],
+            rounds_per_mille: [0, 300, 900][random.below(3)],
             sync_ms: [1, 10, 100][random.below(3)],
             attempt_ms: [5, 200, 4000][random.below(3)],
             crash_every_ms,

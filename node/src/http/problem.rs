@@ -198,6 +198,10 @@ impl From<Refusal> for Problem {
                 problem(Status::CONFLICT, "pipeline-in-use", "pipeline in use")
                     .with("unfinished", *unfinished)
             }
+            Refusal::NoCoordinator(_) => {
+                problem(Status::SERVICE_UNAVAILABLE, "no-coordinator", "no coordinator")
+                    .retry_after(RETRY_NO_REPLICA_S)
+            }
             Refusal::TooManyPipelines(limit) => {
                 problem(Status::CONFLICT, "too-many-pipelines", "too many pipelines")
                     .with("limit", *limit)
@@ -231,13 +235,14 @@ mod tests {
             (Refusal::NoReplica, 503, "no-replica"),
             (Refusal::Unknown, 504, "unknown"),
             (Refusal::PipelineInUse { name: "p".into(), unfinished: 1 }, 409, "pipeline-in-use"),
+            (Refusal::NoCoordinator("p".into()), 503, "no-coordinator"),
             (Refusal::TooManyPipelines(1), 409, "too-many-pipelines"),
             (Refusal::InvalidPipeline("why".into()), 422, "invalid-pipeline"),
             (Refusal::NotGateway, 503, "not-gateway"),
             (Refusal::Stopping, 503, "stopping"),
         ];
         for (refusal, status, slug) in cases {
-            let retry = status == 429 || slug == "no-replica";
+            let retry = status == 429 || slug == "no-replica" || slug == "no-coordinator";
             let detail = refusal.to_string();
             let problem = Problem::from(refusal);
             assert_eq!(problem.status, status, "{slug}");

@@ -13,7 +13,7 @@ use crate::{
 
 use super::{
     Core,
-    group::{PeerSync, Role},
+    group::{Group, PeerSync, Role},
     timer::Timer,
 };
 
@@ -61,6 +61,7 @@ impl Core {
         // No beat goes to this node itself; what its own worker has must be compared all the same,
         // since an attempt that ran here may have ended at another coordinator.
         let own = self.worker.held(|_| true);
+        self.drop_removed_ends();
         self.match_attempts(self.me(), u64::MAX, &own);
         let demand = self.demand();
         self.note_demand(self.me(), demand);
@@ -95,6 +96,7 @@ impl Core {
         let removed = self.catalog.get(&pipeline).is_some_and(|entry| entry.removed);
         let Some(group) = self.groups.get(&pipeline) else { return };
         let idle = group.live.count == 0 && group.jobs.values().all(|job| job.pending == 0);
+        let idle = idle && !self.is_any_dirty(pipeline);
         if removed && idle && group.finished.digest.count > 0 {
             self.drop_group_data(pipeline);
         }
@@ -120,23 +122,35 @@ impl Core {
         });
         groups
             .map(|(group, reign)| {
-                let in_sync = |node: &NodeId| {
-                    *node == self.me() || reign.peers.get(node) == Some(&PeerSync::InSync)
-                };
                 BeatGroup {
                     pipeline: group.id,
                     term: reign.term,
                     live: group.live,
+                    finished: group.finished.digest,
                     counts: group.counts(),
-                    settled: self.view(group.id).iter().all(in_sync),
+                    settled: self.is_settled(group),
                 }
             })
             .collect()
     }
 
+    /// Whether this node coordinates, and all who should keep a copy have one that is complete.
+    pub(super) fn is_settled(&self, group: &Group) -> bool {
+        let Role::Coordinator(reign) = &group.role else { return false };
+        let complete = |node: &NodeId| {
+            *node == self.me() || reign.peers.get(node) == Some(&PeerSync::Complete)
+        };
+        self.view(group.id).iter().all(complete)
+    }
+
     /// A peer renews its leases.
     pub(super) fn on_beat(&mut self, from: NodeId, beat: Beat) {
         if let Some(member) = self.members.get_mut(&from) {
+            if beat.sequence <= member.last_beat {
+                // It was overtaken by a later one, or came twice.
+                return;
+            }
+            member.last_beat = beat.sequence;
             member.busy = beat.busy;
         }
         if beat.catalog != self.catalog_digest {
@@ -149,7 +163,11 @@ impl Core {
         }
         self.note_abdications(from, &led);
         let attempts = self.worker.held(|pipeline| led.contains(&pipeline));
-        self.send(from, Message::BeatAck(BeatAck { sequence: beat.sequence, attempts }));
+        let unadmitted = led.iter().copied().filter(|pipeline| !self.is_admitted(*pipeline));
+        let unadmitted = unadmitted.collect();
+        let (sequence, disk) = (beat.sequence, self.config.disk);
+        let ack = BeatAck { sequence, disk, unadmitted, attempts };
+        self.send(from, Message::BeatAck(ack));
         if !led.is_empty() && self.worker.phases().next().is_some() {
             self.grant_to(from, true);
         }
@@ -158,15 +176,19 @@ impl Core {
 
     fn on_beat_group(&mut self, from: NodeId, beat: BeatGroup) {
         let (pipeline, term) = (beat.pipeline, beat.term);
-        let Some(group) = self.groups.get_mut(&pipeline) else {
+        let Some(group) = self.groups.get(&pipeline) else {
             return self.send(from, Message::CatalogPull);
         };
         let highest = group.promise.highest.max(group.elected_term().unwrap_or(term));
         if term < highest {
             return self.send(from, Message::Stale { pipeline, term: highest });
         }
-        group.beat = Some(beat);
         self.set_leader(pipeline, from, term);
+        if let Some(group) = self.groups.get_mut(&pipeline)
+            && group.leader.is_some_and(|leader| (leader.node, leader.term) == (from, term))
+        {
+            group.beat = Some(beat);
+        }
     }
 
     /// A peer that coordinated a pipeline does not say so any more.
@@ -187,6 +209,7 @@ impl Core {
             self.load_job(held.pipeline, held.job)?;
         }
         self.match_attempts(from, ack.sequence, &ack.attempts);
+        self.admit(from, ack.disk, &ack.unadmitted);
         for held in &ack.attempts {
             self.forget_if_settled(held.pipeline, held.job);
         }

@@ -17,7 +17,12 @@ use crate::{
     store::{ReadError, Table, Write},
 };
 
-use super::{Core, commit::Held, group::Group, timer::Timer};
+use super::{
+    Core,
+    commit::Held,
+    group::{Group, Promise},
+    timer::Timer,
+};
 
 /// The prefix of a pipeline's definition, in [`Table::Meta`].
 const CATALOG: u8 = 0x01;
@@ -100,17 +105,11 @@ impl Core {
     pub(super) fn apply(&mut self, request: RequestId, definition: PipelineDef) {
         let (id, revision) = (definition.id(), definition.revision());
         let known = self.catalog.values().filter(|entry| !entry.removed).count();
+        let full = known >= self.config.limits.pipelines || self.is_catalog_full();
         let entry = match self.catalog.get(&id) {
             Some(entry) if !entry.removed && entry.current == revision => entry.clone(),
-            Some(entry) => {
-                let mut entry = entry.clone();
-                entry.generation += 1;
-                entry.removed = false;
-                entry.current = revision;
-                entry.revisions.insert(revision, definition);
-                entry
-            }
-            None if known >= self.config.limits.pipelines => {
+            Some(entry) => entry.changed(definition),
+            None if full => {
                 let refusal = Refusal::TooManyPipelines(known);
                 return self.reply(request, Response::Refused(refusal));
             }
@@ -142,6 +141,13 @@ impl Core {
             Ok(entry) => entry.clone(),
             Err(refusal) => return self.reply(request, Response::Refused(refusal)),
         };
+        let group = self.groups.get(&entry.id());
+        let counted = |group: &Group| group.elected_term().is_some() || group.beat.is_some();
+        if !group.is_some_and(|group| self.hears_leader(group) && counted(group)) {
+            // Only its coordinator can say that nothing is unfinished.
+            let refusal = Refusal::NoCoordinator(name.to_string());
+            return self.reply(request, Response::Refused(refusal));
+        }
         let unfinished = self.unfinished(entry.id());
         if unfinished > 0 {
             let refusal = Refusal::PipelineInUse { name: name.to_string(), unfinished };
@@ -171,10 +177,14 @@ impl Core {
         self.arm(self.config.timing.ack_timeout, Timer::Apply(request));
     }
 
+    /// Entries of removed pipelines stay, so that nobody brings these back; they are bounded too.
+    fn is_catalog_full(&self) -> bool {
+        self.catalog.len() >= 4 * self.config.limits.pipelines
+    }
+
     /// Takes over what an entry says. Says whether that was news.
     fn learn(&mut self, entry: &CatalogEntry) -> bool {
-        let id = entry.id();
-        let full = self.catalog.len() > 4 * self.config.limits.pipelines;
+        let (id, full) = (entry.id(), self.is_catalog_full());
         let changed = match self.catalog.get_mut(&id) {
             Some(known) => known.merge(entry),
             None if full => false,
@@ -193,14 +203,14 @@ impl Core {
         changed
     }
 
-    /// Makes a group for a pipeline; a founder's copy counts from the start.
+    /// Makes a group for a pipeline; a founder's copy counts from the start, and only then.
     fn found_group(&mut self, pipeline: PipelineId) {
         let now = self.now;
         let (me, disk) = (self.me(), self.config.disk);
         let founder =
             self.catalog.get(&pipeline).is_some_and(|entry| entry.founders.contains(&(me, disk)));
         let group = self.groups.entry(pipeline).or_insert_with(|| Group::new(pipeline, now));
-        if founder && group.promise.admitted != Some(disk) {
+        if founder && group.promise == Promise::NONE {
             group.promise.admitted = Some(disk);
             self.write_promise(pipeline);
         }
@@ -211,10 +221,10 @@ impl Core {
     pub(super) fn on_catalog(&mut self, from: NodeId, entries: Vec<CatalogEntry>) {
         let mut known = Vec::new();
         for entry in entries {
-            let valid = entry.revisions.contains_key(&entry.current)
-                && entry.revisions.values().all(|definition| definition.name == entry.name);
-            if valid {
+            if entry.is_valid() {
                 self.learn(&entry);
+            }
+            if self.catalog.contains_key(&entry.id()) {
                 known.push((entry.id(), entry.digest()));
             }
         }
@@ -263,7 +273,11 @@ impl Core {
             return;
         }
         let Some(pending) = self.gateway.applying.remove(&request) else { return };
-        let Some(entry) = self.catalog.get(&pending.pipeline) else { return };
+        let Some(entry) = self.catalog.get(&pending.pipeline) else {
+            // Others filled the catalog up meanwhile.
+            let refusal = Refusal::TooManyPipelines(self.catalog.len());
+            return self.reply(request, Response::Refused(refusal));
+        };
         let response = if entry.removed {
             Response::Removed
         } else {

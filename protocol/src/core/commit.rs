@@ -118,6 +118,12 @@ impl Core {
         self.batch.dirty.contains_key(&(pipeline, job))
     }
 
+    /// Whether this batch changes any job of a pipeline.
+    pub(super) fn is_any_dirty(&self, pipeline: PipelineId) -> bool {
+        let jobs = (pipeline, JobId::MIN)..=(pipeline, JobId::MAX);
+        self.batch.dirty.range(jobs).next().is_some()
+    }
+
     /// Something outside the job records changed.
     pub(super) fn write(&mut self, write: Write) {
         self.batch.writes.push(write);
@@ -186,6 +192,7 @@ impl Core {
         writes: &mut Vec<Write>,
     ) -> Option<(Option<Term>, JobUpdate)> {
         let group = self.groups.get_mut(&pipeline)?;
+        debug_assert!(group.jobs.contains_key(&job), "a job that changed is in memory");
         let entry = group.jobs.get_mut(&job)?;
         entry.pending += 1;
         let components: Vec<_> =
@@ -218,6 +225,7 @@ impl Core {
     /// Sends changes to the replicas that are kept in step; gives back whom to wait for.
     fn replicate(&mut self, id: PersistId, groups: Vec<GroupUpdate>) -> BTreeSet<NodeId> {
         let mut frames: BTreeMap<NodeId, Vec<GroupUpdate>> = BTreeMap::new();
+        let mut waiting = BTreeSet::new();
         for update in groups {
             let Some(reign) =
                 self.groups.get_mut(&update.pipeline).and_then(|group| group.elected())
@@ -228,9 +236,12 @@ impl Core {
                 if !matches!(sync, PeerSync::Lagging(_)) {
                     frames.entry(*peer).or_default().push(update.clone());
                 }
+                // Who is being brought up to date is no safe place yet, and may take its time.
+                if matches!(sync, PeerSync::InSync | PeerSync::Complete) {
+                    waiting.insert(*peer);
+                }
             }
         }
-        let waiting = frames.keys().copied().collect();
         for (to, groups) in frames {
             self.send(to, Message::Replicate(Replicate { batch: id.0, groups }));
         }

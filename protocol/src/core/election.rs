@@ -21,15 +21,19 @@ use crate::{
     id::{DiskId, NodeId, PipelineId, Term},
     io::Effect,
     message::{Ballot, Message},
+    time::Timestamp,
 };
 
 use super::{
     Core,
     commit::Held,
-    group::{Candidacy, Group, Leader, Reign, Role},
+    group::{Candidacy, Group, Leader, PeerSync, Reign, Role},
     sync::Purpose,
     timer::Timer,
 };
+
+/// No election gets here in the life of a cluster: a greater counter is nonsense from a peer.
+const LAST_COUNTER: u64 = 1 << 48;
 
 impl Core {
     /// Whether this node's copy of a group counts.
@@ -38,27 +42,53 @@ impl Core {
         self.groups.get(&pipeline).is_some_and(|group| group.promise.admitted == disk)
     }
 
-    /// Whether this node coordinates, or hears who does.
+    /// Whether this node coordinates, or hears who does or is about to.
     pub(super) fn hears_leader(&self, group: &Group) -> bool {
+        let heard = |node: NodeId, at: Timestamp| {
+            node != self.me()
+                && self.is_reachable(node)
+                && self.now.since(at) < self.config.timing.lease
+        };
         group.elected_term().is_some()
-            || group.leader.is_some_and(|leader| {
-                leader.node != self.me()
-                    && self.is_reachable(leader.node)
-                    && self.now.since(leader.heard) < self.config.timing.lease
-            })
+            || group.leader.is_some_and(|leader| heard(leader.node, leader.heard))
+            || group.successor.is_some_and(|(node, at)| heard(node, at))
+    }
+
+    /// A node compares what it holds with this one: if that is whom this one voted for, it has been
+    /// elected and takes over, however long that may last.
+    pub(super) fn note_takeover(&mut self, from: NodeId, pipeline: PipelineId) {
+        let now = self.now;
+        if let Some(group) = self.groups.get_mut(&pipeline)
+            && group.promise.voted.node == from
+        {
+            group.successor = Some((from, now));
+        }
+    }
+
+    /// Whether those who are here may decide without a majority: nobody has coordinated for a
+    /// while, and this node has been up for long enough to have found the others.
+    fn may_decide_alone(&self, pipeline: PipelineId, group: &Group) -> bool {
+        let timing = &self.config.timing;
+        let settled_in = self.now.since(self.started) >= timing.start_wait
+            || self.view(pipeline).into_iter().all(|node| self.is_reachable(node));
+        settled_in && self.now.since(group.leaderless_since) >= timing.minority_wait
     }
 
     /// Whether this node could found the group anew: all of the view are there. That none of them is
     /// admitted shows when they are asked.
     fn may_found(&self, pipeline: PipelineId, group: &Group) -> bool {
-        let waited = self.now.since(group.leaderless_since) >= self.config.timing.minority_wait;
-        waited && self.view(pipeline).into_iter().all(|node| self.is_reachable(node))
+        let here = |node| self.is_reachable(node);
+        self.may_decide_alone(pipeline, group) && self.view(pipeline).into_iter().all(here)
     }
 
     /// Those who are asked for their vote.
     fn electorate(&self, pipeline: PipelineId) -> BTreeSet<NodeId> {
         let mut nodes = self.view(pipeline);
         nodes.append(&mut self.keepers(pipeline));
+        if !nodes.contains(&self.me()) {
+            // Those who should keep the jobs are all new: whoever else there is may know of some.
+            nodes = self.replica_nodes();
+        }
         nodes.into_iter().filter(|node| self.is_reachable(*node)).collect()
     }
 
@@ -66,18 +96,21 @@ impl Core {
     pub(super) fn consider_election(&mut self, pipeline: PipelineId) {
         let Some(group) = self.groups.get(&pipeline) else { return };
         let removed = self.catalog.get(&pipeline).is_none_or(|entry| entry.removed);
-        if removed
+        if removed && group.live.count == 0
             || group.election_at.is_some()
             || self.hears_leader(group)
             || !(self.is_admitted(pipeline) || self.may_found(pipeline, group))
         {
             return;
         }
-        let Some(rank) = self.keepers(pipeline).iter().position(|node| *node == self.me()) else {
-            return;
+        let (step, patience) = (self.config.timing.election_step, self.config.timing.minority_wait);
+        let rank = self.keepers(pipeline).iter().position(|node| *node == self.me());
+        let delay = match rank {
+            Some(rank) => step * rank as u32 + self.jitter(step / 2),
+            // Should none of those who keep the jobs be admitted yet, only this node can admit them.
+            None if self.is_admitted(pipeline) => patience + step * 3 + self.jitter(patience),
+            None => return,
         };
-        let step = self.config.timing.election_step;
-        let delay = step * rank as u32 + self.jitter(step / 2);
         self.stand_after(pipeline, delay);
     }
 
@@ -101,7 +134,7 @@ impl Core {
         let may = (!founding || self.may_found(pipeline, group))
             && !self.draining
             && !self.hears_leader(group)
-            && self.keepers(pipeline).contains(&self.me());
+            && (!founding || self.keepers(pipeline).contains(&self.me()));
         let counter = group.promise.highest.counter.max(group.promise.voted.counter) + 1;
         let role = if may {
             let term = Term { counter, node: self.me(), boot: self.config.boot };
@@ -145,7 +178,7 @@ impl Core {
         };
         let view = self.view(pipeline);
         let for_us = view.iter().filter(|node| candidacy.granted.contains(node)).count();
-        let waited = self.now.since(group.leaderless_since) >= self.config.timing.minority_wait;
+        let alone = self.may_decide_alone(pipeline, group);
         let all_here = || {
             let mut electorate = self.electorate(pipeline);
             electorate.retain(|node| !candidacy.excluded.contains(node));
@@ -153,7 +186,7 @@ impl Core {
         };
         let elected = match candidacy.founding {
             true => self.may_found(pipeline, group) && all_here(),
-            false => for_us > view.len() / 2 || waited && all_here(),
+            false => for_us > view.len() / 2 || alone && all_here(),
         };
         if !elected || !candidacy.granted.contains(&self.me()) {
             return;
@@ -297,19 +330,23 @@ impl Core {
 
     /// A term was seen. Whoever acts in an earlier one, or stands for one, steps down.
     pub(super) fn note_term(&mut self, pipeline: PipelineId, term: Term) {
-        let Some(group) = self.groups.get_mut(&pipeline) else { return };
-        if term <= group.promise.highest {
+        if term.counter > LAST_COUNTER {
             return;
         }
-        group.promise.highest = term;
-        let deposed = group.elected_term().is_some_and(|mine| mine < term);
+        let Some(group) = self.groups.get_mut(&pipeline) else { return };
+        let news = term > group.promise.highest;
+        group.promise.highest = group.promise.highest.max(term);
+        let highest = group.promise.highest;
         // Votes for an earlier term may still come in; whoever is elected by them is obeyed by none.
         if let Role::PreCandidate(candidacy) | Role::Candidate(candidacy) = &group.role
-            && candidacy.term < term
+            && candidacy.term < highest
         {
             group.role = Role::Follower;
         }
-        self.write_promise(pipeline);
+        let deposed = group.elected_term().is_some_and(|mine| mine < highest);
+        if news {
+            self.write_promise(pipeline);
+        }
         if deposed {
             self.step_down(pipeline);
         }
@@ -339,6 +376,10 @@ impl Core {
         }
         let changed = group.leader.is_none_or(|leader| (leader.node, leader.term) != (node, term));
         group.leader = Some(Leader { node, term, heard });
+        group.successor = None;
+        if changed {
+            group.beat = None;
+        }
         group.role = Role::Follower;
         group.election_at = None;
         if changed {
@@ -372,6 +413,18 @@ impl Core {
         let group = self.groups.get(&pipeline);
         if disk == self.config.disk && group.is_some_and(|group| term >= group.promise.highest) {
             self.admit_self(pipeline);
+        }
+    }
+
+    /// A replica says for which pipelines its disk is not admitted: where its copy is complete by
+    /// now, it is.
+    pub(super) fn admit(&mut self, from: NodeId, disk: DiskId, unadmitted: &[PipelineId]) {
+        for &pipeline in unadmitted {
+            let reign = self.groups.get_mut(&pipeline).and_then(|group| group.reign());
+            let complete = reign.filter(|reign| reign.peers.get(&from) == Some(&PeerSync::Complete));
+            if let Some(term) = complete.map(|reign| reign.term) {
+                self.send(from, Message::Admit { pipeline, term, disk });
+            }
         }
     }
 

@@ -51,6 +51,8 @@ struct Store {
     /// What is known of each job of the request, in its order.
     answers: Vec<Progress>,
     waiting: BTreeSet<NodeId>,
+    /// How many were asked at first.
+    asked: usize,
     since: Timestamp,
 }
 
@@ -59,7 +61,14 @@ enum Progress {
     /// Refused before it was sent.
     Refused(Refusal),
     /// Sent, as the update at this position.
-    Sent { at: usize, copies: u32, existed: bool, refusal: Option<Refusal>, conflict: bool },
+    Sent {
+        at: usize,
+        copies: u32,
+        existed: bool,
+        refused: usize,
+        refusal: Option<Refusal>,
+        conflict: bool,
+    },
 }
 
 impl Core {
@@ -136,17 +145,23 @@ impl Core {
                 Ok(update) => {
                     let at = updates.len();
                     updates.push(update);
-                    let (copies, existed, conflict) = (0, false, false);
-                    answers.push(Progress::Sent { at, copies, existed, refusal: None, conflict });
+                    answers.push(Progress::Sent {
+                        at,
+                        copies: 0,
+                        existed: false,
+                        refused: 0,
+                        refusal: None,
+                        conflict: false,
+                    });
                 }
                 Err(refusal) => answers.push(Progress::Refused(refusal)),
             }
         }
         self.gateway.last_store += 1;
         let id = self.gateway.last_store;
-        let waiting = keepers.into_iter().collect();
-        let since = self.now;
-        let store = Store { request, pipeline, revision, updates, answers, waiting, since };
+        let waiting: BTreeSet<NodeId> = keepers.into_iter().collect();
+        let (asked, since) = (waiting.len(), self.now);
+        let store = Store { request, pipeline, revision, updates, answers, waiting, asked, since };
         self.gateway.stores.insert(id, store);
         self.arm(self.config.timing.ack_timeout, Timer::Store(id));
         self.send_store(id)
@@ -217,7 +232,7 @@ impl Core {
             return;
         }
         for answer in &mut store.answers {
-            let Progress::Sent { at, copies, existed, refusal, conflict } = answer else {
+            let Progress::Sent { at, copies, existed, refused, refusal, conflict } = answer else {
                 continue;
             };
             match &results[*at] {
@@ -227,7 +242,10 @@ impl Core {
                     *existed = true;
                 }
                 StoreResult::Conflict => *conflict = true,
-                StoreResult::Refused(why) => *refusal = Some(why.clone()),
+                StoreResult::Refused(why) => {
+                    *refused += 1;
+                    *refusal = Some(why.clone());
+                }
             }
         }
         if store.waiting.is_empty() {
@@ -257,10 +275,9 @@ impl Core {
         let timing = self.config.timing;
         let Some(store) = self.gateway.stores.get(&id) else { return Ok(()) };
         let enough = self.fewest_copies(store.pipeline) as u32;
+        // One replica that refuses says nothing of those that have not answered.
         let safe = store.answers.iter().all(|answer| match answer {
-            Progress::Sent { copies, conflict, refusal, .. } => {
-                *copies >= enough || *conflict || refusal.is_some()
-            }
+            Progress::Sent { copies, conflict, .. } => *copies >= enough || *conflict,
             Progress::Refused(_) => true,
         });
         if safe || self.now.since(store.since) >= timing.request_timeout {
@@ -287,7 +304,11 @@ impl Core {
                 let key = key_of(&store.updates[at]);
                 Err(Refusal::KeyConflict { key, job })
             }
-            Progress::Sent { copies: 0, refusal, .. } => Err(refusal.unwrap_or(Refusal::Unknown)),
+            // Only if all have refused is it known that nothing was done.
+            Progress::Sent { copies: 0, refused, refusal, .. } if refused == store.asked => {
+                Err(refusal.unwrap_or(Refusal::Unknown))
+            }
+            Progress::Sent { copies: 0, .. } => Err(Refusal::Unknown),
             Progress::Sent { at, copies, existed, .. } => {
                 let (job, degraded) = (store.updates[at].job, copies < fewest);
                 Ok(Receipt { job, copies, target, degraded, existed })

@@ -144,8 +144,10 @@ pub(super) struct Reign {
 pub(super) enum PeerSync {
     /// It is being brought up to date.
     Syncing,
-    /// It has all that was replicated.
+    /// It has all unfinished jobs, and each change since.
     InSync,
+    /// It has all finished jobs too.
+    Complete,
     /// It kept the others waiting; it is tried again from this moment on.
     Lagging(Timestamp),
 }
@@ -161,6 +163,8 @@ pub(super) struct Running {
     pub(super) after_beat: Option<u64>,
     /// Whether its worker has confirmed it to this coordinator.
     pub(super) claimed: bool,
+    /// Whether its worker's last word did not mention it.
+    pub(super) missed: bool,
     /// When it is given to another unless its worker claims it.
     pub(super) deadline: Option<Timestamp>,
 }
@@ -203,6 +207,8 @@ pub(super) struct Group {
     pub(super) finished_dirty: bool,
     /// What the coordinator said of the group last.
     pub(super) beat: Option<BeatGroup>,
+    /// Who takes over with this node's vote, and when it was last heard to be at it.
+    pub(super) successor: Option<(NodeId, Timestamp)>,
     pub(super) last_anti_entropy: Timestamp,
     pub(super) watchers: BTreeMap<JobId, Vec<Watcher>>,
     /// Bytes of the jobs in memory.
@@ -226,6 +232,7 @@ impl Group {
             finished: Finished::default(),
             finished_dirty: false,
             beat: None,
+            successor: None,
             last_anti_entropy: now,
             watchers: BTreeMap::new(),
             bytes: 0,

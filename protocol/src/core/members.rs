@@ -34,6 +34,8 @@ pub(super) struct Member {
     pub(super) heard: Timestamp,
     /// Since when it cannot be reached.
     pub(super) away_since: Timestamp,
+    /// The number of its last beat on this connection.
+    pub(super) last_beat: u64,
     /// How many attempts run there, by phase, as it said last.
     pub(super) busy: Vec<(crate::name::Name, u32)>,
 }
@@ -53,8 +55,8 @@ impl Core {
 
     fn add_member(&mut self, advert: Advert) {
         let (heard, away_since) = (self.now, self.now);
-        let busy = Vec::new();
-        let member = Member { advert, reachable: false, heard, away_since, busy };
+        let (last_beat, busy) = (0, Vec::new());
+        let member = Member { advert, reachable: false, heard, away_since, last_beat, busy };
         self.members.insert(member.advert.node, member);
     }
 
@@ -101,6 +103,9 @@ impl Core {
 
     pub(super) fn on_peer_up(&mut self, peer: NodeId) {
         self.connections.insert(peer);
+        if let Some(member) = self.members.get_mut(&peer) {
+            member.last_beat = 0;
+        }
         let advert = self.advert();
         self.send(peer, Message::Hello(advert));
         self.send_beat_to(peer);

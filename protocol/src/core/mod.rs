@@ -70,6 +70,7 @@ pub struct Core {
     rng: ChaCha8Rng,
     reader: Box<dyn Reader>,
     now: Timestamp,
+    started: Timestamp,
     /// The wall clock at timestamp zero, in ms since 1970.
     wall_base_ms: u64,
     effects: VecDeque<Effect>,
@@ -122,6 +123,7 @@ impl Core {
             rng: ChaCha8Rng::seed_from_u64(seed),
             reader,
             now,
+            started: now,
             wall_base_ms: unix_ms.saturating_sub(now.as_millis()),
             effects: VecDeque::new(),
             timers: BTreeSet::new(),
@@ -247,7 +249,9 @@ impl Core {
             Message::SyncPush { session, part, pipeline, records } => {
                 self.on_sync_push(from, (session, part), pipeline, &records)?;
             }
-            Message::SyncPushAck { session, part } => self.on_sync_push_ack(from, session, part),
+            Message::SyncPushAck { session, part } => {
+                self.on_sync_push_ack(from, session, part)?;
+            }
             Message::Store { store, pipeline, revision, jobs } => {
                 self.on_store(from, store, pipeline, revision, &jobs)?;
             }

@@ -86,7 +86,7 @@ impl Core {
             self.arm(wait, Timer::Claim(pipeline));
             let after_beat = Some(self.beats.sequence());
             let running =
-                Running { job, step, phase, worker, after_beat, claimed: false, deadline };
+                Running { job, step, phase, worker, after_beat, claimed: false, missed: false, deadline };
             self.add_running(pipeline, token, running);
         }
     }
@@ -259,6 +259,7 @@ impl Core {
             match reign.running.get_mut(&held.token) {
                 Some(running) => {
                     running.claimed = true;
+                    running.missed = false;
                     running.deadline = None;
                 }
                 None => self.claim_unknown(worker, *held),
@@ -270,15 +271,20 @@ impl Core {
         for group in self.groups.values_mut() {
             let pipeline = group.id;
             let Some(reign) = group.reign() else { continue };
-            for (token, running) in &reign.running {
+            for (token, running) in &mut reign.running {
                 let given = running.after_beat.is_some_and(|beat| beat < sequence);
                 if running.worker == worker && given && !has.contains(token) {
-                    lost.push((pipeline, *token));
+                    // Once may be chance: the attempt may still be on its way.
+                    if running.missed {
+                        lost.push((pipeline, *token));
+                    }
+                    running.missed = true;
                 }
             }
         }
         for (pipeline, token) in lost {
             self.lose_attempt(pipeline, token, "its worker does not have it");
+            self.cancel_at(worker, token);
         }
     }
 
@@ -318,7 +324,7 @@ impl Core {
                 });
                 let after_beat = Some(self.beats.sequence());
                 let running =
-                    Running { job, step, phase, worker, after_beat, claimed: true, deadline: None };
+                    Running { job, step, phase, worker, after_beat, claimed: true, missed: false, deadline: None };
                 self.add_running(pipeline, token, running);
             }
         }
@@ -449,19 +455,23 @@ impl Core {
         self.remove_running(pipeline, token);
         // Without the job nothing can be said of it: the worker keeps the outcome and asks again.
         if !self.load_job(pipeline, job)? {
+            let settled = self.groups.get(&pipeline).is_some_and(|group| self.is_settled(group));
+            if settled {
+                // Nobody has it any more: it was dropped with its pipeline.
+                self.hold_until_settled(Held::Completed { worker: from, token });
+            }
             return Ok(());
         }
         let state = self.control(pipeline, job, step).map(|control| control.progress.clone());
+        let mut recorded = true;
         match state {
             // The worker asks again about an end that was recorded.
             Some(Progress::Succeeded { token: accepted, .. }) if accepted == token => {}
             Some(Progress::Succeeded { .. } | Progress::Dead | Progress::Cancelled) => {
-                if matches!(outcome, Outcome::Succeeded(_)) {
-                    self.update_control(pipeline, job, step, |control| control.late_count += 1);
-                }
+                self.note_late_end(pipeline, job, step, token, &outcome);
             }
             Some(Progress::Running { token: current, .. }) if current == token => {
-                self.record_end(pipeline, job, step, token, outcome);
+                recorded = self.record_end(pipeline, job, step, token, outcome);
             }
             other => {
                 // In this preset the first end that is durable wins: it is real work, and done.
@@ -470,15 +480,49 @@ impl Core {
                         self.remove_running(pipeline, current);
                         self.cancel_at(worker, current);
                     }
-                    self.record_end(pipeline, job, step, token, outcome);
+                    recorded = self.record_end(pipeline, job, step, token, outcome);
                 }
             }
         }
         self.refresh(pipeline, job);
-        self.hold_until_settled(Held::Completed { worker: from, token });
+        if recorded {
+            self.hold_until_settled(Held::Completed { worker: from, token });
+        }
+        self.forget_if_settled(pipeline, job);
         Ok(())
     }
 
+    /// An attempt ended well after another had been accepted: counted once, for people to see.
+    fn note_late_end(
+        &mut self,
+        pipeline: PipelineId,
+        job: JobId,
+        step: u16,
+        token: Token,
+        outcome: &Outcome,
+    ) {
+        let wall_ms = self.wall_ms();
+        let control = self.control(pipeline, job, step);
+        let open = control.is_some_and(|control| {
+            let attempt = control.attempts.iter().find(|attempt| attempt.token == token);
+            attempt.is_some_and(|attempt| attempt.finished_ms.is_none() || attempt.lost)
+        });
+        if open && matches!(outcome, Outcome::Succeeded(_)) {
+            self.update_control(pipeline, job, step, |control| {
+                control.late_count += 1;
+                end_attempt(control, token, wall_ms, None, false);
+            });
+        }
+    }
+
+    /// How large the results of a job's phases are so far.
+    fn result_bytes(&self, pipeline: PipelineId, job: JobId) -> usize {
+        let entry = self.groups.get(&pipeline).and_then(|group| group.jobs.get(&job));
+        let controls = entry.into_iter().flat_map(|entry| entry.record.controls.values());
+        controls.map(Control::result_bytes).sum()
+    }
+
+    /// Writes down how an attempt ended. Says whether that could be done.
     fn record_end(
         &mut self,
         pipeline: PipelineId,
@@ -486,10 +530,20 @@ impl Core {
         step: u16,
         token: Token,
         outcome: Outcome,
-    ) {
+    ) -> bool {
         let wall_ms = self.wall_ms();
         let limit = self.config.limits.result_bytes;
+        let job_limit = self.config.limits.job_results_bytes;
+        let so_far = self.result_bytes(pipeline, job);
         let outcome = match outcome {
+            Outcome::Succeeded(result) if so_far + result.len() > job_limit => Outcome::Failed {
+                error: format!(
+                    "the results of this job have {} bytes together: at most {job_limit} are \
+                     allowed (limits.job_results_bytes)",
+                    so_far + result.len()
+                ),
+                retry: false,
+            },
             Outcome::Succeeded(result) if result.len() > limit => Outcome::Failed {
                 error: format!(
                     "the result has {} bytes: at most {limit} are allowed (limits.result_bytes)",
@@ -500,15 +554,16 @@ impl Core {
             other => other,
         };
         let (max_attempts, backoff) = {
-            let Some(group) = self.groups.get(&pipeline) else { return };
-            let Some(entry) = group.jobs.get(&job) else { return };
+            let Some(group) = self.groups.get(&pipeline) else { return false };
+            let Some(entry) = group.jobs.get(&job) else { return false };
             let phase = entry
                 .record
                 .spec
                 .as_ref()
                 .and_then(|spec| self.definition(pipeline, spec.revision))
                 .and_then(|definition| definition.phases.get(usize::from(step)));
-            let Some(phase) = phase else { return };
+            // Without its definition, or what was enqueued, nothing can be said of the job yet.
+            let Some(phase) = phase else { return false };
             (phase.max_attempts, phase.backoff)
         };
         self.update_control(pipeline, job, step, |control| match outcome {
@@ -532,7 +587,8 @@ impl Core {
                 control.lost_count += 1;
                 control.progress = Progress::Waiting { not_before_ms: 0 };
             }
-        });
+        })
+        .is_some()
     }
 
     /// A batch that touched this job is durable.

@@ -10,7 +10,7 @@ use crate::{
     io::{Effect, Refusal},
     message::{JobUpdate, Message, Replicate, StoreResult},
     pipeline::Revision,
-    record::{Component, JobRecord, PAYLOADS, SPEC},
+    record::{Component, FIRST_CONTROL, JobRecord, PAYLOADS, SPEC},
     store::{ReadError, Reader, Table, component_key, job_key, parse_key},
 };
 
@@ -128,7 +128,7 @@ impl Core {
         replicate: bool,
     ) -> Result<bool, ReadError> {
         self.load_job(pipeline, update.job)?;
-        let now = self.now;
+        let (now, dirty) = (self.now, self.is_dirty(pipeline, update.job));
         let group = self.groups.entry(pipeline).or_insert_with(|| Group::new(pipeline, now));
         let entry = group.jobs.entry(update.job).or_default();
         // Bytes that were damaged on the way change nothing; the comparison of digests finds it.
@@ -142,9 +142,16 @@ impl Core {
         if entry.record.payload_conflicts() != conflicts {
             changed.insert(PAYLOADS);
         }
-        if entry.counted.is_none() && changed.is_empty() {
+        // One that came in earlier in this batch is not counted yet, and stays.
+        if entry.counted.is_none() && changed.is_empty() && !dirty {
             group.jobs.remove(&update.job);
             return Ok(false);
+        }
+        let steps = changed.iter().filter_map(|tag| tag.checked_sub(FIRST_CONTROL));
+        let terms = steps.filter_map(|step| Some(entry.record.controls.get(&step)?.term));
+        if let Some(term) = terms.max() {
+            // Whoever wrote that may be obeyed by others: what is written here must outrank it.
+            self.note_term(pipeline, term);
         }
         for tag in &changed {
             self.touch(pipeline, update.job, *tag, replicate);
@@ -207,7 +214,8 @@ impl Core {
         revision: Revision,
         jobs: &[JobUpdate],
     ) -> Result<(), ReadError> {
-        if self.definition(pipeline, revision).is_none() {
+        let removed = self.catalog.get(&pipeline).is_some_and(|entry| entry.removed);
+        if removed || self.definition(pipeline, revision).is_none() {
             // The gateway asks again, and by then this node knows.
             self.send(from, Message::CatalogPull);
             return Ok(());
@@ -245,8 +253,12 @@ impl Core {
             let known = entry.and_then(|entry| entry.record.spec.clone());
             if let Some(known) = known {
                 self.forget_if_settled(pipeline, job);
-                let same = known.instructions == spec.instructions;
-                return Ok(if same { StoreResult::Existed } else { StoreResult::Conflict });
+                return Ok(match () {
+                    // The coordinator's copy of this very request was faster.
+                    () if known == spec => StoreResult::Stored,
+                    () if known.instructions == spec.instructions => StoreResult::Existed,
+                    () => StoreResult::Conflict,
+                });
             }
         } else if let Some(refusal) = self.refusal(pipeline) {
             return Ok(StoreResult::Refused(refusal));

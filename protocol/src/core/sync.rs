@@ -8,14 +8,18 @@
 //! One mechanism serves a takeover, a replica that comes back, a node that was deposed, and one that
 //! hands its copies on. Since records are joined, it may run at any time, in both directions at once.
 
-use std::collections::BTreeSet;
+use std::{
+    collections::{BTreeSet, VecDeque},
+    time::Duration,
+};
 
 use crate::{
     id::{JobId, NodeId, PipelineId, Term},
     io::Effect,
-    message::{Digest, JobUpdate, Message, Scope, SyncPage, SyncReply},
+    message::{BeatGroup, Digest, JobUpdate, Message, Scope, SyncPage, SyncReply},
     record::JobRecord,
     store::{ReadError, Table, Write, component_key, job_key, parse_key},
+    time::Timestamp,
 };
 
 use super::{
@@ -47,6 +51,8 @@ pub(super) enum Purpose {
         live: Digest,
         /// The same, for finished jobs.
         finished: Digest,
+        /// In which term of the coordinator's.
+        term: Term,
     },
 }
 
@@ -65,9 +71,10 @@ pub(super) struct Session {
     last_part: u64,
     /// What the other held of finished jobs, as it said last.
     theirs: Digest,
-    /// Counts what happened, so that a timer knows whether it stands still.
-    steps: u64,
-    steps_seen: u64,
+    /// Jobs whose records are to be pushed: those that did not fit into the message under way.
+    owed: VecDeque<JobId>,
+    /// When it counts as standing still.
+    deadline: Timestamp,
 }
 
 impl Core {
@@ -89,13 +96,12 @@ impl Core {
             unacknowledged: BTreeSet::new(),
             last_part: 0,
             theirs: Digest::default(),
-            steps: 0,
-            steps_seen: 0,
+            owed: VecDeque::new(),
+            deadline: self.now + self.config.timing.lease,
         };
         self.sessions.insert(id, session);
-        self.arm(self.config.timing.lease, Timer::Sync(id));
         // Pages are made by the timer, so that errors of the disk surface there.
-        self.arm(std::time::Duration::ZERO, Timer::Sync(id));
+        self.arm(Duration::ZERO, Timer::Sync(id));
     }
 
     /// Whether a comparison of this pipeline, begun here as an offer, is under way.
@@ -115,14 +121,12 @@ impl Core {
 
     /// The next page is due, or nothing has moved for long.
     pub(super) fn on_sync_timer(&mut self, id: u64) -> Result<(), ReadError> {
+        let now = self.now;
         let Some(session) = self.sessions.get_mut(&id) else { return Ok(()) };
-        if session.page.is_none() && session.next.is_some() {
+        if session.page.is_none() && session.next.is_some() && session.owed.is_empty() {
             return self.send_page(id);
         }
-        let stalled = session.steps == session.steps_seen;
-        session.steps_seen = session.steps;
-        if !stalled {
-            self.arm(self.config.timing.lease, Timer::Sync(id));
+        if session.deadline > now {
             return Ok(());
         }
         let Some(session) = self.sessions.remove(&id) else { return Ok(()) };
@@ -138,12 +142,20 @@ impl Core {
         if let Some(session) = self.sessions.get_mut(&id) {
             session.page = Some((from, to));
             session.next = None;
-            session.steps += 1;
         }
         let page = SyncPage { session: id, pipeline, scope, from, to, entries };
         self.send(peer, Message::SyncPage(page));
-        self.arm(self.config.timing.lease, Timer::Sync(id));
+        self.note_step(id);
         Ok(())
+    }
+
+    /// A comparison has moved: it has a lease's time for the next step.
+    fn note_step(&mut self, id: u64) {
+        let deadline = self.now + self.config.timing.lease;
+        if let Some(session) = self.sessions.get_mut(&id) {
+            session.deadline = deadline;
+            self.arm_at(deadline, Timer::Sync(id));
+        }
     }
 
     /// What this node holds in a range, at most a page of it.
@@ -180,6 +192,10 @@ impl Core {
         from: JobId,
         to: JobId,
     ) -> Result<Listing, ReadError> {
+        // What is being dropped is still to be read until that is on disk.
+        if self.groups.get(&pipeline).is_none_or(|group| group.dropping > 0) {
+            return Ok((Vec::new(), to));
+        }
         let (start, end) = (job_key(pipeline, from), component_key(pipeline, to, u16::MAX));
         let rows = self.reader.scan(Table::Jobs, &start, &end, PAGE * 4)?;
         let full = rows.len() == PAGE * 4;
@@ -221,6 +237,10 @@ impl Core {
     /// Another node shows what it holds.
     pub(super) fn on_sync_page(&mut self, from: NodeId, page: SyncPage) -> Result<(), ReadError> {
         let SyncPage { session, pipeline, scope, from: first, to, entries } = page;
+        if first > to {
+            return Ok(());
+        }
+        self.note_takeover(from, pipeline);
         let (own, covered) = self.listing(pipeline, scope, first, to)?;
         let theirs: std::collections::BTreeMap<JobId, u64> =
             entries.into_iter().take_while(|(job, _)| *job <= covered).collect();
@@ -246,7 +266,9 @@ impl Core {
         let finished =
             self.groups.get(&pipeline).map_or(Digest::default(), |group| group.finished.digest);
         let reply = SyncReply { session, from: first, upto, records, want, finished };
-        self.send(from, Message::SyncReply(reply));
+        // The other may drop what is said to be here: it has to be durable by then.
+        let answer = Effect::Send { to: from, message: Message::SyncReply(reply) };
+        self.hold_until_settled(Held::Effect(answer));
         Ok(())
     }
 
@@ -259,14 +281,14 @@ impl Core {
         let id = reply.session;
         let Some(session) = self.sessions.get_mut(&id) else { return Ok(()) };
         let Some((first, to)) = session.page else { return Ok(()) };
-        if session.peer != from || first != reply.from || reply.upto > to {
+        let fits = first == reply.from && (first..=to).contains(&reply.upto);
+        if session.peer != from || !fits {
             return Ok(());
         }
         session.page = None;
         session.theirs = reply.finished;
-        session.steps += 1;
         session.next = (reply.upto < JobId::MAX).then(|| reply.upto.next());
-        let (pipeline, scope) = (session.pipeline, session.scope);
+        let pipeline = session.pipeline;
         let mut push = reply.want;
         for update in &reply.records {
             self.absorb(pipeline, update, true)?;
@@ -274,15 +296,25 @@ impl Core {
                 push.push(update.job);
             }
         }
-        self.push_records(id, &push)?;
-        let last = self.sessions.get(&id).is_some_and(|session| session.next.is_none());
-        if last {
-            self.finish_if_done(id);
-        } else if scope == Scope::Live {
-            self.send_page(id)?;
-        } else {
+        if let Some(session) = self.sessions.get_mut(&id) {
+            session.owed.extend(push);
+        }
+        self.note_step(id);
+        self.push_records(id)?;
+        self.go_on(id)
+    }
+
+    /// Compares the next page, once all that the last one showed is on its way.
+    fn go_on(&mut self, id: u64) -> Result<(), ReadError> {
+        let Some(session) = self.sessions.get(&id) else { return Ok(()) };
+        if session.page.is_some() || !session.owed.is_empty() {
+            return Ok(());
+        }
+        match (session.next, session.scope) {
+            (None, _) => self.finish_if_done(id),
+            (Some(_), Scope::Live) => self.send_page(id)?,
             // A comparison of all that ever was is not urgent: work goes first.
-            self.arm(std::time::Duration::from_millis(20), Timer::Sync(id));
+            (Some(_), Scope::All) => self.arm(Duration::from_millis(20), Timer::Sync(id)),
         }
         Ok(())
     }
@@ -302,25 +334,30 @@ impl Core {
         Ok(mine.is_some_and(|mine| mine != theirs.digest()))
     }
 
-    fn push_records(&mut self, id: u64, jobs: &[JobId]) -> Result<(), ReadError> {
+    /// Sends one message of the records that are owed: the next goes once it is acknowledged, so
+    /// that no more than that waits for a slow peer.
+    fn push_records(&mut self, id: u64) -> Result<(), ReadError> {
         let Some(session) = self.sessions.get(&id) else { return Ok(()) };
+        if !session.unacknowledged.is_empty() {
+            return Ok(());
+        }
         let (peer, pipeline) = (session.peer, session.pipeline);
         let (mut records, mut bytes) = (Vec::new(), 0);
-        for (at, job) in jobs.iter().enumerate() {
-            if let Some(record) = self.whole(pipeline, *job)? {
+        while bytes < RECORDS_BYTES
+            && let Some(job) = self.sessions.get_mut(&id).and_then(|it| it.owed.pop_front())
+        {
+            if let Some(record) = self.whole(pipeline, job)? {
                 bytes += update_bytes(&record);
                 records.push(record);
             }
-            if records.is_empty() || bytes < RECORDS_BYTES && at + 1 < jobs.len() {
-                continue;
-            }
-            let Some(session) = self.sessions.get_mut(&id) else { return Ok(()) };
-            session.last_part += 1;
-            session.unacknowledged.insert(session.last_part);
-            let (part, records) = (session.last_part, std::mem::take(&mut records));
-            bytes = 0;
-            self.send(peer, Message::SyncPush { session: id, part, pipeline, records });
         }
+        let Some(session) = self.sessions.get_mut(&id).filter(|_| !records.is_empty()) else {
+            return Ok(());
+        };
+        session.last_part += 1;
+        session.unacknowledged.insert(session.last_part);
+        let part = session.last_part;
+        self.send(peer, Message::SyncPush { session: id, part, pipeline, records });
         Ok(())
     }
 
@@ -340,20 +377,29 @@ impl Core {
         Ok(())
     }
 
-    pub(super) fn on_sync_push_ack(&mut self, from: NodeId, id: u64, part: u64) {
+    pub(super) fn on_sync_push_ack(
+        &mut self,
+        from: NodeId,
+        id: u64,
+        part: u64,
+    ) -> Result<(), ReadError> {
         let Some(session) = self.sessions.get_mut(&id).filter(|session| session.peer == from)
         else {
-            return;
+            return Ok(());
         };
         session.unacknowledged.remove(&part);
-        session.steps += 1;
-        self.finish_if_done(id);
+        self.note_step(id);
+        self.push_records(id)?;
+        self.go_on(id)
     }
 
     /// Ends a session whose pages are all answered and whose records are all on the other's disk.
     fn finish_if_done(&mut self, id: u64) {
         let done = self.sessions.get_mut(&id).is_some_and(|session| {
-            session.next.is_none() && session.page.is_none() && session.unacknowledged.is_empty()
+            session.next.is_none()
+                && session.page.is_none()
+                && session.owed.is_empty()
+                && session.unacknowledged.is_empty()
         });
         if !done {
             return;
@@ -363,7 +409,9 @@ impl Core {
         match purpose {
             Purpose::Reign(term) => self.on_replica_synced(peer, pipeline, scope, term, theirs),
             Purpose::Offer => self.note_anti_entropy(pipeline),
-            Purpose::HandOff { live, finished } => self.drop_copies(pipeline, live, finished),
+            Purpose::HandOff { live, finished, term } => {
+                self.drop_copies(pipeline, (peer, term), live, finished);
+            }
         }
     }
 
@@ -388,17 +436,16 @@ impl Core {
         if group.elected_term() != Some(term) {
             return;
         }
-        let same = group.finished.digest == theirs;
+        let lacks = scope == Scope::Live && in_view && group.finished.digest != theirs;
         let Some(reign) = group.elected() else { return };
         let merged = reign.unmerged.remove(&peer);
         match reign.peers.get_mut(&peer) {
-            Some(sync) => *sync = PeerSync::InSync,
+            Some(sync) if lacks => *sync = PeerSync::InSync,
+            Some(sync) => *sync = PeerSync::Complete,
             None => return,
         }
-        if scope == Scope::Live && in_view && !same {
+        if lacks {
             self.start_sync(peer, pipeline, Scope::All, Purpose::Reign(term));
-        } else if let Some(disk) = self.members.get(&peer).map(|member| member.advert.disk) {
-            self.send(peer, Message::Admit { pipeline, term, disk });
         }
         if merged {
             self.adopt_if_merged(pipeline);
@@ -415,7 +462,7 @@ impl Core {
             if leader.node == self.me() || !due || !self.is_reachable(leader.node) {
                 continue;
             }
-            if let Some((scope, purpose)) = self.offer(group, beat.live, beat.settled)
+            if let Some((scope, purpose)) = self.offer(group, leader.term, beat)
                 && !self.is_offering(group.id)
             {
                 offers.push((leader.node, group.id, scope, purpose));
@@ -427,27 +474,41 @@ impl Core {
         }
     }
 
-    fn offer(&self, group: &Group, theirs: Digest, settled: bool) -> Option<(Scope, Purpose)> {
+    fn offer(&self, group: &Group, term: Term, beat: &BeatGroup) -> Option<(Scope, Purpose)> {
         let me = self.me();
         let keeps = self.keepers(group.id).contains(&me) || self.view(group.id).contains(&me);
         let holds = group.live.count + group.finished.digest.count > 0;
-        if !keeps && holds && settled {
-            let (live, finished) = (group.live, group.finished.digest);
-            return Some((Scope::All, Purpose::HandOff { live, finished }));
+        let (live, finished) = (group.live, group.finished.digest);
+        if !keeps && holds && beat.settled {
+            return Some((Scope::All, Purpose::HandOff { live, finished, term }));
         }
-        (group.live != theirs && (keeps || holds)).then_some((Scope::Live, Purpose::Offer))
+        // Finished jobs are compared only while nothing is unfinished: else the two are told apart
+        // by what is on its way.
+        let scope = match () {
+            () if live != beat.live => Scope::Live,
+            () if live.count == 0 && finished != beat.finished => Scope::All,
+            () => return None,
+        };
+        (keeps || holds).then_some((scope, Purpose::Offer))
     }
 
     /// All is handed on and durable elsewhere: this node's copies go, if nothing came since.
-    fn drop_copies(&mut self, pipeline: PipelineId, live: Digest, finished: Digest) {
+    fn drop_copies(
+        &mut self,
+        pipeline: PipelineId,
+        to: (NodeId, Term),
+        live: Digest,
+        finished: Digest,
+    ) {
         let me = self.me();
         let needed = self.keepers(pipeline).contains(&me) || self.view(pipeline).contains(&me);
-        let now = self.now;
+        let (now, dirty) = (self.now, self.is_any_dirty(pipeline));
         let Some(group) = self.groups.get_mut(&pipeline) else { return };
+        let led = group.leader.is_some_and(|leader| (leader.node, leader.term) == to);
         let settled = group.beat.as_ref().is_some_and(|beat| beat.settled)
             && group.jobs.values().all(|job| job.pending == 0);
         group.last_anti_entropy = now;
-        if needed || !settled || (group.live, group.finished.digest) != (live, finished) {
+        if needed || dirty || !led || !settled || (group.live, group.finished.digest) != (live, finished) {
             return;
         }
         self.drop_group_data(pipeline);

@@ -103,6 +103,15 @@ impl Core {
             self.worker.given.insert((from, assignment.pipeline), later);
             return self.decline(from, token);
         }
+        let highest = self.groups.get(&assignment.pipeline).map(|group| group.promise.highest);
+        if let Some(term) = highest.filter(|highest| *highest > token.term) {
+            // Another coordinates by now, and may have given the phase to somebody.
+            let pipeline = assignment.pipeline;
+            if from != self.me() {
+                self.send(from, Message::Stale { pipeline, term });
+            }
+            return self.decline(from, token);
+        }
         let Some(host) = self.worker.phases.get_mut(&assignment.phase) else {
             return self.decline(from, token);
         };
@@ -202,6 +211,14 @@ impl Core {
         let ended = self.worker.ended.values().filter(|end| coordinated(&end.pipeline));
         let ended: Vec<Completion> = ended.cloned().collect();
         ended.into_iter().try_for_each(|end| self.on_completed(me, end))
+    }
+
+    /// Nobody will ask for ends of pipelines that were removed.
+    pub(super) fn drop_removed_ends(&mut self) {
+        let catalog = &self.catalog;
+        self.worker
+            .ended
+            .retain(|_, end| catalog.get(&end.pipeline).is_none_or(|entry| !entry.removed));
     }
 
     /// An end is durable at its coordinator.

@@ -100,7 +100,7 @@ impl DurableBeforeSaid {
                     return Err(format!("n{at} acknowledged the end of {token}, which runs on disk"));
                 }
             }
-            Message::Vote { pipeline, term } => return voted(seen, at, *pipeline, *term),
+            Message::Vote { pipeline, term, .. } => return voted(seen, at, *pipeline, *term),
             Message::Ballot(ballot) if ballot.granted && !ballot.pre => {
                 return voted(seen, at, ballot.pipeline, ballot.highest);
             }

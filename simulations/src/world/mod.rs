@@ -51,6 +51,8 @@ pub(crate) enum Event {
     Up { at: usize, peer: usize, session: u64 },
     Down { at: usize, peer: usize, session: u64 },
     Synced { at: usize, life: u64, id: PersistId },
+    /// A round is over: what the core wants done is done.
+    Drain { at: usize, life: u64 },
     Dial,
     Restart(usize),
     Heal,
@@ -184,7 +186,7 @@ impl World {
             if let Some(core) = self.nodes[at].core.as_mut() {
                 core.handle_timeout(now).expect("the disk can be read");
             }
-            self.drain(at);
+            self.end_round(at);
         } else if let Some((key, event)) = self.queue.pop_first() {
             self.handle(key.1, event);
         }
@@ -200,6 +202,7 @@ impl World {
             | Event::Deliver { at, .. }
             | Event::Up { at, .. }
             | Event::Down { at, .. }
+            | Event::Drain { at, .. }
             | Event::Synced { at, .. } => Some(*at),
             _ => None,
         };
@@ -227,6 +230,11 @@ impl World {
             Event::Up { at, peer, session } => self.come_up(at, peer, session),
             Event::Down { at, peer, session } => self.go_down(at, peer, session),
             Event::Synced { at, life, id } => self.synced(at, life, id),
+            Event::Drain { at, life } => {
+                if self.nodes[at].life == life {
+                    self.drain(at);
+                }
+            }
             Event::Dial => self.dial(),
             Event::Restart(at) => {
                 if self.nodes[at].core.is_none() {
@@ -249,6 +257,17 @@ impl World {
         let now = self.local(at);
         if let Some(core) = self.nodes[at].core.as_mut() {
             core.handle_input(now, input).expect("the disk can be read");
+            self.end_round(at);
+        }
+    }
+
+    /// A busy node takes more inputs in before it takes effects out.
+    fn end_round(&mut self, at: usize) {
+        if self.random.per_mille(self.options.rounds_per_mille) {
+            let after = self.random.between(0, 3);
+            let life = self.nodes[at].life;
+            self.push(after, Event::Drain { at, life });
+        } else {
             self.drain(at);
         }
     }
