@@ -186,7 +186,17 @@ impl UpArgs {
     /// # Errors
     /// Something cannot be used; the error names it.
     pub fn resolve(self, registry: &PhaseRegistry) -> Result<Settings, ConfigError> {
-        self.resolve_with(registry, env::var("CARBONMESH_SECRET").ok())
+        let secret = match env::var("CARBONMESH_SECRET") {
+            Ok(secret) => Some(secret),
+            Err(env::VarError::NotPresent) => None,
+            Err(env::VarError::NotUnicode(_)) => {
+                return Err(wrong(
+                    "CARBONMESH_SECRET",
+                    "it is no text: use a file for such a secret",
+                ));
+            }
+        };
+        self.resolve_with(registry, secret)
     }
 
     fn resolve_with(
@@ -200,6 +210,10 @@ impl UpArgs {
         };
         let (limits, free_bytes) = file.limits.resolve()?;
         let timing = file.timing.resolve()?;
+        if secret.is_some() && self.secret_file.is_some() {
+            let reason = "CARBONMESH_SECRET is set too: give the secret in one way only";
+            return Err(wrong("--secret-file", reason));
+        }
         let secret_file = self.secret_file.or(file.secret_file);
         let secret = read_secret(secret, secret_file.as_deref())?;
         let exposed_ok = secret.is_some();

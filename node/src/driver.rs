@@ -68,6 +68,8 @@ pub(crate) enum Command {
     Drain(oneshot::Sender<()>),
     /// End at once.
     Stop,
+    /// A sync failed outside the driver's own writes.
+    Fail(StorageError),
 }
 
 /// Where inputs come from.
@@ -243,6 +245,7 @@ impl Driver {
                 self.drained = Some(drained);
                 self.core.handle_input(now, Input::Draining)?;
             }
+            Some(Command::Fail(error)) => return Err(error.into()),
             // Nobody is left who could ask for more.
             Some(Command::Stop) | None => round.stop = true,
         }

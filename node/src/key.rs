@@ -30,6 +30,15 @@ pub enum KeyError {
         /// Which.
         path: PathBuf,
     },
+    /// The folder was used with a key that is gone.
+    #[error(
+        "the node's key {} is missing: bring it back from a backup, or remove the whole data folder to start as a new node",
+        path.display()
+    )]
+    Missing {
+        /// Which.
+        path: PathBuf,
+    },
     /// The file holds something else.
     #[error(
         "{} is no key: bring the file back from a backup, or remove the whole data folder to start as a new node",
@@ -41,11 +50,11 @@ pub enum KeyError {
     },
 }
 
-/// Reads the key, or makes it if there is none.
+/// Reads the key, or makes it if the folder is new.
 ///
 /// # Errors
 /// It cannot be used, or others may read it.
-pub(crate) fn load_or_create(path: &Path) -> Result<Keypair, KeyError> {
+pub(crate) fn load_or_create(path: &Path, folder_is_new: bool) -> Result<Keypair, KeyError> {
     let failed = |source| KeyError::Io { path: path.to_owned(), source };
     match fs::metadata(path) {
         Ok(metadata) if metadata.permissions().mode() & 0o077 != 0 => {
@@ -58,7 +67,13 @@ pub(crate) fn load_or_create(path: &Path) -> Result<Keypair, KeyError> {
             key.clone().try_into_ed25519().map_err(|_| damaged())?;
             Ok(key)
         }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => create(path).map_err(failed),
+        Err(error) if error.kind() == io::ErrorKind::NotFound && folder_is_new => {
+            create(path).map_err(failed)
+        }
+        // What the folder has promised, it has promised under the lost key's name.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            Err(KeyError::Missing { path: path.to_owned() })
+        }
         Err(error) => Err(failed(error)),
     }
 }

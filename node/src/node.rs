@@ -12,8 +12,9 @@ use std::{
 };
 
 use carbonmesh_protocol::{config::Config as CoreConfig, core::Core, id::NodeId, store::ReadError};
-use carbonmesh_storage::{DataDir, OpenError, StorageError, StoreReader, free_bytes};
+use carbonmesh_storage::{DataDir, MarkError, OpenError, StorageError, StoreReader, free_bytes};
 use libp2p::{Multiaddr, multiaddr::Protocol};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde_json::json;
 use thiserror::Error;
 use tokio::{
@@ -34,7 +35,7 @@ use crate::{
     http::{self, HttpLimits},
     key,
     net::{self, Net, NetConfig, NetError, Secret},
-    phase::{PhaseHost, PhaseRegistry},
+    phase::{self, PhaseHost, PhaseRegistry},
 };
 
 /// How long a node that stops waits for what runs on it.
@@ -80,6 +81,9 @@ pub enum RunError {
     /// The store cannot be closed in order. What was acknowledged is on disk.
     #[error("cannot close the data folder in order: {0}")]
     Close(#[from] StorageError),
+    /// The mark cannot be written at the end. What was acknowledged is on disk.
+    #[error("cannot close the data folder in order: {0}")]
+    Mark(#[from] MarkError),
     /// It ran, and failed.
     #[error(transparent)]
     Driver(#[from] DriverError),
@@ -107,6 +111,7 @@ pub struct Node {
     commands: mpsc::Sender<Command>,
     ended: oneshot::Receiver<Result<(), DriverError>>,
     server: JoinHandle<io::Result<()>>,
+    mark: JoinHandle<()>,
     cancel: CancelOnDrop,
 }
 
@@ -135,7 +140,7 @@ impl Node {
             );
         }
         let cancel = CancelOnDrop(CancellationToken::new());
-        let keypair = key::load_or_create(&settings.data_dir.join("key"))?;
+        let keypair = key::load_or_create(&settings.data_dir.join("key"), data.is_new)?;
         let listener = TcpListener::bind(settings.http)
             .await
             .map_err(|source| RunError::Http { address: settings.http, source })?;
@@ -148,7 +153,7 @@ impl Node {
         let (commands, command_inputs) = mpsc::channel(16);
         let node = net.node_id();
         let core = new_core(&settings, node, &data)?;
-        let host = PhaseHost::new(settings.phases, settings.limits.result_bytes, ends);
+        let host = PhaseHost::new(settings.phases, settings.limits.result_bytes, ends)?;
         let inputs = Inputs {
             net: net_inputs,
             calls: call_inputs,
@@ -162,11 +167,11 @@ impl Node {
         let limits = HttpLimits { job_bytes: settings.limits.job_bytes, ..HttpLimits::default() };
         let router = http::router(handle.clone(), limits);
         let server = tokio::spawn(http::serve(listener, router, cancel.0.clone()));
-        tokio::spawn(keep_mark(data.clone(), cancel.0.clone()));
+        let mark = tokio::spawn(keep_mark(data.clone(), commands.clone(), cancel.0.clone()));
         let path = settings.data_dir.clone();
         let watch = watch_space(path, settings.free_bytes, commands.clone(), cancel.0.clone());
         tokio::spawn(watch);
-        Ok(Self { handle, http, net, data, commands, ended, server, cancel })
+        Ok(Self { handle, http, net, data, commands, ended, server, mark, cancel })
     }
 
     /// Talks to the node.
@@ -212,6 +217,8 @@ impl Node {
         if let Ok(Err(error)) = self.server.await {
             warn!(%error, "the HTTP interface did not end in order");
         }
+        // An error here is a panic in the task, which has been reported already.
+        let _ = self.mark.await;
         ended?;
         self.data.storage.flush()?;
         self.data.mark()?;
@@ -230,11 +237,31 @@ pub async fn run(args: UpArgs, phases: PhaseRegistry) -> Result<(), RunError> {
         info!("no cluster secret: only nodes on this machine can join (see --secret-file)");
     }
     let (name, ready_file) = (settings.name.clone(), settings.ready_file.clone());
+    raise_file_limit();
+    let guard = phase::groups::Guard::start();
+    if let Err(error) = &guard {
+        warn!(%error, "cannot watch over commands: if this node is killed, they go on");
+    }
+    let done = serve(settings, &name, ready_file.as_deref()).await;
+    phase::groups::kill_all();
+    done
+}
+
+/// Each attempt of a command takes some descriptors, and the usual limit is low.
+fn raise_file_limit() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most));
+    if let Err(error) = raised {
+        warn!(%error, "cannot raise the limit of open files");
+    }
+}
+
+async fn serve(settings: Settings, name: &str, ready_file: Option<&Path>) -> Result<(), RunError> {
     // Before anything starts, so that no signal ends a half-started node.
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut node = Box::pin(Node::start(settings)).await?;
-    announce(&node, &name, ready_file.as_deref())?;
+    announce(&node, name, ready_file)?;
     tokio::select! {
         _ = terminate.recv() => info!("stopping"),
         _ = interrupt.recv() => info!("stopping; press Ctrl-C again to stop at once"),
@@ -324,7 +351,7 @@ fn new_core(settings: &Settings, node: NodeId, data: &DataDir) -> Result<Core, R
 }
 
 /// Writes the side file again and again.
-async fn keep_mark(data: Arc<DataDir>, cancel: CancellationToken) {
+async fn keep_mark(data: Arc<DataDir>, commands: mpsc::Sender<Command>, cancel: CancellationToken) {
     let mut every = tokio::time::interval(MARK_EVERY);
     every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -334,9 +361,14 @@ async fn keep_mark(data: Arc<DataDir>, cancel: CancellationToken) {
         }
         let data = data.clone();
         let marked = tokio::task::spawn_blocking(move || data.mark()).await;
-        if let Ok(Err(error)) = marked {
-            // The driver meets the same disk with what matters; this only says so early.
-            warn!(%error, "cannot write the mark");
+        match marked {
+            Ok(Err(MarkError::Sync(error))) => {
+                // What a failed sync has lost is not known: it must not be tried again.
+                let _ = commands.send(Command::Fail(error)).await;
+                return;
+            }
+            Ok(Err(MarkError::File(error))) => warn!(%error, "cannot write the mark"),
+            Ok(Ok(())) | Err(_) => {}
         }
     }
 }

@@ -14,6 +14,9 @@ use crate::{codec, id::PipelineId, name::Name};
 /// The most phases that one pipeline may have.
 pub const MAX_PHASES: usize = 256;
 
+/// The longest time-out or wait that a phase may have.
+pub const MAX_DURATION: Duration = Duration::from_secs(366 * 24 * 3600);
+
 /// The most copies that a pipeline may ask for.
 pub const MAX_REPLICAS: u8 = 9;
 
@@ -224,6 +227,15 @@ impl PipelineDef {
         for (position, phase) in phases.iter().enumerate() {
             let field = || format!("phases[{position}].max_attempts");
             in_range(&name, field, phase.max_attempts.into(), 1, 1000)?;
+            let waits = [
+                ("timeout", phase.timeout.unwrap_or_default()),
+                ("backoff.initial", phase.backoff.initial),
+                ("backoff.max", phase.backoff.max),
+            ];
+            for (what, wait) in waits {
+                let field = || format!("phases[{position}].{what} in seconds");
+                in_range(&name, field, wait.as_secs(), 0, MAX_DURATION.as_secs())?;
+            }
         }
         let order = topological(&name, &phases, &after)?;
         let place = |old: usize| order.iter().position(|&at| at == old).unwrap_or_default() as u16;
@@ -244,7 +256,11 @@ impl PipelineDef {
     pub fn is_valid(&self) -> bool {
         let names: BTreeSet<&Name> = self.phases.iter().map(|phase| &phase.name).collect();
         let sound = |(position, phase): (usize, &PhaseDef)| {
-            phase.max_attempts >= 1 && phase.after.iter().all(|at| usize::from(*at) < position)
+            let waits =
+                [phase.timeout.unwrap_or_default(), phase.backoff.initial, phase.backoff.max];
+            phase.max_attempts >= 1
+                && waits.iter().all(|wait| *wait <= MAX_DURATION)
+                && phase.after.iter().all(|at| usize::from(*at) < position)
         };
         (1..=MAX_PHASES).contains(&self.phases.len())
             && names.len() == self.phases.len()

@@ -92,7 +92,12 @@ fn messages() -> Vec<Message> {
             }],
         }),
         Message::ReplicateAck { batch: 8, missing: vec![(pipeline(), job())] },
-        Message::BeatAck(BeatAck { sequence: 3, attempts: vec![held] }),
+        Message::BeatAck(BeatAck {
+            sequence: 3,
+            disk: DiskId(9),
+            unadmitted: vec![pipeline()],
+            attempts: vec![held],
+        }),
         Message::Assign(Assignment {
             token: token(),
             pipeline: pipeline(),

@@ -35,14 +35,16 @@ fn progress() -> impl Strategy<Value = Progress> {
 }
 
 fn attempt() -> impl Strategy<Value = AttemptView> {
-    (1u32..4, node(), token(), 0u64..9).prop_map(|(number, worker, token, started_ms)| AttemptView {
-        number,
-        worker,
-        token,
-        started_ms,
-        finished_ms: None,
-        error: None,
-        lost: false,
+    (1u32..4, node(), token(), 0u64..9).prop_map(|(number, worker, token, started_ms)| {
+        AttemptView {
+            number,
+            worker,
+            token,
+            started_ms,
+            finished_ms: None,
+            error: None,
+            lost: false,
+        }
     })
 }
 

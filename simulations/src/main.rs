@@ -62,7 +62,10 @@ fn main() -> ExitCode {
     let failed = run_all(&arguments);
     for (seed, report) in &failed {
         for violation in &report.violations {
-            println!("seed {seed}: {:?} {}: {}", violation.kind, violation.invariant, violation.detail);
+            println!(
+                "seed {seed}: {:?} {}: {}",
+                violation.kind, violation.invariant, violation.detail
+            );
         }
         println!("  see it: carbonmesh-sim replay {seed}");
     }

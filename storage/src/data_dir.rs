@@ -8,11 +8,12 @@
 //! Other files of the node may lie beside them.
 
 use std::{
-    fs::{self, DirBuilder, File},
+    fs::{self, DirBuilder, File, TryLockError},
     io::{self, Write as _},
-    os::unix::fs::DirBuilderExt,
+    os::unix::fs::{DirBuilderExt, MetadataExt},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use carbonmesh_protocol::{
@@ -103,19 +104,35 @@ pub enum OpenError {
     },
 }
 
+/// The mark could not be written; it is the old one.
+#[derive(Debug, Error)]
+pub enum MarkError {
+    /// The store could not be synced: it must not be written to any more.
+    #[error("syncing the store failed: {0}")]
+    Sync(StorageError),
+    /// Only the mark's own file could not be written.
+    #[error("writing the mark failed: {0}")]
+    File(io::Error),
+}
+
 /// An open data folder; closed when dropped.
 #[derive(Debug)]
 pub struct DataDir {
     path: PathBuf,
     /// Which disk this is: another after it may have lost something.
     pub disk_id: DiskId,
-    /// How often it was started, this time included; on disk.
+    /// Counts its starts, this one included; on disk. A new disk does not begin at one, but beyond
+    /// what an earlier one under the same name can have reached.
     pub boot: u64,
+    /// Whether it was made just now.
+    pub is_new: bool,
     /// Why the folder may have forgotten what it promised, if so; `disk_id` is new then.
     pub amnesia: Option<String>,
     /// What it holds.
     pub storage: Arc<dyn Storage>,
     marked: Mutex<Mark>,
+    /// Keeps others out for as long as it is open.
+    _lock: File,
 }
 
 impl DataDir {
@@ -125,6 +142,8 @@ impl DataDir {
     /// It cannot be used; each cause has its own error.
     pub fn open(path: &Path, mut random: impl FnMut() -> u64) -> Result<Self, OpenError> {
         prepare(path)?;
+        let lock = lock(path)?;
+        let place = place(&lock).map_err(|error| io_failed(path, &error))?;
         let store = path.join(STORE);
         let rocks = RocksStorage::open(&store).map_err(|error| open_failed(path, &error))?;
         let stored = |error| store_failed(path, error);
@@ -138,14 +157,16 @@ impl DataDir {
             None => None,
         };
         let mark = Mark::read(path).map_err(|error| io_failed(path, &error))?;
-        let amnesia = amnesia(identity, sequence, mark);
+        let amnesia = amnesia(identity, sequence, mark, place);
 
+        let identity_before = identity;
         let known = identity.filter(|_| amnesia.is_none());
         let disk = known.map_or_else(|| DiskId(random()), |identity| identity.disk);
         // Above what was ever promised under this node's name.
         let boots = identity.into_iter().chain(mark).map(|mark| mark.boot);
         let boot = boots.max().unwrap_or_default() + 1;
-        let identity = Mark { disk, boot, sequence: 0 };
+        let boot = if known.is_some() { boot } else { boot.max(unix_s()) };
+        let identity = Mark { disk, boot, sequence: 0, place };
         let put = Write::Put {
             table: Table::Meta,
             key: IDENTITY_KEY.into(),
@@ -156,11 +177,16 @@ impl DataDir {
             path: path.to_owned(),
             disk_id: disk,
             boot,
+            is_new: identity_before.is_none(),
             amnesia,
             storage: Arc::new(rocks),
             marked: Mutex::new(identity),
+            _lock: lock,
         };
-        opened.mark().map_err(stored)?;
+        opened.mark().map_err(|error| match error {
+            MarkError::Sync(error) => store_failed(path, error),
+            MarkError::File(error) => io_failed(path, &error),
+        })?;
         Ok(opened)
     }
 
@@ -173,27 +199,32 @@ impl DataDir {
     ///
     /// # Errors
     /// The disk fails or is full; the mark is then the old one.
-    pub fn mark(&self) -> Result<(), StorageError> {
+    pub fn mark(&self) -> Result<(), MarkError> {
         let mut marked = self.marked.lock().unwrap_or_else(PoisonError::into_inner);
-        let sequence = self.storage.statistics()?.sequence;
+        let sequence = self.storage.statistics().map_err(MarkError::Sync)?.sequence;
         if sequence == marked.sequence {
             return Ok(());
         }
         // The mark must not promise what a power cut could still take.
-        self.storage.flush()?;
+        self.storage.flush().map_err(MarkError::Sync)?;
         let fresh = Mark { sequence, ..*marked };
-        fresh.save(&self.path).map_err(|error| match error.kind() {
-            io::ErrorKind::StorageFull => StorageError::Full(error.to_string()),
-            _ => StorageError::Io(format!("writing the mark: {error}")),
-        })?;
+        fresh.save(&self.path).map_err(MarkError::File)?;
         *marked = fresh;
         Ok(())
     }
 }
 
 /// Why the store may have forgotten something.
-fn amnesia(identity: Option<Mark>, sequence: u64, mark: Option<Mark>) -> Option<String> {
+fn amnesia(
+    identity: Option<Mark>,
+    sequence: u64,
+    mark: Option<Mark>,
+    place: u64,
+) -> Option<String> {
     match (identity, mark) {
+        (Some(identity), _) if identity.place != place => {
+            Some("the folder is a copy, was restored from one, or was moved".to_owned())
+        }
         (None, None) => None,
         (None, Some(_)) => Some("the store is empty, but was not".to_owned()),
         (Some(_), None) => Some("the mark is missing".to_owned()),
@@ -209,6 +240,33 @@ fn amnesia(identity: Option<Mark>, sequence: u64, mark: Option<Mark>) -> Option<
         }
         _ => None,
     }
+}
+
+/// Makes sure that no other process has the folder, before anything in it is touched.
+fn lock(path: &Path) -> Result<File, OpenError> {
+    let file = File::open(path.join(FORMAT_FILE)).map_err(|error| io_failed(path, &error))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(OpenError::InUse { path: path.to_owned() }),
+        Err(TryLockError::Error(error)) => Err(io_failed(path, &error)),
+    }
+}
+
+/// What tells a folder from a copy of it: files that are copied get other inodes, other times of
+/// birth, or another machine.
+fn place(format: &File) -> io::Result<u64> {
+    let about = format.metadata()?;
+    let machine = fs::read("/etc/machine-id").unwrap_or_default();
+    let born = about.created().ok().and_then(|at| at.duration_since(UNIX_EPOCH).ok());
+    let born = born.unwrap_or_default().as_nanos();
+    let parts = [&machine[..], &about.ino().to_le_bytes(), &born.to_le_bytes()].concat();
+    // Two sums of 32 bits: this guards against mistakes, not against malice.
+    let (low, high) = (crc32c::crc32c(&parts), crc32c::crc32c_append(!0, &parts));
+    Ok(u64::from(low) | u64::from(high) << 32)
+}
+
+fn unix_s() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
 /// Makes the folder, or checks that it is ours.

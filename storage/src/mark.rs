@@ -17,6 +17,8 @@ pub(crate) struct Mark {
     pub(crate) disk: DiskId,
     pub(crate) boot: u64,
     pub(crate) sequence: u64,
+    /// What tells the folder from a copy of it.
+    pub(crate) place: u64,
 }
 
 /// The mark's file name.
@@ -41,24 +43,26 @@ impl Mark {
         File::open(folder)?.sync_all()
     }
 
-    pub(crate) fn to_bytes(self) -> [u8; 28] {
-        let mut bytes = [0; 28];
+    pub(crate) fn to_bytes(self) -> [u8; 36] {
+        let mut bytes = [0; 36];
         bytes[..8].copy_from_slice(&self.disk.0.to_le_bytes());
         bytes[8..16].copy_from_slice(&self.boot.to_le_bytes());
         bytes[16..24].copy_from_slice(&self.sequence.to_le_bytes());
-        let crc = crc32c::crc32c(&bytes[..24]);
-        bytes[24..].copy_from_slice(&crc.to_le_bytes());
+        bytes[24..32].copy_from_slice(&self.place.to_le_bytes());
+        let crc = crc32c::crc32c(&bytes[..32]);
+        bytes[32..].copy_from_slice(&crc.to_le_bytes());
         bytes
     }
 
     pub(crate) fn from_bytes(bytes: &[u8]) -> Option<Self> {
-        let (body, crc) = bytes.split_at_checked(24)?;
+        let (body, crc) = bytes.split_at_checked(32)?;
         if crc != crc32c::crc32c(body).to_le_bytes() {
             return None;
         }
         let word = |at: usize| {
             body.get(at..at + 8).and_then(|word| word.try_into().ok()).map(u64::from_le_bytes)
         };
-        Some(Self { disk: DiskId(word(0)?), boot: word(8)?, sequence: word(16)? })
+        let (disk, boot) = (DiskId(word(0)?), word(8)?);
+        Some(Self { disk, boot, sequence: word(16)?, place: word(24)? })
     }
 }

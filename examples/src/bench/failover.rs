@@ -33,10 +33,8 @@ pub async fn coordinators(results: &mut Results, kills: usize) -> Result<(), Err
         let at_ms = now_ms();
         // What survivors had been given before the kill was started at once: only what begins after
         // the new term is known can come from the new coordinator.
-        wait_for("a new coordinator", async || {
-            bench.cluster.coordinator(survivor, "p").await
-        })
-        .await?;
+        wait_for("a new coordinator", async || bench.cluster.coordinator(survivor, "p").await)
+            .await?;
         let elected_ms = now_ms();
         let first = wait_for("the first dispatch", async || {
             let starts = bench.starts().into_iter().map(|start| start.at_ms);
@@ -72,11 +70,12 @@ pub async fn workers(results: &mut Results, kills: usize) -> Result<(), Error> {
         bench.cluster.kill(killed)?;
         let at_ms = now_ms();
         let before = bench.starts();
-        let there = |start: &&Start| {
-            start.node == killed && start.at_ms + PHASE_MS > at_ms
-        };
-        let running: BTreeSet<(String, String)> =
-            before.iter().filter(there).map(|start| (start.job.clone(), start.step.clone())).collect();
+        let there = |start: &&Start| start.node == killed && start.at_ms + PHASE_MS > at_ms;
+        let running: BTreeSet<(String, String)> = before
+            .iter()
+            .filter(there)
+            .map(|start| (start.job.clone(), start.step.clone()))
+            .collect();
         lost += finish(&bench, &coordinator, &jobs).await?;
         let again = bench.starts().into_iter().filter(|start| {
             start.at_ms >= at_ms && running.contains(&(start.job.clone(), start.step.clone()))
@@ -98,7 +97,8 @@ pub async fn workers(results: &mut Results, kills: usize) -> Result<(), Error> {
 async fn begin(bench: &Bench, node: &str) -> Result<Vec<String>, Error> {
     let jobs: Vec<Value> = (0..JOBS).map(|at| json!({ "at": at, "ms": PHASE_MS })).collect();
     let jobs = bench.enqueue(node, &jobs).await?;
-    wait_for("all slots are busy", async || Ok((bench.starts().len() >= 150).then_some(()))).await?;
+    wait_for("all slots are busy", async || Ok((bench.starts().len() >= 150).then_some(())))
+        .await?;
     Ok(jobs)
 }
 

@@ -22,7 +22,8 @@ pub async fn measure(
     let bench = Bench::start("noop", phases).await?;
     let coordinator = bench.coordinator("a").await?;
     let gateway = NAMES.into_iter().find(|name| *name != coordinator).ok_or("no other node")?;
-    let bodies = |count: usize| -> Vec<Value> { (0..count).map(|at| json!({ "at": at })).collect() };
+    let bodies =
+        |count: usize| -> Vec<Value> { (0..count).map(|at| json!({ "at": at })).collect() };
     // The first jobs warm connections and caches.
     let warm = jobs / 20 + 1;
     bench.enqueue(gateway, &bodies(warm)).await?;

@@ -53,7 +53,10 @@ pub(super) async fn run(args: EnqueueArgs, client: &Client, out: &Output) -> Res
     }
     let answer = client.answer::<ReceiptDoc>(request, Duration::ZERO).await?;
     match args.wait {
-        Some(limit) => job::wait(&answer.document.id, limit, client, out).await,
+        Some(limit) => {
+            let id = &answer.document.id;
+            job::wait(id, limit, client, out).await.map_err(|failure| failure.after_accepted(id))
+        }
         None => out.answer(&answer, receipt),
     }
 }

@@ -76,6 +76,14 @@ pub(super) enum Failure {
         /// What is known of the jobs.
         unanswered: Unanswered,
     },
+    /// The job was accepted, but not seen to its end.
+    #[error("job {job} was accepted; waiting for it failed: {reason}")]
+    Unseen {
+        /// Which.
+        job: String,
+        /// What happened.
+        reason: Box<Failure>,
+    },
     /// Whoever read our output has seen enough.
     #[error("stdout is closed")]
     OutputClosed,
@@ -107,6 +115,19 @@ impl Failure {
             source = inner.source();
         }
         Self::Node(message)
+    }
+
+    /// The same failure, when it came after the job had been accepted.
+    pub(super) fn after_accepted(self, job: &str) -> Self {
+        match self {
+            Self::NoNode(_)
+            | Self::Lost { .. }
+            | Self::Unreadable { .. }
+            | Self::NoAnswer { .. }
+            | Self::Refused(_) => Self::Unseen { job: job.to_owned(), reason: Box::new(self) },
+            // These name the job, or have nothing to do with it.
+            other => other,
+        }
     }
 
     /// Whether there is nothing to say.
@@ -147,7 +168,7 @@ impl Failure {
             Self::NoNode(_) => 3,
             Self::Ended { .. } => 4,
             Self::StillUnfinished { .. } | Self::NoAnswer { .. } => 6,
-            Self::Stopped { reason, .. } => reason.code(),
+            Self::Stopped { reason, .. } | Self::Unseen { reason, .. } => reason.code(),
             Self::Refused(_)
             | Self::Lost { .. }
             | Self::Unreadable { .. }

@@ -78,6 +78,9 @@ enum Command {
     Status,
     /// Print the version of this program and of the node
     Version,
+    /// Kill what a node that is gone has left running; nodes start this themselves
+    #[command(hide = true, name = crate::phase::groups::Guard::COMMAND)]
+    KillOrphans,
     /// Print completions for a shell
     Completions {
         /// Which shell
@@ -112,6 +115,10 @@ async fn run(cli: Cli, phases: PhaseRegistry) -> Result<(), Failure> {
         Command::Phase(cluster::PhaseCommand::Ls) => cluster::phases(&client()?, &out).await,
         Command::Status => cluster::status(&client()?, &out).await,
         Command::Version => cluster::version(&client()?, &out).await,
+        Command::KillOrphans => {
+            crate::phase::groups::guard(std::io::stdin().lock());
+            Ok(())
+        }
         Command::Completions { shell } => {
             // To memory first: the generator panics if its writer fails.
             let mut script = Vec::new();

@@ -52,6 +52,7 @@ pub(super) struct PhaseSection {
 pub(super) struct LimitsSection {
     job_bytes: Option<usize>,
     result_bytes: Option<usize>,
+    job_results_bytes: Option<usize>,
     waiting_jobs: Option<u64>,
     waiting_bytes: Option<usize>,
     pipelines: Option<usize>,
@@ -68,6 +69,7 @@ pub(super) struct TimingSection {
     ack_timeout: Option<String>,
     election_step: Option<String>,
     minority_wait: Option<String>,
+    start_wait: Option<String>,
     request_timeout: Option<String>,
     anti_entropy: Option<String>,
     replace_after: Option<String>,
@@ -120,6 +122,7 @@ impl LimitsSection {
         let limits = Limits {
             job_bytes: self.job_bytes.unwrap_or(default.job_bytes),
             result_bytes: self.result_bytes.unwrap_or(default.result_bytes),
+            job_results_bytes: self.job_results_bytes.unwrap_or(default.job_results_bytes),
             waiting_jobs: self.waiting_jobs.unwrap_or(default.waiting_jobs),
             waiting_bytes: self.waiting_bytes.unwrap_or(default.waiting_bytes),
             pipelines: self.pipelines.unwrap_or(default.pipelines),
@@ -127,9 +130,11 @@ impl LimitsSection {
         };
         // A job and its results have to fit into one message with room to spare.
         const MOST: usize = 16 << 20;
-        for (name, value) in
-            [("job_bytes", limits.job_bytes), ("result_bytes", limits.result_bytes)]
-        {
+        for (name, value) in [
+            ("job_bytes", limits.job_bytes),
+            ("result_bytes", limits.result_bytes),
+            ("job_results_bytes", limits.job_results_bytes),
+        ] {
             if value == 0 || value > MOST {
                 let reason = format!("{value} is not possible: 1 to {MOST} bytes are");
                 return Err(wrong(format!("limits.{name}"), reason));
@@ -153,6 +158,7 @@ impl TimingSection {
             ack_timeout: or("ack_timeout", &self.ack_timeout, default.ack_timeout)?,
             election_step: or("election_step", &self.election_step, default.election_step)?,
             minority_wait: or("minority_wait", &self.minority_wait, default.minority_wait)?,
+            start_wait: or("start_wait", &self.start_wait, default.start_wait)?,
             request_timeout: or("request_timeout", &self.request_timeout, default.request_timeout)?,
             anti_entropy: or("anti_entropy", &self.anti_entropy, default.anti_entropy)?,
             replace_after: or("replace_after", &self.replace_after, default.replace_after)?,

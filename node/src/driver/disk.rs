@@ -18,8 +18,9 @@ use super::DriverError;
 /// How many batches may wait: a disk that falls back further holds the core up.
 const WAITING: usize = 1024;
 
-/// How many changes are joined to one write.
+/// How many changes are joined to one write, and how many bytes, about.
 const JOINED: usize = 16_384;
+const JOINED_BYTES: usize = 16 << 20;
 
 /// Batches that are on disk, in their order; or why they are not.
 pub(super) type Written = Result<Vec<PersistId>, StorageError>;
@@ -54,11 +55,13 @@ fn run(
     written: &mpsc::UnboundedSender<Written>,
 ) {
     while let Ok((first, mut writes)) = waiting.recv() {
-        let mut ids = vec![first];
+        let (mut ids, mut bytes) = (vec![first], size(&writes));
         while writes.len() < JOINED
+            && bytes < JOINED_BYTES
             && let Ok((id, more)) = waiting.try_recv()
         {
             ids.push(id);
+            bytes += size(&more);
             writes.extend(more);
         }
         let result = match writes.is_empty() {
@@ -70,4 +73,12 @@ fn run(
             return;
         }
     }
+}
+
+fn size(writes: &[Write]) -> usize {
+    let value = |write: &Write| match write {
+        Write::Put { value, .. } => value.len(),
+        Write::Delete { .. } | Write::DeleteRange { .. } => 0,
+    };
+    writes.iter().map(value).sum()
 }

@@ -25,7 +25,7 @@ use futures::{FutureExt, StreamExt, stream};
 
 use super::{
     Api, Problem,
-    extract::broken_body,
+    extract::{broken_body, next_chunk},
     lines::{Line, Lines},
     view::{LineDoc, ReceiptDoc},
 };
@@ -119,15 +119,15 @@ impl Reader {
                 return (!waiting).then_some((batch, self));
             }
             let chunk = match self.chunks.next().now_or_never() {
-                Some(chunk) => chunk,
-                None if waiting => self.chunks.next().await,
+                Some(chunk) => chunk.map(|chunk| chunk.map_err(|error| broken_body(&error))),
+                None if waiting => next_chunk(&mut self.chunks).await,
                 None => return Some((batch, self)),
             };
             match chunk {
                 Some(Ok(bytes)) => self.lines.push(&bytes),
-                Some(Err(error)) => {
+                Some(Err(problem)) => {
                     self.ended = true;
-                    batch.push(self.lines.number() + 1, Err(broken_body(&error)));
+                    batch.push(self.lines.number() + 1, Err(problem));
                 }
                 None => {
                     self.ended = true;

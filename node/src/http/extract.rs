@@ -3,13 +3,14 @@
 use std::{fmt, str::FromStr, time::Duration};
 
 use axum::{
-    body::Body,
+    body::{Body, BodyDataStream},
     extract::{FromRequestParts, Path, Query},
     http::{HeaderMap, StatusCode, header::CONTENT_TYPE, request::Parts},
 };
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
 use serde::{Deserialize, Deserializer, de::DeserializeOwned, de::Error as _};
+use tokio::time::timeout;
 
 use super::Problem;
 use crate::document::parse_duration;
@@ -17,6 +18,9 @@ use crate::document::parse_duration;
 /// How many times its limit a body may have to be read to its end, so that its sender, who may not
 /// listen before it has sent all, gets to read the refusal.
 const DRAIN: usize = 8;
+
+/// How long the next piece of a body may take.
+const CHUNK_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The one variable part of a path.
 pub(super) struct PathPart<T>(pub(super) T);
@@ -91,8 +95,8 @@ pub(super) fn wrong_media_type(found: &str, allowed: &str) -> Problem {
 pub(super) async fn read_body(body: Body, limit: usize) -> Result<Bytes, Problem> {
     let mut chunks = body.into_data_stream();
     let (mut read, mut kept) = (0, BytesMut::new());
-    while let Some(chunk) = chunks.next().await {
-        let chunk = chunk.map_err(|error| broken_body(&error))?;
+    while let Some(chunk) = next_chunk(&mut chunks).await {
+        let chunk = chunk?;
         read += chunk.len();
         if read <= limit {
             kept.extend_from_slice(&chunk);
@@ -101,6 +105,20 @@ pub(super) async fn read_body(body: Body, limit: usize) -> Result<Bytes, Problem
         }
     }
     if read > limit { Err(Problem::too_large("the body", limit)) } else { Ok(kept.freeze()) }
+}
+
+/// A body's next piece: a client that sends none for long is not waited for.
+pub(super) async fn next_chunk(chunks: &mut BodyDataStream) -> Option<Result<Bytes, Problem>> {
+    match timeout(CHUNK_TIMEOUT, chunks.next()).await {
+        Ok(chunk) => chunk.map(|chunk| chunk.map_err(|error| broken_body(&error))),
+        Err(_) => {
+            let seconds = CHUNK_TIMEOUT.as_secs();
+            let detail =
+                format!("no more of the body came for {seconds} s: send it without pauses");
+            let status = StatusCode::REQUEST_TIMEOUT;
+            Some(Err(Problem::new(status, "slow-body", "request timed out", detail)))
+        }
+    }
 }
 
 /// The body ended before its end.

@@ -64,8 +64,8 @@ fn host_of_origin(origin: &str) -> Option<&str> {
 
 fn foreign(header: &str, value: &str) -> Problem {
     let detail = format!(
-        "the {header} header names `{value}`, by which this node may not be called: use localhost, \
-         or add the host to the node's configuration"
+        "the {header} header names `{value}`, by which this node may not be called: call it as \
+         localhost, and let a proxy in front of it send `Host: localhost`"
     );
     Problem::new(StatusCode::FORBIDDEN, "foreign-host", "foreign host", detail)
 }

@@ -20,6 +20,7 @@ pub mod view;
 
 use std::{io, sync::Arc, time::Duration};
 
+use axum::serve::Listener as _;
 use axum::{
     Router,
     http::{Method, StatusCode, Uri},
@@ -30,6 +31,12 @@ use carbonmesh_protocol::{
     config::Limits,
     io::{Request, Response},
 };
+use hyper::server::conn::http1;
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    server::graceful::GracefulShutdown,
+    service::TowerToHyperService,
+};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -39,6 +46,9 @@ pub use problem::Problem;
 
 /// How long requests that are under way may go on once the server is told to stop.
 const STOP_GRACE: Duration = Duration::from_secs(5);
+
+/// How long a client may take to send a request's head, or keep a connection without one.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How much the HTTP interface takes, and from whom.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -115,17 +125,29 @@ pub async fn serve(
     router: Router,
     cancel: CancellationToken,
 ) -> io::Result<()> {
-    let listener = listener::Bounded::new(listener, listener::MAX_CONNECTIONS);
-    let server =
-        axum::serve(listener, router).with_graceful_shutdown(cancel.clone().cancelled_owned());
-    let too_late = async {
-        cancel.cancelled().await;
-        tokio::time::sleep(STOP_GRACE).await;
-    };
-    tokio::select! {
-        served = server.into_future() => served,
-        () = too_late => Ok(()),
+    let mut listener = listener::Bounded::new(listener, listener::MAX_CONNECTIONS);
+    let mut http = http1::Builder::new();
+    // A client that keeps its connection and says nothing gives its place to another.
+    http.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
+    let open = GracefulShutdown::new();
+    loop {
+        let (connection, address) = tokio::select! {
+            () = cancel.cancelled() => break,
+            accepted = listener.accept() => accepted,
+        };
+        let service = TowerToHyperService::new(router.clone());
+        let serving = open.watch(http.serve_connection(TokioIo::new(connection), service));
+        tokio::spawn(async move {
+            if let Err(error) = serving.await {
+                tracing::debug!(%address, %error, "a connection ended");
+            }
+        });
     }
+    drop(listener);
+    if tokio::time::timeout(STOP_GRACE, open.shutdown()).await.is_err() {
+        tracing::warn!("requests were still under way when the interface ended");
+    }
+    Ok(())
 }
 
 async fn unknown_route(uri: Uri) -> Problem {

@@ -24,6 +24,9 @@ const ADVERT_BYTES: usize = 256 << 10;
 /// A second connection to a peer, left over from both dialling at once, is closed after this.
 const IDLE: Duration = Duration::from_secs(60);
 
+/// How long a connection may take until it has passed the gate.
+const HANDSHAKE: Duration = Duration::from_secs(5);
+
 #[derive(NetworkBehaviour)]
 pub(super) struct Behaviour {
     limits: connection_limits::Behaviour,
@@ -72,6 +75,7 @@ pub(super) fn build(config: &NetConfig) -> Result<Swarm<Behaviour>, NetError> {
         .with_behaviour(|_| behaviour)
         .map_err(|error| failed("behaviour")(error.to_string()))?
         .with_swarm_config(|swarm| swarm.with_idle_connection_timeout(IDLE))
+        .with_connection_timeout(HANDSHAKE)
         .build();
     Ok(built)
 }

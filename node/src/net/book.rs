@@ -5,7 +5,8 @@
 
 use std::{
     collections::BTreeMap,
-    fs, io,
+    fs,
+    io::{self, Write},
     path::{Path, PathBuf},
 };
 
@@ -101,6 +102,7 @@ impl Book {
 
     /// The peer was connected, at that address if we dialled it.
     pub(super) fn prove(&mut self, peer: PeerId, address: Option<Multiaddr>) {
+        self.make_room(&peer);
         let entry = self.entries.entry(peer).or_default();
         self.changed |= !entry.proven;
         entry.proven = true;
@@ -110,6 +112,17 @@ impl Book {
             entry.addresses.insert(0, address);
             entry.addresses.truncate(ADDRESSES);
             self.changed = true;
+        }
+    }
+
+    /// A member is worth more than whoever was only heard of.
+    fn make_room(&mut self, peer: &PeerId) {
+        if self.entries.len() < PEERS || self.entries.contains_key(peer) {
+            return;
+        }
+        let worst = self.entries.iter().min_by_key(|(_, entry)| entry.proven);
+        if let Some(worst) = worst.map(|(peer, _)| *peer) {
+            self.entries.remove(&worst);
         }
     }
 
@@ -131,6 +144,9 @@ impl Book {
 /// Replaces the file as a whole.
 pub(super) fn save(path: PathBuf, content: &[u8]) -> io::Result<()> {
     let fresh = path.with_extension("new");
-    fs::write(&fresh, content)?;
+    let mut file = fs::File::create(&fresh)?;
+    file.write_all(content)?;
+    // Else a power cut could leave an empty file under the name of the old one.
+    file.sync_all()?;
     fs::rename(fresh, path)
 }

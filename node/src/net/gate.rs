@@ -1,8 +1,8 @@
 //! The gate: only who knows the cluster's secret gets past the security upgrade.
 //!
 //! ```text
-//! both: nonce(32) ─►  ◄─ nonce(32)      inside the Noise channel
-//! both: proof(32) ─►  ◄─ proof(32)      HMAC-SHA256(secret, label, cluster, role, prover,
+//! both: nonce(32) ─►  ◄─ nonce(32)           inside the Noise channel
+//! initiator: proof(32) ─►, then ◄─ proof(32)  HMAC-SHA256(secret, label, cluster, role, prover,
 //!                                       verifier, initiator's nonce, responder's nonce)
 //! ```
 //! It stands before the muxer: a peer that is refused reaches no protocol at all. The role and both
@@ -115,11 +115,33 @@ impl Gate {
             Role::Responder => (Role::Initiator, [theirs, ours]),
         };
         let proof = self.proof(role, self.local, peer, &nonces).finalize().into_bytes();
-        io.write_all(&proof).await?;
-        io.flush().await?;
+        let claimed = self.proof(other, peer, self.local, &nonces);
+        // Whoever comes proves itself first: a stranger gets nothing that a secret could be guessed
+        // from.
+        if role == Role::Responder {
+            self.verify(io, claimed, peer).await?;
+            io.write_all(&proof).await?;
+            io.flush().await?;
+        } else {
+            io.write_all(&proof).await?;
+            io.flush().await?;
+            self.verify(io, claimed, peer).await?;
+        }
+        Ok(())
+    }
+
+    async fn verify<S>(
+        &self,
+        io: &mut S,
+        proof: Hmac<Sha256>,
+        peer: PeerId,
+    ) -> Result<(), GateError>
+    where
+        S: AsyncRead + Unpin,
+    {
         let mut claim = [0; 32];
         io.read_exact(&mut claim).await?;
-        self.proof(other, peer, self.local, &nonces).verify_slice(&claim).map_err(|_| {
+        proof.verify_slice(&claim).map_err(|_| {
             self.log_refusal(peer);
             GateError::Refused
         })

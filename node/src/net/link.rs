@@ -54,6 +54,8 @@ pub(super) struct Link {
     pub(super) peer: PeerId,
     pub(super) node: NodeId,
     pub(super) events: mpsc::Sender<NetEvent>,
+    /// Told of peers whose connection is dead, though nobody has closed it.
+    pub(super) dead: mpsc::Sender<PeerId>,
 }
 
 impl Link {
@@ -66,7 +68,10 @@ impl Link {
                     self.session(stream, lost).await;
                 }
                 Ok(Err(error)) => debug!(peer = %self.peer, %error, "no frame stream"),
-                Err(_) => debug!(peer = %self.peer, "the frame stream was not opened in time"),
+                Err(_) => {
+                    debug!(peer = %self.peer, "the frame stream was not opened in time");
+                    self.give_up().await;
+                }
             }
             sleep(REOPEN).await;
         }
@@ -89,7 +94,10 @@ impl Link {
         match timeout(GREETING, greet(&mut stream)).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => return debug!(peer = %self.peer, %error, "no greeting"),
-            Err(_) => return debug!(peer = %self.peer, "no greeting in time"),
+            Err(_) => {
+                debug!(peer = %self.peer, "no greeting in time");
+                return self.give_up().await;
+            }
         }
         let (lane, outbox) = lane();
         if self.events.send(NetEvent::PeerUp(self.node, lane)).await.is_err() {
@@ -103,19 +111,26 @@ impl Link {
             () = overflow.cancelled() => Err(io::Error::other("the peer reads too slowly")),
             () = interrupted => Ok(()),
         };
-        if let Err(error) = ended {
-            debug!(peer = %self.peer, node = %self.node, %error, "frame stream ended");
-        }
         // Nobody listens only when the node ends.
         let _ = self.events.send(NetEvent::PeerDown(self.node)).await;
+        if let Err(error) = ended {
+            debug!(peer = %self.peer, node = %self.node, %error, "frame stream ended");
+            if error.kind() == io::ErrorKind::TimedOut {
+                self.give_up().await;
+            }
+        }
+    }
+
+    /// Nothing comes over the connection: whatever TCP believes, another one has to be made.
+    async fn give_up(&self) {
+        // Nobody listens only when the node ends.
+        let _ = self.dead.send(self.peer).await;
     }
 
     async fn read(&self, reader: impl AsyncRead + Unpin) -> io::Result<()> {
         let mut reader = BufReader::with_capacity(BUFFER_BYTES, reader);
         loop {
-            let frame = timeout(SILENCE, read_frame(&mut reader))
-                .await
-                .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "the peer is silent"))??;
+            let frame = read_frame(&mut reader).await?;
             let messages = self.decode(frame)?;
             let event = NetEvent::Messages { from: self.node, messages };
             // Waiting here lets TCP hold the sender back.
@@ -157,14 +172,23 @@ async fn greet(stream: &mut Stream) -> io::Result<()> {
 
 async fn read_frame(reader: &mut (impl AsyncRead + Unpin)) -> io::Result<Bytes> {
     let mut length = [0; 4];
-    reader.read_exact(&mut length).await?;
+    within_silence(reader.read_exact(&mut length)).await?;
     let length = u32::from_le_bytes(length) as usize;
     if length > FRAME_BYTES {
         return Err(io::Error::other(format!("a frame of {length} bytes is over {FRAME_BYTES}")));
     }
     let mut frame = BytesMut::zeroed(length);
-    reader.read_exact(&mut frame).await?;
+    // A large frame may take its time on a slow link, as long as it goes on.
+    for piece in frame.chunks_mut(BUFFER_BYTES) {
+        within_silence(reader.read_exact(piece)).await?;
+    }
     Ok(frame.freeze())
+}
+
+async fn within_silence(read: impl Future<Output = io::Result<()>>) -> io::Result<()> {
+    timeout(SILENCE, read)
+        .await
+        .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "the peer is silent"))?
 }
 
 async fn write(writer: impl AsyncWrite + Unpin, mut outbox: Outbox) -> io::Result<()> {

@@ -179,7 +179,8 @@ impl Peers {
                 DialOpts::unknown_peer_id().address(address.clone()).allocate_new_port().build()
             }
             Target::Peer(peer) => {
-                let addresses = self.book.get(peer)?.addresses.clone();
+                let mut addresses = self.book.get(peer)?.addresses.clone();
+                addresses.retain(|address| !self.loopback_only || is_loopback(address));
                 if addresses.is_empty() {
                     self.attempts.remove(&target);
                     return None;

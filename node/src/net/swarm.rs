@@ -59,6 +59,8 @@ pub(super) struct Network {
     advertise: Vec<Multiaddr>,
     /// A peer has joined the gossip and does not know us yet.
     newcomers: bool,
+    /// Peers whose connections are dead, as their links find out.
+    dead: (mpsc::Sender<PeerId>, mpsc::Receiver<PeerId>),
 }
 
 impl Network {
@@ -93,6 +95,7 @@ impl Network {
             book_path: config.book,
             advertise: config.advertise,
             newcomers: false,
+            dead: mpsc::channel(64),
         };
         network.tell_listening().await;
         Ok(network)
@@ -117,6 +120,10 @@ impl Network {
                     Ok(()) => self.publish(),
                     Err(_) => break,
                 },
+                Some(peer) = self.dead.1.recv() => {
+                    // It may be gone already.
+                    let _ = self.swarm.disconnect_peer_id(peer);
+                }
                 () = until(next_dial) => {}
                 _ = save.tick() => {
                     self.save_book().await;
@@ -235,7 +242,8 @@ impl Network {
             return;
         }
         info!(%peer, %node, "connected to a new peer");
-        let link = Link { peer, node, events: self.events.clone() };
+        let (events, dead) = (self.events.clone(), self.dead.0.clone());
+        let link = Link { peer, node, events, dead };
         let input = if *self.swarm.local_peer_id() < peer {
             let (connected, watch) = watch::channel(true);
             tokio::spawn(link.open(self.control.clone(), watch));
@@ -309,7 +317,7 @@ async fn listen_on_all(
         let listener = swarm.listen_on(address.clone()).map_err(|error| match error {
             TransportError::Other(source) => listen_error(address, source),
             TransportError::MultiaddrNotSupported(_) => {
-                let reason = "only TCP addresses can be listened on";
+                let reason = "give --listen an IP address and a port, such as 0.0.0.0:7401";
                 listen_error(address, std::io::Error::other(reason))
             }
         })?;

@@ -12,10 +12,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use nix::{
-    sys::signal::{Signal, killpg},
-    unistd::Pid,
-};
+use nix::sys::signal::Signal;
 use serde_json::Value;
 use tokio::{
     io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader},
@@ -24,7 +21,7 @@ use tokio::{
 };
 use tracing::info;
 
-use super::{Fields, Phase, PhaseContext, PhaseError};
+use super::{Fields, Phase, PhaseContext, PhaseError, groups::Group};
 
 /// How long a group may take to end after SIGTERM before it gets SIGKILL.
 const TERM_GRACE: Duration = Duration::from_secs(2);
@@ -102,7 +99,8 @@ impl ExecPhase {
             command.current_dir(directory);
         }
         command.spawn().map_err(|error| {
-            PhaseError::Fatal(format!("cannot run {program}: {error}; check the phase's command"))
+            // Another node may have the program, or descriptors left.
+            PhaseError::Retry(format!("cannot run {program}: {error}; check the phase's command"))
         })
     }
 }
@@ -112,7 +110,7 @@ impl Phase for ExecPhase {
     async fn run(&self, context: PhaseContext) -> Result<Fields, PhaseError> {
         let instructions = context.instructions_json()?;
         let mut child = self.spawn(&context)?;
-        let group = Group::of(&child);
+        let group = Group::of(child.id());
         let (stdin, stdout, stderr) =
             (child.stdin.take(), child.stdout.take(), child.stderr.take());
         let feed = async move {
@@ -138,14 +136,14 @@ impl Phase for ExecPhase {
         let status = loop {
             tokio::select! {
                 () = context.cancelled().cancelled() => {
-                    group.end(&mut child).await;
+                    end(&group, &mut child).await;
                     return Err(PhaseError::Retry("the attempt was cancelled".to_owned()));
                 }
                 () = &mut feed, if !fed => fed = true,
                 read = &mut output, if printed.is_none() => match read {
                     Ok(bytes) => printed = Some(bytes),
                     Err(error) => {
-                        group.end(&mut child).await;
+                        end(&group, &mut child).await;
                         return Err(error);
                     }
                 },
@@ -168,7 +166,15 @@ impl Phase for ExecPhase {
         if let Ok(read) = timeout(PIPE_GRACE, rest).await {
             read?;
         }
-        self.conclude(status, &printed.unwrap_or_default(), &logged.unwrap_or_default())
+        let Some(printed) = printed else {
+            // What it printed may not be all: half a result must not pass for one.
+            return Err(PhaseError::Retry(
+                "its standard output stayed open after it had ended: a process that it left \
+                 behind must not keep it"
+                    .to_owned(),
+            ));
+        };
+        self.conclude(status, &printed, &logged.unwrap_or_default())
     }
 }
 
@@ -192,35 +198,12 @@ impl ExecPhase {
     }
 }
 
-/// A command's process group.
-struct Group(Option<Pid>);
-
-impl Group {
-    fn of(child: &Child) -> Self {
-        Self(child.id().and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw))
-    }
-
-    fn signal(&self, signal: Signal) {
-        if let Some(group) = self.0 {
-            // A group that is gone already is what is wanted.
-            let _ = killpg(group, signal);
-        }
-    }
-
-    /// Ends the group: first gently.
-    async fn end(&self, child: &mut Child) {
-        self.signal(Signal::SIGTERM);
-        let _ = timeout(TERM_GRACE, child.wait()).await;
-        self.signal(Signal::SIGKILL);
-        let _ = child.wait().await;
-    }
-}
-
-/// A phase that is dropped in the middle leaves nothing behind either.
-impl Drop for Group {
-    fn drop(&mut self) {
-        self.signal(Signal::SIGKILL);
-    }
+/// Ends a command's group: first gently.
+async fn end(group: &Group, child: &mut Child) {
+    group.signal(Signal::SIGTERM);
+    let _ = timeout(TERM_GRACE, child.wait()).await;
+    group.signal(Signal::SIGKILL);
+    let _ = child.wait().await;
 }
 
 async fn read_output(stdout: impl AsyncRead + Unpin, limit: usize) -> Result<Vec<u8>, PhaseError> {

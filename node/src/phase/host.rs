@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    io,
     panic::AssertUnwindSafe,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -13,7 +14,7 @@ use carbonmesh_protocol::{
     name::Name,
 };
 use futures::FutureExt;
-use tokio::{runtime::Handle, sync::mpsc, time::timeout};
+use tokio::{runtime::Runtime, sync::mpsc, time::timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, info_span, warn};
 
@@ -23,13 +24,18 @@ use crate::document::format_duration;
 /// How long an attempt that was cancelled may take to end by itself.
 const GRACE: Duration = Duration::from_secs(3);
 
+/// How much of an error is kept.
+const ERROR_BYTES: usize = 8 << 10;
+
 /// See the [module](self).
 pub(crate) struct PhaseHost {
     phases: HashMap<Name, OfferedPhase>,
     result_bytes: usize,
     ends: mpsc::Sender<(Token, Outcome)>,
     running: Arc<Running>,
-    runtime: Handle,
+    /// Their own: a phase that keeps a thread busy must not keep the network from its beats. There
+    /// until it is dropped.
+    runtime: Option<Runtime>,
 }
 
 /// How each running attempt is cancelled.
@@ -43,18 +49,31 @@ impl Running {
 }
 
 impl PhaseHost {
-    /// Runs these phases in the current runtime; must be called inside one.
+    /// Runs these phases on threads of their own.
+    ///
+    /// # Errors
+    /// The system refuses threads.
     pub(crate) fn new(
         phases: Vec<OfferedPhase>,
         result_bytes: usize,
         ends: mpsc::Sender<(Token, Outcome)>,
-    ) -> Self {
-        Self {
+    ) -> io::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .thread_name("phases")
+            .enable_all()
+            .build()?;
+        Ok(Self {
             phases: phases.into_iter().map(|phase| (phase.name.clone(), phase)).collect(),
             result_bytes,
             ends,
             running: Arc::default(),
-            runtime: Handle::current(),
+            runtime: Some(runtime),
+        })
+    }
+
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        if let Some(runtime) = &self.runtime {
+            runtime.spawn(task);
         }
     }
 
@@ -65,7 +84,7 @@ impl PhaseHost {
             let error = format!("phase {} is not offered here", attempt.phase);
             let outcome = Outcome::Failed { error, retry: true };
             // Nobody listens only when the node ends.
-            self.runtime.spawn(async move { drop(ends.send((token, outcome)).await) });
+            self.spawn(async move { drop(ends.send((token, outcome)).await) });
             return;
         };
         let cancelled = CancellationToken::new();
@@ -89,7 +108,7 @@ impl PhaseHost {
             };
             let _ = ends.send((token, outcome)).await;
         };
-        self.runtime.spawn(task);
+        self.spawn(task);
     }
 
     /// Nobody wants the attempt's end any more.
@@ -104,6 +123,10 @@ impl PhaseHost {
 impl Drop for PhaseHost {
     fn drop(&mut self) {
         self.running.lock().values().for_each(CancellationToken::cancel);
+        if let Some(runtime) = self.runtime.take() {
+            // Its tasks are dropped, and the groups of their commands killed with them.
+            runtime.shutdown_background();
+        }
     }
 }
 
@@ -152,6 +175,15 @@ fn panicked(panic: &(dyn std::any::Any + Send)) -> PhaseError {
     PhaseError::Retry(format!("the phase panicked: {}", text.unwrap_or("without a message")))
 }
 
+/// An error is kept with its job and goes to every replica: its beginning has to do.
+fn bounded(mut error: String) -> String {
+    if error.len() > ERROR_BYTES {
+        error.truncate(error.floor_char_boundary(ERROR_BYTES));
+        error.push_str(" ...");
+    }
+    error
+}
+
 fn concluded(result: Result<Fields, PhaseError>, limit: usize) -> Outcome {
     match result {
         Ok(fields) => match serde_json::to_vec(&fields) {
@@ -169,7 +201,7 @@ fn concluded(result: Result<Fields, PhaseError>, limit: usize) -> Outcome {
                 retry: false,
             },
         },
-        Err(PhaseError::Retry(error)) => Outcome::Failed { error, retry: true },
-        Err(PhaseError::Fatal(error)) => Outcome::Failed { error, retry: false },
+        Err(PhaseError::Retry(error)) => Outcome::Failed { error: bounded(error), retry: true },
+        Err(PhaseError::Fatal(error)) => Outcome::Failed { error: bounded(error), retry: false },
     }
 }

@@ -8,6 +8,7 @@
 
 mod context;
 mod exec;
+pub(crate) mod groups;
 mod host;
 
 use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};

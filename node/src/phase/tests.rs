@@ -50,7 +50,7 @@ async fn run(phase: impl Phase, timeout: Option<Duration>) -> Outcome {
 fn host(phase: impl Phase, ends: mpsc::Sender<(Token, Outcome)>) -> PhaseHost {
     let name = "phase".parse().unwrap();
     let offered = OfferedPhase { name, slots: 1, timeout: None, phase: Arc::new(phase) };
-    PhaseHost::new(vec![offered], RESULT_BYTES, ends)
+    PhaseHost::new(vec![offered], RESULT_BYTES, ends).expect("threads")
 }
 
 fn failed(outcome: Outcome) -> (String, bool) {

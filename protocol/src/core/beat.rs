@@ -46,6 +46,9 @@ impl Core {
             self.members.values_mut().for_each(|member| member.heard = now);
         }
         self.drop_silent_peers();
+        if self.is_disk_stalled() {
+            self.abdicate();
+        }
         for peer in self.connections.clone() {
             self.send_beat_to(peer);
         }
@@ -121,17 +124,22 @@ impl Core {
             _ => None,
         });
         groups
-            .map(|(group, reign)| {
-                BeatGroup {
-                    pipeline: group.id,
-                    term: reign.term,
-                    live: group.live,
-                    finished: group.finished.digest,
-                    counts: group.counts(),
-                    settled: self.is_settled(group),
-                }
+            .map(|(group, reign)| BeatGroup {
+                pipeline: group.id,
+                term: reign.term,
+                live: group.live,
+                finished: group.finished.digest,
+                counts: group.counts(),
+                settled: self.is_settled(group),
             })
             .collect()
+    }
+
+    /// A node whose disk does not answer can do nothing for the pipelines that it coordinates.
+    fn abdicate(&mut self) {
+        let coordinated = self.groups.values().filter(|group| group.elected_term().is_some());
+        let coordinated: Vec<PipelineId> = coordinated.map(|group| group.id).collect();
+        coordinated.into_iter().for_each(|pipeline| self.step_down(pipeline));
     }
 
     /// Whether this node coordinates, and all who should keep a copy have one that is complete.

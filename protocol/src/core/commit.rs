@@ -287,6 +287,13 @@ impl Core {
         self.settle();
     }
 
+    /// Whether this node's own disk has kept a batch for longer than a lease: whoever waits for what
+    /// is in it, waits in vain.
+    pub(super) fn is_disk_stalled(&self) -> bool {
+        let oldest = self.commits.iter().find(|commit| !commit.on_disk);
+        oldest.is_some_and(|it| self.now.since(it.sealed_at) > self.config.timing.lease)
+    }
+
     /// When the oldest batch will have waited too long.
     pub(super) fn lagging_at(&self) -> Option<Timestamp> {
         let oldest = self.commits.iter().find(|commit| !commit.waiting.is_empty())?;

@@ -186,8 +186,16 @@ impl Core {
         });
         let Some(assignment) = self.assignment(pipeline, job, step, token) else { return };
         let phase = phase.clone();
-        let running =
-            Running { job, step, phase, worker, after_beat: None, claimed: true, missed: false, deadline: None };
+        let running = Running {
+            job,
+            step,
+            phase,
+            worker,
+            after_beat: None,
+            claimed: true,
+            missed: false,
+            deadline: None,
+        };
         self.add_running(pipeline, token, running);
         let assignment = Box::new(assignment);
         self.hold_until_settled(Held::Assign { to: worker, assignment });

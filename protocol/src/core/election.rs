@@ -74,11 +74,15 @@ impl Core {
         settled_in && self.now.since(group.leaderless_since) >= timing.minority_wait
     }
 
-    /// Whether this node could found the group anew: all of the view are there. That none of them is
-    /// admitted shows when they are asked.
+    /// Whether this node could found the group anew: all of the view are there, and all who founded
+    /// it, unless they have been away for so long that others have their places. That none of them
+    /// is admitted shows when they are asked.
     fn may_found(&self, pipeline: PipelineId, group: &Group) -> bool {
-        let here = |node| self.is_reachable(node);
-        self.may_decide_alone(pipeline, group) && self.view(pipeline).into_iter().all(here)
+        let founders = self.catalog.get(&pipeline).map(|entry| &entry.founders);
+        let mut founders = founders.into_iter().flatten().map(|(node, _)| *node);
+        self.may_decide_alone(pipeline, group)
+            && self.view(pipeline).into_iter().all(|node| self.is_reachable(node))
+            && founders.all(|node| self.is_reachable(node) || self.is_long_gone(node))
     }
 
     /// Those who are asked for their vote.
@@ -97,6 +101,7 @@ impl Core {
         let Some(group) = self.groups.get(&pipeline) else { return };
         let removed = self.catalog.get(&pipeline).is_none_or(|entry| entry.removed);
         if removed && group.live.count == 0
+            || self.is_disk_stalled()
             || group.election_at.is_some()
             || self.hears_leader(group)
             || !(self.is_admitted(pipeline) || self.may_found(pipeline, group))
@@ -421,7 +426,8 @@ impl Core {
     pub(super) fn admit(&mut self, from: NodeId, disk: DiskId, unadmitted: &[PipelineId]) {
         for &pipeline in unadmitted {
             let reign = self.groups.get_mut(&pipeline).and_then(|group| group.reign());
-            let complete = reign.filter(|reign| reign.peers.get(&from) == Some(&PeerSync::Complete));
+            let complete =
+                reign.filter(|reign| reign.peers.get(&from) == Some(&PeerSync::Complete));
             if let Some(term) = complete.map(|reign| reign.term) {
                 self.send(from, Message::Admit { pipeline, term, disk });
             }

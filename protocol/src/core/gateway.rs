@@ -18,7 +18,7 @@ use crate::{
     time::Timestamp,
 };
 
-use super::{Core, catalog, timer::Timer};
+use super::{Core, catalog, query::Asker, timer::Timer};
 
 /// The longest idempotency key, in bytes.
 const MAX_KEY_BYTES: usize = 256;
@@ -35,6 +35,11 @@ pub(super) struct Gateway {
 }
 
 impl Gateway {
+    /// Nobody waits yet; numbers begin behind `first`.
+    pub(super) fn new(first: u64) -> Self {
+        Self { last_store: first, ..Self::default() }
+    }
+
     /// How many clients wait.
     pub(super) fn waiting(&self) -> usize {
         self.stores.len() + self.applying.len()
@@ -100,7 +105,7 @@ impl Core {
         self.gateway.applying.remove(&id);
         self.queries.drop_request(id);
         for group in self.groups.values_mut() {
-            super::query::drop_watchers(&mut group.watchers, id);
+            super::query::drop_watchers(&mut group.watchers, |asker| *asker == Asker::Client(id));
         }
     }
 

@@ -180,6 +180,14 @@ impl Core {
                 > self.config.timing.replace_after
     }
 
+    /// Whether a node has not been heard of for as long as it takes to give its place to another.
+    pub(super) fn is_long_gone(&self, node: NodeId) -> bool {
+        match self.members.get(&node) {
+            Some(member) => self.is_retired(member),
+            None => self.now.since(self.started) > self.config.timing.replace_after,
+        }
+    }
+
     /// The nodes that may keep jobs: members with the role that are not retired.
     pub(super) fn replica_nodes(&self) -> Vec<NodeId> {
         let others = self

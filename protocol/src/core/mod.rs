@@ -118,6 +118,9 @@ impl Core {
         reader: Box<dyn Reader>,
     ) -> Result<Self, ReadError> {
         let worker = Worker::new(&config.phases);
+        // Numbers that others answer by differ between two starts: an answer to what an earlier
+        // process asked must not pass for one to what this one asks.
+        let first = config.boot << 32;
         let mut core = Self {
             config,
             rng: ChaCha8Rng::seed_from_u64(seed),
@@ -140,15 +143,15 @@ impl Core {
             groups: BTreeMap::new(),
             batch: Batch::default(),
             commits: VecDeque::new(),
-            next_persist: 0,
+            next_persist: first,
             sessions: BTreeMap::new(),
-            next_session: 0,
+            next_session: first,
             beats: Beats::new(now),
             windows: BTreeMap::new(),
             assigned: 0,
             worker,
-            gateway: Gateway::default(),
-            queries: Queries::default(),
+            gateway: Gateway::new(first),
+            queries: Queries::new(first),
         };
         core.load_members()?;
         core.load_catalog()?;
@@ -265,7 +268,7 @@ impl Core {
             Message::Cancel(token) => self.worker_cancel(token),
             Message::Grant { windows } => self.on_grant(from, windows),
             Message::Query { query, question } => self.on_query(from, query, question)?,
-            Message::Answer { query, answer } => self.on_answer(query, answer),
+            Message::Answer { query, answer } => self.on_answer(from, query, answer),
         }
         Ok(())
     }

@@ -12,7 +12,7 @@ use crate::{
     message::{Answer, Message, Question},
     name::Name,
     record::{JobRecord, Progress},
-    store::{ReadError, Table, component_key, job_key, parse_key},
+    store::ReadError,
     time::Timestamp,
     view::{
         ClusterView, InvocationView, JobState, JobSummary, JobView, Liveness, MemberView,
@@ -25,8 +25,11 @@ use super::{Core, dispatch::results, timer::Timer};
 /// The most jobs in one page.
 const MAX_PAGE: u32 = 1000;
 
-/// How many rows one page may cost.
-const MAX_ROWS: usize = 20_000;
+/// How many bytes of records one page may cost: it is read while everything else waits.
+const PAGE_BYTES: usize = 8 << 20;
+
+/// How many jobs one page may cost.
+const PAGE_COST: usize = 5_000;
 
 /// How many clients may wait for jobs of one pipeline, on one node.
 const MAX_WATCHERS: usize = 10_000;
@@ -59,10 +62,17 @@ struct Pending {
     asked: NodeId,
     /// Others to ask, should this one not answer.
     others: Vec<(PipelineId, NodeId)>,
+    /// Whether one of those who were asked has no such job.
+    denied: bool,
     deadline: Timestamp,
 }
 
 impl Queries {
+    /// Nothing was asked yet; numbers begin behind `first`.
+    pub(super) fn new(first: u64) -> Self {
+        Self { last: first, ..Self::default() }
+    }
+
     pub(super) fn waiting(&self) -> usize {
         self.pending.len()
     }
@@ -72,10 +82,13 @@ impl Queries {
     }
 }
 
-/// A client has gone.
-pub(super) fn drop_watchers(watchers: &mut BTreeMap<JobId, Vec<Watcher>>, id: RequestId) {
+/// Somebody has gone.
+pub(super) fn drop_watchers(
+    watchers: &mut BTreeMap<JobId, Vec<Watcher>>,
+    gone: impl Fn(&Asker) -> bool,
+) {
     watchers.retain(|_, waiting| {
-        waiting.retain(|watcher| watcher.asker != Asker::Client(id));
+        waiting.retain(|watcher| !gone(&watcher.asker));
         !waiting.is_empty()
     });
 }
@@ -98,6 +111,10 @@ impl Core {
         let mut whom = Vec::new();
         for &pipeline in &pipelines {
             whom.extend(self.who_knows(pipeline).into_iter().map(|node| (pipeline, node)));
+        }
+        if whom.is_empty() && pipelines.iter().all(|pipeline| self.knows_best(*pipeline)) {
+            self.reply(request, Response::Refused(Refusal::UnknownJob(job)));
+            return Ok(());
         }
         self.pass_on(request, whom, |pipeline| Question::Job { pipeline, job, wait })
     }
@@ -131,7 +148,7 @@ impl Core {
     /// be asked.
     fn knows_best(&self, pipeline: PipelineId) -> bool {
         let coordinates = self.groups.get(&pipeline).is_some_and(|group| group.is_coordinator());
-        coordinates || self.who_knows(pipeline).is_empty()
+        coordinates || self.config.roles.replica && self.who_knows(pipeline).is_empty()
     }
 
     /// Others who have copies: the coordinator first.
@@ -151,12 +168,7 @@ impl Core {
         question: impl Fn(PipelineId) -> Question,
     ) -> Result<(), ReadError> {
         if whom.is_empty() {
-            let probe = question(PipelineId::of_name(""));
-            let refusal = match probe {
-                Question::Job { job, .. } => Refusal::UnknownJob(job),
-                Question::Jobs { .. } => Refusal::NoReplica,
-            };
-            self.reply(request, Response::Refused(refusal));
+            self.reply(request, Response::Refused(Refusal::NoReplica));
             return Ok(());
         }
         whom.reverse();
@@ -167,7 +179,8 @@ impl Core {
             Question::Jobs { .. } => Duration::ZERO,
         };
         let deadline = self.now + wait + self.config.timing.request_timeout;
-        self.ask_node(Pending { request, question, asked: node, others: whom, deadline });
+        let (asked, others, denied) = (node, whom, false);
+        self.ask_node(Pending { request, question, asked, others, denied, deadline });
         Ok(())
     }
 
@@ -199,8 +212,8 @@ impl Core {
             return self.ask_node(pending);
         }
         let refusal = match pending.question {
-            Question::Job { job, .. } => Refusal::UnknownJob(job),
-            Question::Jobs { .. } => Refusal::NoReplica,
+            Question::Job { job, .. } if pending.denied => Refusal::UnknownJob(job),
+            _ => Refusal::NoReplica,
         };
         self.reply(pending.request, Response::Refused(refusal));
     }
@@ -212,6 +225,12 @@ impl Core {
     }
 
     pub(super) fn queries_lost(&mut self, peer: NodeId) {
+        for group in self.groups.values_mut() {
+            drop_watchers(
+                &mut group.watchers,
+                |asker| matches!(asker, Asker::Peer(node, _) if *node == peer),
+            );
+        }
         let lost: Vec<u64> = self
             .queries
             .pending
@@ -245,10 +264,13 @@ impl Core {
         }
     }
 
-    pub(super) fn on_answer(&mut self, query: u64, answer: Answer) {
+    pub(super) fn on_answer(&mut self, from: NodeId, query: u64, answer: Answer) {
+        if self.queries.pending.get(&query).is_none_or(|pending| pending.asked != from) {
+            return;
+        }
         let Some(pending) = self.queries.pending.remove(&query) else { return };
         let response = match answer {
-            Answer::Job(None) => return self.ask_next(pending),
+            Answer::Job(None) => return self.ask_next(Pending { denied: true, ..pending }),
             Answer::Job(Some(view)) => Response::Job(view),
             Answer::Jobs { jobs, next } => Response::Jobs { jobs, next },
         };
@@ -412,25 +434,9 @@ impl Core {
     ) -> Result<(Vec<JobSummary>, Option<JobId>), ReadError> {
         let limit = limit.clamp(1, MAX_PAGE) as usize;
         let from = after.map_or(JobId::MIN, JobId::next);
-        let (start, end) = (job_key(pipeline, from), component_key(pipeline, JobId::MAX, u16::MAX));
-        let rows = self.reader.scan(Table::Jobs, &start, &end, MAX_ROWS)?;
-        let full = rows.len() == MAX_ROWS;
-        let mut records: Vec<(JobId, JobRecord)> = Vec::new();
-        for (key, bytes) in rows {
-            let Some((_, job, tag)) = parse_key(&key) else { continue };
-            if records.last().is_none_or(|(last, _)| *last != job) {
-                records.push((job, JobRecord::default()));
-            }
-            if let Some((_, record)) = records.last_mut() {
-                // A list shows what can be read; `job show` reports the damage.
-                let _ = record.merge(&crate::record::Component { tag, bytes });
-            }
-        }
-        if full && records.len() > 1 {
-            // The last job may go on behind the last row.
-            records.pop();
-        }
-        let end = records.last().map(|(job, _)| *job).filter(|_| full);
+        let few = if state.is_none() { limit } else { PAGE_COST };
+        let (records, end) =
+            self.jobs_on_disk(pipeline, from..=JobId::MAX, few.min(PAGE_COST), PAGE_BYTES)?;
         let mut jobs = Vec::new();
         for (job, record) in &records {
             let in_memory = self.groups.get(&pipeline).and_then(|group| group.jobs.get(job));
@@ -443,7 +449,7 @@ impl Core {
                 return Ok((jobs, Some(*job)));
             }
         }
-        Ok((jobs, end))
+        Ok((jobs, (end < JobId::MAX).then_some(end)))
     }
 
     /// The cluster as this node sees it.

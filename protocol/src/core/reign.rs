@@ -26,6 +26,8 @@ use super::{
 /// A phase that took this many workers down with it is poison: the job becomes a dead letter.
 const MAX_LOST_ATTEMPTS: u32 = 10;
 
+const GIVEN_BACK: &str = "its worker gave it back";
+
 impl Core {
     /// All is merged and on disk: from now on this node coordinates.
     pub(super) fn on_adopted(&mut self, pipeline: PipelineId, term: Term) {
@@ -85,8 +87,16 @@ impl Core {
             let deadline = Some(self.now + wait);
             self.arm(wait, Timer::Claim(pipeline));
             let after_beat = Some(self.beats.sequence());
-            let running =
-                Running { job, step, phase, worker, after_beat, claimed: false, missed: false, deadline };
+            let running = Running {
+                job,
+                step,
+                phase,
+                worker,
+                after_beat,
+                claimed: false,
+                missed: false,
+                deadline,
+            };
             self.add_running(pipeline, token, running);
         }
     }
@@ -204,7 +214,7 @@ impl Core {
                 None => 0,
                 Some(Progress::Waiting { not_before_ms }) => {
                     // Another node's clock may be wrong by any amount; the backoff bounds the wait.
-                    let most = phase.backoff.max.as_millis() as u64;
+                    let most = millis(phase.backoff.max);
                     not_before_ms.saturating_sub(wall_ms).min(most)
                 }
                 Some(_) => continue,
@@ -315,7 +325,8 @@ impl Core {
                     match control.attempts.iter_mut().find(|attempt| attempt.token == token) {
                         // It was given up too early.
                         Some(attempt) => {
-                            (attempt.lost, attempt.finished_ms, attempt.error) = (false, None, None);
+                            (attempt.lost, attempt.finished_ms, attempt.error) =
+                                (false, None, None);
                             control.lost_count = control.lost_count.saturating_sub(1);
                         }
                         None => push_attempt(control, worker, token, wall_ms),
@@ -323,8 +334,16 @@ impl Core {
                     control.progress = Progress::Running { worker, token };
                 });
                 let after_beat = Some(self.beats.sequence());
-                let running =
-                    Running { job, step, phase, worker, after_beat, claimed: true, missed: false, deadline: None };
+                let running = Running {
+                    job,
+                    step,
+                    phase,
+                    worker,
+                    after_beat,
+                    claimed: true,
+                    missed: false,
+                    deadline: None,
+                };
                 self.add_running(pipeline, token, running);
             }
         }
@@ -462,20 +481,33 @@ impl Core {
             }
             return Ok(());
         }
-        let state = self.control(pipeline, job, step).map(|control| control.progress.clone());
+        let wall_ms = self.wall_ms();
+        let control = self.control(pipeline, job, step);
+        let knows = |control: &Control| control.attempts.iter().any(|it| it.token == token);
+        let known = control.is_some_and(knows);
+        let state = control.map(|control| control.progress.clone());
         let mut recorded = true;
         match state {
             // The worker asks again about an end that was recorded.
             Some(Progress::Succeeded { token: accepted, .. }) if accepted == token => {}
             Some(Progress::Succeeded { .. } | Progress::Dead | Progress::Cancelled) => {
-                self.note_late_end(pipeline, job, step, token, &outcome);
+                self.note_late_end(pipeline, job, step, token, outcome);
             }
             Some(Progress::Running { token: current, .. }) if current == token => {
                 recorded = self.record_end(pipeline, job, step, token, outcome);
             }
             other => {
                 // In this preset the first end that is durable wins: it is real work, and done.
-                if let Outcome::Succeeded(_) = outcome {
+                let waits = matches!(other, None | Some(Progress::Waiting { .. }));
+                if !matches!(outcome, Outcome::Succeeded(_)) && waits && !known {
+                    // Whoever assigned it is gone, and nobody told that it began.
+                    self.update_control(pipeline, job, step, |control| {
+                        push_attempt(control, from, token, wall_ms);
+                    });
+                    recorded = self.record_end(pipeline, job, step, token, outcome);
+                } else if !matches!(outcome, Outcome::Succeeded(_)) {
+                    self.note_late_end(pipeline, job, step, token, outcome);
+                } else {
                     if let Some(Progress::Running { worker, token: current }) = other {
                         self.remove_running(pipeline, current);
                         self.cancel_at(worker, current);
@@ -492,27 +524,36 @@ impl Core {
         Ok(())
     }
 
-    /// An attempt ended well after another had been accepted: counted once, for people to see.
+    /// An attempt ended that does not count any more: it is noted once, for people to see, and so
+    /// that nobody takes it for running.
     fn note_late_end(
         &mut self,
         pipeline: PipelineId,
         job: JobId,
         step: u16,
         token: Token,
-        outcome: &Outcome,
+        outcome: Outcome,
     ) {
         let wall_ms = self.wall_ms();
         let control = self.control(pipeline, job, step);
-        let open = control.is_some_and(|control| {
-            let attempt = control.attempts.iter().find(|attempt| attempt.token == token);
-            attempt.is_some_and(|attempt| attempt.finished_ms.is_none() || attempt.lost)
-        });
-        if open && matches!(outcome, Outcome::Succeeded(_)) {
-            self.update_control(pipeline, job, step, |control| {
-                control.late_count += 1;
-                end_attempt(control, token, wall_ms, None, false);
-            });
+        let attempts = control.map_or(&[][..], |control| &control.attempts);
+        let Some(attempt) = attempts.iter().find(|attempt| attempt.token == token) else { return };
+        let lost = attempt.lost;
+        if attempt.finished_ms.is_some() && !lost {
+            return;
         }
+        self.update_control(pipeline, job, step, |control| {
+            control.lost_count -= u32::from(lost && control.lost_count > 0);
+            let error = match outcome {
+                Outcome::Succeeded(_) => {
+                    control.late_count += 1;
+                    None
+                }
+                Outcome::Failed { error, .. } => Some(error),
+                Outcome::Cancelled => Some(GIVEN_BACK.to_owned()),
+            };
+            end_attempt(control, token, wall_ms, error, false);
+        });
     }
 
     /// How large the results of a job's phases are so far.
@@ -575,15 +616,14 @@ impl Core {
                 end_attempt(control, token, wall_ms, Some(error), false);
                 let failed = control.attempt_count.saturating_sub(control.lost_count);
                 control.progress = if retry && failed < max_attempts {
-                    let wait_ms = backoff.after(failed).as_millis() as u64;
-                    Progress::Waiting { not_before_ms: wall_ms + wait_ms }
+                    let wait_ms = millis(backoff.after(failed));
+                    Progress::Waiting { not_before_ms: wall_ms.saturating_add(wait_ms) }
                 } else {
                     Progress::Dead
                 };
             }
             Outcome::Cancelled => {
-                let error = Some("its worker gave it back".to_owned());
-                end_attempt(control, token, wall_ms, error, false);
+                end_attempt(control, token, wall_ms, Some(GIVEN_BACK.to_owned()), false);
                 control.lost_count += 1;
                 control.progress = Progress::Waiting { not_before_ms: 0 };
             }
@@ -603,6 +643,10 @@ impl Core {
             self.forget_if_settled(pipeline, job);
         }
     }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Notes that an attempt begins.

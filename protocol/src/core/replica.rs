@@ -2,7 +2,7 @@
 //!
 //! Unfinished jobs are in memory too; finished ones are read from disk when somebody asks.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, ops::RangeInclusive};
 
 use crate::{
     codec,
@@ -21,8 +21,11 @@ use super::{
     group::Group,
 };
 
-/// How many rows are read at once.
+/// How many rows of [`Table::Live`] are read at once.
 const ROWS: usize = 10_000;
+
+/// How many components are read at once: each may have some MiB.
+const CHUNK_ROWS: usize = 64;
 
 /// What a disk keeps of a pipeline beside its jobs.
 pub(super) fn read_meta<T: codec::Encoded>(
@@ -106,6 +109,53 @@ impl Core {
             })?;
         }
         Ok((!rows.is_empty()).then_some(record))
+    }
+
+    /// Jobs as they are on disk, in their order, and the last one that was looked at: about `most`
+    /// of them, or as many as have `bytes`. What cannot be read is left out of a record.
+    pub(super) fn jobs_on_disk(
+        &self,
+        pipeline: PipelineId,
+        range: RangeInclusive<JobId>,
+        most: usize,
+        bytes: usize,
+    ) -> Result<(Vec<(JobId, JobRecord)>, JobId), ReadError> {
+        let (first, to) = range.into_inner();
+        let mut jobs: Vec<(JobId, JobRecord)> = Vec::new();
+        if self.groups.get(&pipeline).is_none_or(|group| group.dropping > 0) {
+            return Ok((jobs, to));
+        }
+        let mut start = job_key(pipeline, first);
+        let mut end = component_key(pipeline, to, u16::MAX).to_vec();
+        end.push(0);
+        let mut read = 0;
+        loop {
+            let rows = self.reader.scan(Table::Jobs, &start, &end, CHUNK_ROWS)?;
+            let last = rows.last().map(|(key, _)| key.clone());
+            let more = rows.len() == CHUNK_ROWS;
+            for (key, bytes_of) in rows {
+                let Some((_, job, tag)) = parse_key(&key) else { continue };
+                let begins = jobs.last().is_none_or(|(last, _)| *last != job);
+                if begins
+                    && let Some((last, _)) =
+                        jobs.last().filter(|_| jobs.len() >= most || read >= bytes)
+                {
+                    let last = *last;
+                    return Ok((jobs, last));
+                }
+                if begins {
+                    jobs.push((job, JobRecord::default()));
+                }
+                read += bytes_of.len();
+                if let Some((_, record)) = jobs.last_mut() {
+                    let _ = record.merge(&Component { tag, bytes: bytes_of });
+                }
+            }
+            match last {
+                Some(last) if more => start = [&last[..], &[0]].concat().into(),
+                _ => return Ok((jobs, to)),
+            }
+        }
     }
 
     /// Brings a job into memory. Says whether there is one.
@@ -271,6 +321,10 @@ impl Core {
     fn refusal(&self, pipeline: PipelineId) -> Option<Refusal> {
         if let Some(reason) = &self.refusing {
             return Some(Refusal::StorageFull(format!("{}: {reason}", self.config.name)));
+        }
+        if self.is_disk_stalled() {
+            let reason = format!("{}: its disk does not answer", self.config.name);
+            return Some(Refusal::StorageFull(reason));
         }
         let limits = &self.config.limits;
         let waiting = self.groups.get(&pipeline).map_or(0, |group| group.jobs.len() as u64);

@@ -18,7 +18,7 @@ use crate::{
     io::Effect,
     message::{BeatGroup, Digest, JobUpdate, Message, Scope, SyncPage, SyncReply},
     record::JobRecord,
-    store::{ReadError, Table, Write, component_key, job_key, parse_key},
+    store::{ReadError, Table, Write, component_key, job_key},
     time::Timestamp,
 };
 
@@ -172,7 +172,11 @@ impl Core {
             .jobs
             .range(from..=to)
             .filter(|(_, job)| !unfinished || !job.record.state().is_terminal())
-            .map(|(id, job)| (*id, job.record.digest() ^ job_hash(*id)));
+            .map(|(id, job)| {
+                let counted = job.counted.filter(|_| !self.is_dirty(pipeline, *id));
+                let hash = counted.map(|(_, hash)| hash);
+                (*id, hash.unwrap_or_else(|| job.record.digest() ^ job_hash(*id)))
+            });
         let mut entries: Vec<(JobId, u64)> = in_memory.take(PAGE).collect();
         let mut covered = if entries.len() == PAGE { entries[PAGE - 1].0 } else { to };
         if scope == Scope::All {
@@ -192,31 +196,9 @@ impl Core {
         from: JobId,
         to: JobId,
     ) -> Result<Listing, ReadError> {
-        // What is being dropped is still to be read until that is on disk.
-        if self.groups.get(&pipeline).is_none_or(|group| group.dropping > 0) {
-            return Ok((Vec::new(), to));
-        }
-        let (start, end) = (job_key(pipeline, from), component_key(pipeline, to, u16::MAX));
-        let rows = self.reader.scan(Table::Jobs, &start, &end, PAGE * 4)?;
-        let full = rows.len() == PAGE * 4;
-        let mut entries: Vec<(JobId, JobRecord)> = Vec::new();
-        for (key, bytes) in rows {
-            let Some((_, job, tag)) = parse_key(&key) else { continue };
-            if entries.last().is_none_or(|(last, _)| *last != job) {
-                entries.push((job, JobRecord::default()));
-            }
-            if let Some((_, record)) = entries.last_mut() {
-                // Damage shows as a difference, and the other's copy mends it.
-                let _ = record.merge(&crate::record::Component { tag, bytes });
-            }
-        }
-        // The last job may go on behind the last row.
-        if full && entries.len() > 1 {
-            entries.pop();
-        }
-        let upto = if full { entries.last().map_or(to, |(job, _)| *job) } else { to };
-        let hashed =
-            entries.into_iter().map(|(job, record)| (job, record.digest() ^ job_hash(job)));
+        // Damage shows as a difference, and the other's copy mends it.
+        let (jobs, upto) = self.jobs_on_disk(pipeline, from..=to, PAGE, RECORDS_BYTES)?;
+        let hashed = jobs.iter().map(|(job, record)| (*job, record.digest() ^ job_hash(*job)));
         Ok((hashed.collect(), upto))
     }
 
@@ -508,7 +490,12 @@ impl Core {
         let settled = group.beat.as_ref().is_some_and(|beat| beat.settled)
             && group.jobs.values().all(|job| job.pending == 0);
         group.last_anti_entropy = now;
-        if needed || dirty || !led || !settled || (group.live, group.finished.digest) != (live, finished) {
+        if needed
+            || dirty
+            || !led
+            || !settled
+            || (group.live, group.finished.digest) != (live, finished)
+        {
             return;
         }
         self.drop_group_data(pipeline);

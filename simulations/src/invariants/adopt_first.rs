@@ -64,7 +64,9 @@ impl AdoptFirst {
                 for component in theirs.components() {
                     if mine.merge(&component).expect("it reads back") {
                         let name = &coordinator.config.name;
-                        return Err(format!("{name} dispatches in {term:?} without {job} of {voter}"));
+                        return Err(format!(
+                            "{name} dispatches in {term:?} without {job} of {voter}"
+                        ));
                     }
                 }
             }

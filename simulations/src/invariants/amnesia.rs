@@ -10,6 +10,8 @@ use super::{Fact, Invariant, Seen, Verdict};
 #[derive(Default)]
 pub(super) struct Amnesia {
     fresh: BTreeSet<DiskId>,
+    /// Whether there was anything yet that a disk could forget.
+    founded: bool,
 }
 
 impl Invariant for Amnesia {
@@ -19,7 +21,7 @@ impl Invariant for Amnesia {
 
     fn see(&mut self, seen: &Seen<'_>, fact: &Fact<'_>) -> Verdict {
         match fact {
-            Fact::DiskReplaced { new, .. } => {
+            Fact::DiskReplaced { new, .. } if self.founded => {
                 self.fresh.insert(*new);
             }
             Fact::Delivered { message: Message::Admit { disk, .. }, .. } => {
@@ -31,6 +33,7 @@ impl Invariant for Amnesia {
             }
             Fact::Sent { at, message, .. } => {
                 let disk = seen.nodes[*at].config.disk;
+                self.founded |= matches!(message, Message::Ballot(_) | Message::Stored { .. });
                 let counts = match message {
                     // Those who found a group anew say that they are not admitted.
                     Message::Ballot(ballot) => ballot.granted && ballot.admitted,
@@ -39,7 +42,9 @@ impl Invariant for Amnesia {
                     _ => false,
                 };
                 if counts && self.fresh.contains(&disk) {
-                    return Err(format!("n{at} counts with a disk that nobody admitted: {message:?}"));
+                    return Err(format!(
+                        "n{at} counts with a disk that nobody admitted: {message:?}"
+                    ));
                 }
             }
             _ => {}

@@ -32,11 +32,14 @@ impl Invariant for DurableBeforeSaid {
 
     fn see(&mut self, seen: &Seen<'_>, fact: &Fact<'_>) -> Verdict {
         match fact {
-            Fact::Delivered { at, from, message } => self.note(*at, *from, seen.nodes[*from].life, message),
+            Fact::Delivered { at, from, message } => {
+                self.note(*at, *from, seen.nodes[*from].life, message)
+            }
             Fact::Sent { at, to, message } => return self.check(seen, *at, *to, message),
             Fact::DiskReplaced { .. } => self.lost_disks += 1,
             Fact::Acknowledged { receipt, .. } => {
-                let disks = (0..seen.nodes.len()).filter(|at| seen.on_disk(*at, receipt.job).is_some());
+                let disks =
+                    (0..seen.nodes.len()).filter(|at| seen.on_disk(*at, receipt.job).is_some());
                 let (found, said) = (disks.count(), receipt.copies as usize);
                 if said == 0 || found + self.lost_disks < said {
                     let job = receipt.job;
@@ -97,7 +100,9 @@ impl DurableBeforeSaid {
                     matches!(control.progress, Progress::Running { token: now, .. } if now == *token)
                 });
                 if still {
-                    return Err(format!("n{at} acknowledged the end of {token}, which runs on disk"));
+                    return Err(format!(
+                        "n{at} acknowledged the end of {token}, which runs on disk"
+                    ));
                 }
             }
             Message::Vote { pipeline, term, .. } => return voted(seen, at, *pipeline, *term),
@@ -130,7 +135,9 @@ fn all_on_disk(seen: &Seen<'_>, at: usize, updates: &[JobUpdate]) -> Verdict {
         for component in &update.components {
             if record.merge(component).expect("it reads back") {
                 let job = update.job;
-                return Err(format!("n{at} acknowledged a change of job {job} that is not on disk"));
+                return Err(format!(
+                    "n{at} acknowledged a change of job {job} that is not on disk"
+                ));
             }
         }
     }

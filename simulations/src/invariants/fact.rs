@@ -88,7 +88,11 @@ impl fmt::Display for Fact<'_> {
                 write!(f, "attempt {token} {}", if *failed { "fails" } else { "ends" })
             }
             Self::Acknowledged { receipt, job } => {
-                write!(f, "ACKNOWLEDGED {} key {:?} copies {}", receipt.job, job.key, receipt.copies)
+                write!(
+                    f,
+                    "ACKNOWLEDGED {} key {:?} copies {}",
+                    receipt.job, job.key, receipt.copies
+                )
             }
         }
     }

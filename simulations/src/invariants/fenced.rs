@@ -39,7 +39,9 @@ impl Invariant for Fenced {
                     let Progress::Succeeded { token, .. } = control.progress else { continue };
                     let ran = (*job, format!("s{step}"));
                     if self.started.get(&token) != Some(&ran) {
-                        return Err(format!("{ran:?} was accepted of {token}, which never began it"));
+                        return Err(format!(
+                            "{ran:?} was accepted of {token}, which never began it"
+                        ));
                     }
                     let first = *accepted.entry((*job, *step)).or_insert(token);
                     if first != token {

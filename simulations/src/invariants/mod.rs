@@ -90,9 +90,8 @@ impl Seen<'_> {
 
     /// The pipeline's group on each node that runs.
     fn groups(&self) -> impl Iterator<Item = (&Node, GroupSnapshot)> {
-        self.cores().filter_map(|(node, core)| {
-            Some((node, core.snapshot().groups.remove(&self.pipeline)?))
-        })
+        self.cores()
+            .filter_map(|(node, core)| Some((node, core.snapshot().groups.remove(&self.pipeline)?)))
     }
 
     fn by_id(&self, id: NodeId) -> Option<&Node> {

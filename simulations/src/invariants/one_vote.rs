@@ -51,7 +51,9 @@ impl Invariant for OneVote {
             let highest = self.highest.entry(node.config.disk).or_insert(promise.highest);
             if promise.highest < *highest {
                 let (disk, now) = (node.config.disk.0, promise.highest);
-                return Err(format!("disk {disk}: the highest term fell from {highest:?} to {now:?}"));
+                return Err(format!(
+                    "disk {disk}: the highest term fell from {highest:?} to {now:?}"
+                ));
             }
             *highest = promise.highest;
         }

@@ -1,6 +1,6 @@
 //! ORDER: a phase starts only when all that it comes after are durable.
 
-use carbonmesh_protocol::record::Progress;
+use carbonmesh_protocol::{id::JobId, message::Message, record::Progress};
 
 use super::{Fact, Invariant, Seen, Verdict};
 
@@ -12,22 +12,37 @@ impl Invariant for Order {
     }
 
     fn see(&mut self, seen: &Seen<'_>, fact: &Fact<'_>) -> Verdict {
-        let Fact::Started { attempt, .. } = fact else { return Ok(()) };
-        let position: u16 = attempt.step.as_str()[1..].parse().expect("our own name");
-        let (job, results) = (attempt.job, attempt.results.len());
-        if results != usize::from(position) {
-            return Err(format!("job {job} step {position} began with {results} results"));
-        }
-        let ended = |at: usize, step: u16| {
-            let record = seen.on_disk(at, job).unwrap_or_default();
-            let control = record.controls.get(&step);
-            control.is_some_and(|it| matches!(it.progress, Progress::Succeeded { .. }))
-        };
-        for step in 0..position {
-            if !(0..seen.nodes.len()).any(|at| ended(at, step)) {
-                return Err(format!("job {job} step {position} began, step {step} is on no disk"));
+        match fact {
+            Fact::Sent { at, message: Message::Assign(assignment), .. } => {
+                ended(seen, *at, assignment.job, assignment.step)
             }
+            Fact::Started { at, attempt } => {
+                let position: u16 = attempt.step.as_str()[1..].parse().expect("our own name");
+                let (job, results) = (attempt.job, attempt.results.len());
+                if results != usize::from(position) {
+                    return Err(format!("job {job} step {position} began with {results} results"));
+                }
+                // What a coordinator gives to itself is not sent.
+                match attempt.token.term.node == seen.nodes[*at].config.node {
+                    true => ended(seen, *at, job, position),
+                    false => Ok(()),
+                }
+            }
+            _ => Ok(()),
         }
-        Ok(())
     }
+}
+
+/// Whether all steps before one have ended on a coordinator's disk.
+fn ended(seen: &Seen<'_>, at: usize, job: JobId, before: u16) -> Verdict {
+    let record = seen.on_disk(at, job).unwrap_or_default();
+    for step in 0..before {
+        let control = record.controls.get(&step);
+        if !control.is_some_and(|it| matches!(it.progress, Progress::Succeeded { .. })) {
+            return Err(format!(
+                "n{at} gives job {job} step {before} away, step {step} is not on disk"
+            ));
+        }
+    }
+    Ok(())
 }

@@ -45,14 +45,38 @@ const INSPECT_EVERY: u64 = 256;
 
 pub(crate) enum Event {
     /// For a node; void if it was started again since.
-    Input { at: usize, life: u64, input: Box<Input> },
+    Input {
+        at: usize,
+        life: u64,
+        input: Box<Input>,
+    },
     /// A message of one session of a connection.
-    Deliver { at: usize, from: usize, session: u64, message: Box<Message> },
-    Up { at: usize, peer: usize, session: u64 },
-    Down { at: usize, peer: usize, session: u64 },
-    Synced { at: usize, life: u64, id: PersistId },
+    Deliver {
+        at: usize,
+        from: usize,
+        session: u64,
+        message: Box<Message>,
+    },
+    Up {
+        at: usize,
+        peer: usize,
+        session: u64,
+    },
+    Down {
+        at: usize,
+        peer: usize,
+        session: u64,
+    },
+    Synced {
+        at: usize,
+        life: u64,
+        id: PersistId,
+    },
     /// A round is over: what the core wants done is done.
-    Drain { at: usize, life: u64 },
+    Drain {
+        at: usize,
+        life: u64,
+    },
     Dial,
     Restart(usize),
     Heal,
@@ -129,9 +153,7 @@ impl World {
         self.make_peace();
         let mut unfinished = self.unfinished();
         let (mut progress, mut progress_at) = (self.attempts, self.now);
-        while self.invariants.hold()
-            && unfinished.is_some()
-            && self.now.since(progress_at) < PEACE
+        while self.invariants.hold() && unfinished.is_some() && self.now.since(progress_at) < PEACE
         {
             let until = self.now + Duration::from_millis(500);
             while self.step(until) && self.invariants.hold() {}

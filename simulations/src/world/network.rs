@@ -9,8 +9,8 @@ use std::{
     time::Duration,
 };
 
-use carbonmesh_protocol::{advert::Advert, codec, id::NodeId, io::Input, message::Message};
 use carbonmesh_protocol::time::Timestamp;
+use carbonmesh_protocol::{advert::Advert, codec, id::NodeId, io::Input, message::Message};
 
 use super::{Event, World};
 use crate::invariants::Fact;
