@@ -102,8 +102,8 @@ mod tests {
     fn a_key_is_made_once() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("key");
-        let made = load_or_create(&path).unwrap();
-        let read = load_or_create(&path).unwrap();
+        let made = load_or_create(&path, true).unwrap();
+        let read = load_or_create(&path, true).unwrap();
         assert_eq!(made.public(), read.public());
     }
 
@@ -111,9 +111,9 @@ mod tests {
     fn a_key_that_others_may_read_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("key");
-        load_or_create(&path).unwrap();
+        load_or_create(&path, true).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
-        let error = load_or_create(&path).unwrap_err();
+        let error = load_or_create(&path, true).unwrap_err();
         assert!(matches!(error, KeyError::Exposed { .. }), "{error}");
     }
 
@@ -123,7 +123,7 @@ mod tests {
         let path = folder.path().join("key");
         fs::write(&path, "no key").unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
-        let error = load_or_create(&path).unwrap_err();
+        let error = load_or_create(&path, true).unwrap_err();
         assert!(matches!(error, KeyError::Damaged { .. }), "{error}");
     }
 }

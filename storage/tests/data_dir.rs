@@ -76,17 +76,21 @@ fn a_folder_keeps_its_disk_and_counts_its_starts() {
 }
 
 #[test]
-fn what_was_durable_is_there_after_a_process_dies() {
+fn a_copy_has_all_that_was_durable_and_is_another_disk() {
     let mut folder = Folder::new();
     let data = folder.opened();
     fill(&data, 10);
-    // A copy of the files as they are is what is left after a kill.
-    let mut killed = Folder::new();
-    copy(&folder.path, &killed.path);
-    copy(&folder.path.join("store"), &killed.path.join("store"));
-    let data = killed.opened();
+    let (disk, boot) = (data.disk_id, data.boot);
+    // As a backup is made, even while the node runs.
+    let mut copied = Folder { next: 100, ..Folder::new() };
+    copy(&folder.path, &copied.path);
+    copy(&folder.path.join("store"), &copied.path.join("store"));
+    let data = copied.opened();
     assert_eq!(data.storage.scan(Table::Jobs, &[0], &[9], 99).unwrap().len(), 10);
-    assert_eq!(data.amnesia, None);
+    // What the original promises after this, the copy does not know.
+    assert!(data.amnesia.as_ref().is_some_and(|why| why.contains("copy")), "{:?}", data.amnesia);
+    assert_ne!(data.disk_id, disk);
+    assert!(data.boot > boot);
 }
 
 #[test]

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use carbonmesh_examples::local::NodeOptions;
-use carbonmesh_tests::{NAMES, World};
+use carbonmesh_tests::{NAMES, World, text};
 use serde_json::json;
 
 #[tokio::test]
@@ -86,6 +86,7 @@ async fn a_whole_cluster_comes_back_on_other_ports() {
     world.apply("a", 2).await;
     let jobs = world.enqueue("a", 40).await;
     world.await_runs(5).await;
+    let disks = disks(&world).await;
     world.cluster.stop("a").unwrap();
     world.cluster.kill("b").unwrap();
     world.cluster.kill("c").unwrap();
@@ -94,6 +95,14 @@ async fn a_whole_cluster_comes_back_on_other_ports() {
     }
     world.await_members("b", 3).await;
     world.await_done("c", &jobs).await;
+    assert_eq!(disks, self::disks(&world).await, "a kill makes no disk a new one");
+}
+
+/// Each node's name and disk.
+async fn disks(world: &World) -> BTreeMap<String, String> {
+    let nodes = world.api("a").get("/v1/nodes").await.unwrap().body;
+    let nodes = nodes["nodes"].as_array().unwrap().iter();
+    nodes.map(|node| (text(&node["name"]), text(&node["disk"]))).collect()
 }
 
 #[tokio::test]
@@ -102,8 +111,9 @@ async fn a_node_that_joins_late_gets_the_work_that_waited_for_it() {
     world.start("a", "", String::new());
     world.apply("a", 1).await;
     let jobs = world.enqueue("a", 3).await;
-    let status = world.api("a").get("/v1/status").await.unwrap().body.to_string();
-    assert!(status.contains("step"), "the status says which phase is waited for: {status}");
+    let status = world.api("a").get("/v1/status").await.unwrap().body;
+    let waited_for = &status["pipelines"][0]["unoffered"];
+    assert_eq!(*waited_for, json!(["step"]), "the status says which phase is waited for: {status}");
     let config = world.phase("late", "step", "echo '{}'");
     world.start("late", "worker", config);
     world.await_done("a", &jobs).await;

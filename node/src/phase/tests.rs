@@ -106,7 +106,8 @@ async fn a_command_that_is_not_there_is_named() {
     let mut settings = sh("").settings();
     settings.command = vec!["/no/such/program".to_owned()];
     let (error, retry) = failed(run(ExecPhase::new(settings), None).await);
-    assert!(error.contains("/no/such/program") && !retry, "{error}");
+    // Another node may have it.
+    assert!(error.contains("/no/such/program") && retry, "{error}");
 }
 
 #[tokio::test]
