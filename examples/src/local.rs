@@ -187,6 +187,14 @@ impl LocalCluster {
         Ok(self.nodes.get(name).ok_or("no such node")?.child.id())
     }
 
+    /// A running node's id.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn id(&self, name: &str) -> Result<&str, Error> {
+        Ok(&self.nodes.get(name).ok_or("no such node")?.id)
+    }
+
     /// A running node's HTTP interface.
     ///
     /// # Errors

@@ -4,8 +4,6 @@
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::{
-    fs,
-    os::unix::fs::PermissionsExt,
     process::{Command, Output},
     time::{Duration, Instant},
 };
@@ -18,8 +16,12 @@ use serde_json::{Value, json};
 fn wrapped(folder: &std::path::Path, prepare: &str) -> std::path::PathBuf {
     let path = folder.join("node.sh");
     let node = program("carbonmesh").unwrap();
-    fs::write(&path, format!("#!/bin/sh\n{prepare}\nexec {} \"$@\"\n", node.display())).unwrap();
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    // Written by another process: while a file is open for writing here, a child that is started
+    // by another test at that moment would have it open too, and nobody could run it.
+    let script = format!("#!/bin/sh\n{prepare}\nexec {} \"$@\"\n", node.display());
+    let write = "printf %s \"$1\" >\"$2\" && chmod 755 \"$2\"";
+    let status = Command::new("sh").args(["-c", write, "sh", &script]).arg(&path).status();
+    assert!(status.unwrap().success());
     path
 }
 
@@ -88,10 +90,11 @@ fn a_full_disk_is_told_and_nothing_on_it_is_changed() {
          $up & while ! [ -s $DISK/ready ]; do sleep 0.05; done
          kill $!; wait $! || true
          cat /dev/zero >$DISK/filler 2>/dev/null || true
-         before=$(cd $DISK/data/store && cat CURRENT && sha256sum *.sst)
+         sums() { find $DISK/data -type f ! -name 'LOG*' | sort | xargs sha256sum; }
+         before=$(sums)
          code=0; $up 2>$DISK.log || code=$?
          cat $DISK.log; rm $DISK.log
-         after=$(cd $DISK/data/store && cat CURRENT && sha256sum *.sst)
+         after=$(sums)
          [ \"$before\" = \"$after\" ] || echo CHANGED
          rm $DISK/filler $DISK/ready
          $up & while ! [ -s $DISK/ready ]; do sleep 0.05; done

@@ -31,14 +31,10 @@ pub async fn coordinators(results: &mut Results, kills: usize) -> Result<(), Err
         let jobs = begin(&bench, survivor).await?;
         bench.cluster.kill(&killed)?;
         let at_ms = now_ms();
-        // What survivors had been given before the kill was started at once: only what begins after
-        // the new term is known can come from the new coordinator.
-        wait_for("a new coordinator", async || bench.cluster.coordinator(survivor, "p").await)
-            .await?;
-        let elected_ms = now_ms();
+        let terms: BTreeSet<String> = bench.starts().into_iter().map(|start| start.term).collect();
         let first = wait_for("the first dispatch", async || {
-            let starts = bench.starts().into_iter().map(|start| start.at_ms);
-            Ok(starts.filter(|start| *start >= elected_ms.saturating_sub(20)).min())
+            let new = bench.starts().into_iter().filter(|start| !terms.contains(&start.term));
+            Ok(new.map(|start| start.at_ms).min())
         })
         .await?;
         stopped.record(first.saturating_sub(at_ms))?;

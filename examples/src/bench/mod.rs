@@ -146,14 +146,17 @@ struct Start {
     job: String,
     step: String,
     node: String,
+    /// In which coordinator's term it was given out.
+    term: String,
     at_ms: u64,
 }
 
 impl Start {
     fn parse(line: &str) -> Option<Self> {
         let mut parts = line.split(' ').map(str::to_owned);
-        let (job, step, node) = (parts.next()?, parts.next()?, parts.next()?);
-        Some(Self { job, step, node, at_ms: parts.next()?.parse().ok()? })
+        let (job, step, node, token) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+        let term = token.split_once('/')?.0.to_owned();
+        Some(Self { job, step, node, term, at_ms: parts.next()?.parse().ok()? })
     }
 }
 

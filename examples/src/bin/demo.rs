@@ -20,6 +20,7 @@ use carbonmesh_examples::{
 };
 use clap::Parser;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use jiff::Timestamp;
 use serde_json::{Value, json};
 
 /// Where every node that is asked answers.
@@ -77,7 +78,7 @@ async fn run(options: Options) -> Result<(), Error> {
     println!("each was on 2 disks before it was acknowledged.\n");
 
     let display = Display::new(total as u64);
-    let killed = watch_and_kill(&mut cluster, &api, &display, &runs, total).await?;
+    let killed = watch_and_kill(&mut cluster, &api, &display, total).await?;
     display.finish();
     prove(&api, &jobs, &sources, &runs, &killed).await?;
     println!("\nThe whole demo took {:.1} s.", began.elapsed().as_secs_f64());
@@ -181,8 +182,10 @@ async fn enqueue(api: &Api, pipeline: &'static str, jobs: &[Value]) -> Result<Ve
 /// What is known of the kill.
 struct Killed {
     node: String,
+    /// Its id, as attempts that it gave out name it.
+    id: String,
+    at: Timestamp,
     at_done: u64,
-    first_dispatch: Option<Duration>,
     new_coordinator: Option<String>,
 }
 
@@ -191,11 +194,10 @@ async fn watch_and_kill(
     cluster: &mut LocalCluster,
     api: &Api,
     display: &Display,
-    runs: &Path,
     total: usize,
 ) -> Result<Killed, Error> {
     let deadline = Instant::now() + Duration::from_secs(55);
-    let mut killed: Option<(Instant, usize, Killed)> = None;
+    let mut killed: Option<(Instant, Killed)> = None;
     loop {
         if Instant::now() > deadline {
             return Err("not all jobs were done within 55 s".into());
@@ -205,19 +207,17 @@ async fn watch_and_kill(
         match &mut killed {
             None if done >= total as u64 / 3 => {
                 let Some(node) = cluster.coordinator(GATEWAY, FILES).await? else { continue };
+                let id = cluster.id(&node)?.to_owned();
                 cluster.kill(&node)?;
-                let before = lines(runs);
+                let at = Timestamp::now();
                 display.say(&format!(
                     "kill -9 `{node}`, the coordinator, with {done} of {total} jobs done"
                 ));
-                let killed_ =
-                    Killed { node, at_done: done, first_dispatch: None, new_coordinator: None };
-                killed = Some((Instant::now(), before, killed_));
+                let at_done = done;
+                let it = Killed { node, id, at, at_done, new_coordinator: None };
+                killed = Some((Instant::now(), it));
             }
-            Some((at, before, killed)) => {
-                if killed.first_dispatch.is_none() && lines(runs) > *before + 2 {
-                    killed.first_dispatch = Some(at.elapsed());
-                }
+            Some((at, killed)) => {
                 let now = cluster.coordinator(GATEWAY, FILES).await?;
                 if killed.new_coordinator.is_none() && now.is_some() {
                     let name = now.clone().unwrap_or_default();
@@ -231,18 +231,13 @@ async fn watch_and_kill(
             None => {}
         }
         if done == total as u64 {
-            let Some((_, _, killed)) = killed else {
+            let Some((_, killed)) = killed else {
                 return Err("all jobs were done before the kill: give it more with --files".into());
             };
             return Ok(killed);
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-}
-
-/// How many phases have begun, by their own word.
-fn lines(runs: &Path) -> usize {
-    fs::read(runs).map(|text| text.iter().filter(|byte| **byte == b'\n').count()).unwrap_or(0)
 }
 
 /// What the terminal shows while jobs run.
@@ -344,8 +339,12 @@ async fn prove(
 ) -> Result<(), Error> {
     let sums = sha256sum(sources)?;
     let (mut done, mut wrong) = (0, Vec::new());
+    let mut dispatched = Vec::new();
     for job in jobs {
         let view = api.get(&format!("/v1/jobs/{}", job.id)).await?.success()?;
+        if job.pipeline == FILES {
+            dispatched.extend(given_out_by_others(&view, &killed.id));
+        }
         if view["state"] != "succeeded" {
             wrong.push(format!("{} of {} is {}", job.id, job.pipeline, view["state"]));
             continue;
@@ -353,7 +352,9 @@ async fn prove(
         done += 1;
         let result = &view["result"];
         let right = match job.pipeline {
-            SOURCES => text(&result["sha256"]) == sums[&sources[job.number]],
+            SOURCES => {
+                Some(text(&result["sha256"])) == sums.get(&sources[job.number]).map(String::as_str)
+            }
             _ => result["sha256"].is_string() && !Path::new(text(&result["path"])).exists(),
         };
         if !right {
@@ -365,7 +366,8 @@ async fn prove(
     log.lines().for_each(|line| *counted.entry(line).or_default() += 1);
     let phases = jobs.len() * 3;
     let twice = counted.values().filter(|count| **count > 1).count();
-    let dispatch = killed.first_dispatch.ok_or("nothing was dispatched after the kill")?;
+    let first = dispatched.into_iter().min().ok_or("nothing was dispatched after the kill")?;
+    let dispatch = Duration::try_from(first.duration_since(killed.at)).unwrap_or_default();
 
     println!("Proof");
     println!("  enqueued                {}", jobs.len());
@@ -392,6 +394,21 @@ async fn prove(
         .into());
     }
     Ok(())
+}
+
+/// When the attempts began that another coordinator than the killed one gave out.
+fn given_out_by_others(job: &Value, killed: &str) -> Vec<Timestamp> {
+    let invocations = job["invocations"].as_array().into_iter().flatten();
+    let attempts = invocations.flat_map(|one| one["attempts"].as_array().into_iter().flatten());
+    // A token is `counter@coordinator/sequence`.
+    let coordinator = |token: &str| {
+        let (_, rest) = token.split_once('@')?;
+        Some(rest.split_once('/')?.0.to_owned())
+    };
+    let others = attempts.filter(|attempt| {
+        coordinator(text(&attempt["token"])).is_some_and(|node| !killed.starts_with(&node))
+    });
+    others.filter_map(|attempt| text(&attempt["started_at"]).parse().ok()).collect()
 }
 
 /// What the system's own tool says of the files.

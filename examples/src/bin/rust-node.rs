@@ -6,8 +6,8 @@
 //! rust-node enqueue hello '{"name": "Ada"}' --wait
 //! ```
 //! `greet` shows how a phase reads its instructions and gives a result. `noop` and `sleep` are what
-//! the benchmark measures with: `sleep` waits `ms` milliseconds, and appends a line with job, step
-//! and the time in ms since 1970 to the file that `RUST_NODE_STARTS` names, if it does.
+//! the benchmark measures with: `sleep` waits `ms` milliseconds, and appends a line with job, step,
+//! node, token and the time in ms since 1970 to the file that `RUST_NODE_STARTS` names, if it does.
 
 use std::{
     env,
@@ -64,7 +64,8 @@ fn note_start(context: &PhaseContext) -> std::io::Result<()> {
     let Some(path) = env::var_os("RUST_NODE_STARTS") else { return Ok(()) };
     let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
     let node = env::var("RUST_NODE_NAME").unwrap_or_default();
-    let line = format!("{} {} {node} {now_ms}\n", context.job(), context.step());
+    let (job, step, token) = (context.job(), context.step(), context.token());
+    let line = format!("{job} {step} {node} {token} {now_ms}\n");
     // One write to a file opened for appending: lines of several processes do not mix.
     OpenOptions::new().create(true).append(true).open(path)?.write_all(line.as_bytes())
 }

@@ -70,7 +70,7 @@ impl Core {
     fn may_decide_alone(&self, pipeline: PipelineId, group: &Group) -> bool {
         let timing = &self.config.timing;
         let settled_in = self.now.since(self.started) >= timing.start_wait
-            || self.view(pipeline).into_iter().all(|node| self.is_reachable(node));
+            || self.view(pipeline).into_iter().all(|node| self.has_met(node));
         settled_in && self.now.since(group.leaderless_since) >= timing.minority_wait
     }
 

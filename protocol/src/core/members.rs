@@ -32,6 +32,8 @@ pub(super) struct Member {
     pub(super) reachable: bool,
     /// When something came from it last.
     pub(super) heard: Timestamp,
+    /// Whether it could be reached at any time since this node started.
+    pub(super) met: bool,
     /// Since when it cannot be reached.
     pub(super) away_since: Timestamp,
     /// The number of its last beat on this connection.
@@ -56,7 +58,8 @@ impl Core {
     fn add_member(&mut self, advert: Advert) {
         let (heard, away_since) = (self.now, self.now);
         let (last_beat, busy) = (0, Vec::new());
-        let member = Member { advert, reachable: false, heard, away_since, last_beat, busy };
+        let member =
+            Member { advert, reachable: false, met: false, heard, away_since, last_beat, busy };
         self.members.insert(member.advert.node, member);
     }
 
@@ -123,6 +126,7 @@ impl Core {
         member.heard = self.now;
         if !member.reachable && self.connections.contains(&peer) {
             member.reachable = true;
+            member.met = true;
             self.on_reachable(peer);
         }
     }
@@ -165,6 +169,11 @@ impl Core {
     /// Whether a node, or this one itself, can be reached.
     pub(super) fn is_reachable(&self, node: NodeId) -> bool {
         node == self.me() || self.members.get(&node).is_some_and(|member| member.reachable)
+    }
+
+    /// Whether a node, or this one itself, could be reached since this one started.
+    pub(super) fn has_met(&self, node: NodeId) -> bool {
+        node == self.me() || self.members.get(&node).is_some_and(|member| member.met)
     }
 
     /// All peers that can be reached.

@@ -26,6 +26,15 @@ use super::{
 /// A phase that took this many workers down with it is poison: the job becomes a dead letter.
 const MAX_LOST_ATTEMPTS: u32 = 10;
 
+/// Where in the queue a phase goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// It was given out already, and has waited for longer than all others.
+    Front,
+    /// As a rule.
+    Back,
+}
+
 const GIVEN_BACK: &str = "its worker gave it back";
 
 impl Core {
@@ -192,6 +201,10 @@ impl Core {
 
     /// Looks which phases of a job are ready, after it changed.
     pub(super) fn refresh(&mut self, pipeline: PipelineId, job: JobId) {
+        self.refresh_at(pipeline, job, Place::Back);
+    }
+
+    fn refresh_at(&mut self, pipeline: PipelineId, job: JobId, place: Place) {
         let wall_ms = self.wall_ms();
         let Some(group) = self.groups.get(&pipeline) else { return };
         if !group.is_coordinator() {
@@ -229,7 +242,11 @@ impl Core {
                 return;
             };
             if wait.is_zero() {
-                reign.ready.entry(phase).or_default().push_back((job, step));
+                let queue = reign.ready.entry(phase).or_default();
+                match place {
+                    Place::Front => queue.push_front((job, step)),
+                    Place::Back => queue.push_back((job, step)),
+                }
             } else {
                 reign.delayed.insert((at, job, step));
                 self.arm_at(at, Timer::Delayed(pipeline));
@@ -422,7 +439,7 @@ impl Core {
             return;
         }
         self.update_control(pipeline, running.job, running.step, change);
-        self.refresh(pipeline, running.job);
+        self.refresh_at(pipeline, running.job, Place::Front);
     }
 
     fn control(&self, pipeline: PipelineId, job: JobId, step: u16) -> Option<&Control> {
