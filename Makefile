@@ -1,12 +1,13 @@
-# make demo   builds what is missing and shows a cluster that loses its coordinator, and no job
-# make test   builds what is missing and runs every check and test
-# make bench  measures clusters of three processes; OUT=FOLDER writes results.json
-# make seeds  simulates many clusters under faults
-# make help   lists these and the long runs
+# make demo      builds what is missing and shows a cluster that loses its coordinator, and no job
+# make test      builds what is missing and runs every check and test
+# make bench     measures clusters of three processes; OUT=FOLDER writes results.json
+# make simulate  simulates many clusters under faults; SEEDS=n JOBS=n
+# make help      lists these and the long runs
 
 # Dependencies are built once, outside the working copy, and kept between clones.
 export CARGO_TARGET_DIR ?= $(HOME)/.cache/carbonmesh/target
 SEEDS ?= 10000
+JOBS ?= 2
 
 # The C++ part is compiled through ccache where there is one, so that it survives a `cargo clean`.
 ifneq ($(shell command -v ccache),)
@@ -16,12 +17,11 @@ endif
 
 BIN := $(CARGO_TARGET_DIR)/debug
 
-.PHONY: help setup build demo test verify bench seeds doc clean
+.PHONY: help setup build demo test verify bench simulate doc clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
-	@echo "            ($(SEEDS) seeds; SEEDS=n for another number)"
-	@echo "make doc    builds the API documentation"
+	@echo "make doc       builds the API documentation"
 
 setup:
 	@./.ci/setup
@@ -47,8 +47,8 @@ test: verify
 	cargo build --locked --workspace --all-targets
 	cargo test --locked --workspace
 
-seeds: setup
-	cargo run --locked -p carbonmesh-simulations -- --iterations $(SEEDS)
+simulate: setup
+	cargo run --locked -p carbonmesh-simulations -- --seeds $(SEEDS) --jobs $(JOBS)
 
 doc: setup
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps

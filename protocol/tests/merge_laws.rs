@@ -4,7 +4,7 @@
 use bytes::Bytes;
 use carbonmesh_protocol::{
     id::{NodeId, Term, Token},
-    record::{Component, Control, JobRecord, JobSpec, Progress},
+    record::{Component, Control, JobRecord, JobSpec, PAYLOADS, Progress, SPEC},
     view::AttemptView,
 };
 use proptest::{collection::vec, prelude::*};
@@ -65,16 +65,18 @@ fn control() -> impl Strategy<Value = Control> {
 
 /// A component that a later version wrote: a tag or a schema that is not known here.
 fn foreign() -> impl Strategy<Value = Component> {
-    (prop_oneof![Just(7u16), Just(9), Just(0x100)], vec(any::<u8>(), 0..4)).prop_map(
-        |(tag, body)| {
+    (
+        prop_oneof![Just(7u16), Just(9), Just(0x100), Just(SPEC), Just(PAYLOADS)],
+        vec(any::<u8>(), 0..4),
+    )
+        .prop_map(|(tag, body)| {
             let mut bytes = b"CM\x01\x01\xee\x00".to_vec();
             bytes.extend_from_slice(&(body.len() as u32).to_le_bytes());
             let crc = crc32c::crc32c_append(crc32c::crc32c(&bytes), &body);
             bytes.extend_from_slice(&crc.to_le_bytes());
             bytes.extend_from_slice(&body);
             Component { tag, bytes: bytes.into() }
-        },
-    )
+        })
 }
 
 fn record() -> impl Strategy<Value = Vec<Component>> {

@@ -1,7 +1,5 @@
 //! A program with phases of its own is a node like any other.
 
-#![expect(clippy::unwrap_used, reason = "a test may panic")]
-
 use carbonmesh_tests::World;
 use serde_json::json;
 

@@ -5,6 +5,7 @@ mod cluster;
 use std::time::Duration;
 
 use crate::{
+    id::JobId,
     io::{Outcome, Refusal, Request, Response},
     view::JobState,
 };
@@ -273,4 +274,73 @@ fn a_pipeline_with_unfinished_jobs_stays_and_one_without_goes() {
     assert_eq!(cluster.request(1, Request::Remove(name("p"))), Response::Removed);
     cluster.run_for(Duration::from_secs(2));
     assert!(matches!(cluster.enqueue(0, "p", None, "{}"), Err(Refusal::UnknownPipeline { .. })));
+}
+
+#[test]
+fn the_last_survivor_takes_over_at_once_though_it_started_just_now() {
+    let mut cluster = Cluster::new(2, &PHASES);
+    cluster.apply_pipeline(0, chain("p", &["a"]));
+    let old = cluster.coordinator();
+    let jobs = cluster.enqueue_many(old, "p", 10);
+    cluster.kill(old);
+    let took =
+        cluster.run_until("another coordinator", |cluster| cluster.coordinators().len() == 1);
+    assert!(took < Duration::from_secs(3), "{took:?}");
+    cluster.run_until("all done", |cluster| cluster.all_succeeded(&jobs));
+}
+
+#[test]
+fn a_node_that_starts_alone_looks_for_the_others_first() {
+    let mut cluster = three();
+    let jobs = cluster.enqueue_many(0, "p", 10);
+    cluster.run_until("all done", |cluster| cluster.all_succeeded(&jobs));
+    (0..3).for_each(|index| cluster.kill(index));
+    cluster.start(0);
+    cluster.run_for(Duration::from_secs(5));
+    assert_eq!(cluster.coordinators().len(), 0, "the others may know more");
+    let took = cluster.run_until("it decides", |cluster| cluster.coordinators().len() == 1);
+    assert!(took < Duration::from_secs(7), "{took:?}");
+}
+
+#[test]
+fn a_job_that_comes_in_twice_in_one_round_is_kept() {
+    let mut cluster = three();
+    cluster.coordinator();
+    let receipt = cluster.enqueue(0, "p", Some("k"), "{}").expect("accepted");
+    let record = |cluster: &Cluster, index: usize| {
+        let core = cluster.nodes[index].core.as_ref().expect("it runs");
+        core.record(crate::id::PipelineId::of_name("p"), receipt.job).expect("it reads")
+    };
+    let components = record(&cluster, 0).expect("it is there").components();
+    let pipeline = crate::id::PipelineId::of_name("p");
+    let update = crate::message::JobUpdate { job: JobId::of_key(pipeline, "other"), components };
+    // Twice before any effect is taken: the second changes nothing, and must not undo the first.
+    let from = cluster.nodes[0].config.node;
+    let core = cluster.nodes[1].core.as_mut().expect("it runs");
+    for part in [1, 2] {
+        core.on_sync_push(from, (7, part), pipeline, std::slice::from_ref(&update))
+            .expect("it reads");
+    }
+    assert!(core.record(pipeline, update.job).expect("it reads").is_some());
+    cluster.run_for(Duration::from_millis(50));
+    cluster.kill(1);
+    cluster.start(1);
+    let core = cluster.nodes[1].core.as_ref().expect("it runs");
+    assert!(core.record(pipeline, update.job).expect("it reads").is_some(), "it is on disk");
+}
+
+#[test]
+fn a_candidate_gives_up_when_it_hears_of_a_later_term() {
+    let mut cluster = three();
+    let coordinator = cluster.coordinator();
+    let pipeline = crate::id::PipelineId::of_name("p");
+    let later = crate::id::Term { counter: 9, node: cluster.nodes[0].config.node, boot: 1 };
+    let core = cluster.nodes[coordinator].core.as_mut().expect("it runs");
+    core.note_term(pipeline, later);
+    assert_eq!(core.snapshot().groups[&pipeline].coordinates, None);
+    cluster.run_until("one coordinator", |cluster| cluster.coordinators().len() == 1);
+    let new = cluster.coordinators()[0];
+    let core = cluster.nodes[new].core.as_ref().expect("it runs");
+    let group = &core.snapshot().groups[&pipeline];
+    assert!(group.coordinates.is_some_and(|term| term.counter > 9), "{group:?}");
 }
