@@ -85,7 +85,8 @@ pub struct Envelope {
 
 /// The value in its envelope.
 pub fn encode<T: Encoded>(value: &T) -> Bytes {
-    let mut out = BytesMut::new();
+    // Most values fit: what grows step by step is copied at each.
+    let mut out = BytesMut::with_capacity(192);
     encode_into(value, &mut out);
     out.freeze()
 }

@@ -109,6 +109,8 @@ pub struct JobView {
     pub invocations: Vec<InvocationView>,
     /// Outcomes that came after another had been accepted: how often a phase finished in vain.
     pub conflicts: u32,
+    /// How many other payloads were enqueued under the job's key beyond a partition; they do not run.
+    pub other_payloads: u32,
 }
 
 /// One phase of a job.

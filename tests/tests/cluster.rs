@@ -2,10 +2,14 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    fs,
+    time::{Duration, Instant},
+};
 
 use carbonmesh_examples::local::NodeOptions;
-use carbonmesh_tests::{NAMES, World, text};
+use carbonmesh_tests::{NAMES, PATIENCE, World, text};
 use serde_json::json;
 
 #[tokio::test]
@@ -63,6 +67,36 @@ async fn a_killed_workers_jobs_run_elsewhere() {
     let survivor = NAMES.into_iter().find(|name| *name != worker).unwrap();
     world.await_done(survivor, &jobs).await;
     assert_ne!(world.runs()[1][3], worker);
+}
+
+#[tokio::test]
+async fn a_killed_node_leaves_no_command_behind() {
+    let mut world = World::default();
+    let pid = world.cluster.folder().join("pid");
+    let script = format!("sleep 600 & echo $! >{}; wait", pid.display());
+    world.start_all(&["a"], &script);
+    world.apply("a", 1).await;
+    world.enqueue("a", 1).await;
+    world.await_runs(1).await;
+    let began = Instant::now();
+    let pid = loop {
+        if let Ok(pid) = fs::read_to_string(&pid).unwrap_or_default().trim().parse::<u32>() {
+            break pid;
+        }
+        assert!(began.elapsed() < PATIENCE, "the command does not run");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    };
+    let lives = || {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        // One that nobody has waited for yet is dead all the same.
+        !stat.is_empty() && !stat.contains(") Z ")
+    };
+    assert!(lives());
+    world.cluster.kill("a").unwrap();
+    while lives() {
+        assert!(began.elapsed() < PATIENCE, "process {pid} outlives its node");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }
 
 #[tokio::test]

@@ -70,6 +70,10 @@ fn note_start(context: &PhaseContext) -> std::io::Result<()> {
     OpenOptions::new().create(true).append(true).open(path)?.write_all(line.as_bytes())
 }
 
+/// As in `carbonmesh` itself.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let phases = PhaseRegistry::default()
         .with("greet", 4, Greet)

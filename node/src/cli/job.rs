@@ -133,6 +133,7 @@ fn show(job: &JobDoc) -> String {
         ("finished", job.finished_at.clone()),
         ("key", job.key.as_deref().map(clean)),
         ("conflicts", (job.conflicts > 0).then(|| job.conflicts.to_string())),
+        ("other payloads", (job.other_payloads > 0).then(|| job.other_payloads.to_string())),
         ("instructions", json(&job.instructions)),
         ("result", json(&job.result)),
     ]);

@@ -93,6 +93,7 @@ pub(crate) fn job(id: JobId, state: JobState) -> JobView {
             result: Some(r#"{"a": 2}"#.into()),
         }],
         conflicts: 0,
+        other_payloads: 0,
     }
 }
 

@@ -397,6 +397,7 @@ impl Core {
             results: results(record, &all),
             invocations,
             conflicts: record.controls.values().map(|control| control.late_count).sum(),
+            other_payloads: record.payload_conflicts() as u32,
         })
     }
 

@@ -73,6 +73,9 @@ pub struct JobDoc {
     pub invocations: Vec<InvocationDoc>,
     /// How often a phase finished after another outcome had been accepted.
     pub conflicts: u32,
+    /// How many other payloads were enqueued under its key beyond a partition; they do not run.
+    #[serde(default)]
+    pub other_payloads: u32,
 }
 
 impl JobDoc {
@@ -94,6 +97,7 @@ impl JobDoc {
             result: result.and_then(|json| raw(&json)),
             invocations: job.invocations.iter().map(|one| InvocationDoc::new(one, names)).collect(),
             conflicts: job.conflicts,
+            other_payloads: job.other_payloads,
         }
     }
 }
@@ -137,6 +141,7 @@ pub struct AttemptDoc {
     /// Who ran it.
     pub worker: NodeRef,
     /// What fenced it.
+    #[serde(default)]
     pub token: String,
     /// When it was assigned.
     pub started_at: String,

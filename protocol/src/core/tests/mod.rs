@@ -344,3 +344,21 @@ fn a_candidate_gives_up_when_it_hears_of_a_later_term() {
     let group = &core.snapshot().groups[&pipeline];
     assert!(group.coordinates.is_some_and(|term| term.counter > 9), "{group:?}");
 }
+
+#[test]
+fn a_key_used_twice_beyond_a_partition_is_one_job_and_flagged() {
+    let mut cluster = three();
+    let coordinator = cluster.coordinator();
+    let others: Vec<usize> = (0..3).filter(|index| *index != coordinator).collect();
+    others.iter().for_each(|other| cluster.disconnect(coordinator, *other));
+    let one = cluster.enqueue(coordinator, "p", Some("k"), "{\"x\":1}").expect("accepted");
+    let two = cluster.enqueue(others[0], "p", Some("k"), "{\"x\":2}").expect("accepted");
+    assert_eq!(one.job, two.job);
+    cluster.run_for(Duration::from_secs(5));
+    others.iter().for_each(|other| cluster.connect(coordinator, *other));
+    cluster.run_for(Duration::from_secs(25));
+    for index in 0..3 {
+        let view = cluster.wait_for(index, one.job);
+        assert_eq!((view.state, view.other_payloads), (JobState::Succeeded, 1), "{view:?}");
+    }
+}
