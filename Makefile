@@ -41,11 +41,13 @@ verify: setup
 	cargo fmt --all -- --check
 	@./.ci/announce-build "$(CARGO_TARGET_DIR)"
 	cargo clippy --locked --workspace --all-targets -- -D warnings
+	cargo clippy --locked -p carbonmesh-simulations --features mutants --all-targets -- -D warnings
 	@./.ci/check-core
 
 test: verify
 	cargo build --locked --workspace --all-targets
 	cargo test --locked --workspace
+	cargo test --locked -p carbonmesh-simulations --features mutants --test mutants
 
 simulate: setup
 	cargo run --locked -p carbonmesh-simulations -- --seeds $(SEEDS) --jobs $(JOBS)

@@ -12,6 +12,7 @@ pub mod core;
 pub mod id;
 pub mod io;
 pub mod message;
+pub mod mutant;
 pub mod name;
 pub mod pipeline;
 pub mod placement;

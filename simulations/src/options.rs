@@ -47,6 +47,9 @@ pub struct Options {
     pub pause_every_ms: u64,
     /// How many attempts of a thousand fail.
     pub failures_per_mille: u32,
+    /// A bug in every core.
+    #[cfg(feature = "mutants")]
+    pub mutant: Option<carbonmesh_protocol::mutant::Mutant>,
 }
 
 impl Options {
@@ -93,6 +96,8 @@ impl Options {
             partition_every_ms,
             pause_every_ms,
             failures_per_mille: [0, 0, 50][random.below(3)],
+            #[cfg(feature = "mutants")]
+            mutant: None,
         }
     }
 

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::{
     id::{JobId, NodeId, PipelineId, Token},
     message::{Assignment, Message},
+    mutant::Mutant,
     name::Name,
     pipeline::PipelineDef,
     record::{JobRecord, Progress},
@@ -197,6 +198,9 @@ impl Core {
             deadline: None,
         };
         self.add_running(pipeline, token, running);
+        if self.has(Mutant::AssignBeforeDurable) {
+            return self.hand_over(worker, assignment);
+        }
         let assignment = Box::new(assignment);
         self.hold_until_settled(Held::Assign { to: worker, assignment });
     }

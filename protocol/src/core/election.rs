@@ -21,6 +21,7 @@ use crate::{
     id::{DiskId, NodeId, PipelineId, Term},
     io::Effect,
     message::{Ballot, Message},
+    mutant::Mutant,
     time::Timestamp,
 };
 
@@ -38,6 +39,9 @@ const LAST_COUNTER: u64 = 1 << 48;
 impl Core {
     /// Whether this node's copy of a group counts.
     pub(super) fn is_admitted(&self, pipeline: PipelineId) -> bool {
+        if self.has(Mutant::AmnesiaCounts) {
+            return self.groups.contains_key(&pipeline);
+        }
         let disk = Some(self.config.disk);
         self.groups.get(&pipeline).is_some_and(|group| group.promise.admitted == disk)
     }
@@ -275,6 +279,9 @@ impl Core {
         let counter = term.counter;
         let ballot = Ballot { pipeline, counter, pre: false, granted, admitted, highest };
         let answer = Effect::Send { to: from, message: Message::Ballot(ballot) };
+        if self.has(Mutant::VoteBeforeSync) {
+            return self.effects.push_back(answer);
+        }
         self.hold_until_on_disk(Held::Effect(answer));
     }
 
@@ -325,7 +332,7 @@ impl Core {
         else {
             return;
         };
-        if reign.unmerged.is_empty() {
+        if reign.unmerged.is_empty() || self.has(Mutant::DispatchBeforeMerge) {
             let term = reign.term;
             // Whoever founds a group anew is its first complete copy.
             self.admit_self(pipeline);
@@ -352,7 +359,7 @@ impl Core {
         if news {
             self.write_promise(pipeline);
         }
-        if deposed {
+        if deposed && !self.has(Mutant::DeposedStays) {
             self.step_down(pipeline);
         }
     }
@@ -424,6 +431,9 @@ impl Core {
     /// A replica says for which pipelines its disk is not admitted: where its copy is complete by
     /// now, it is.
     pub(super) fn admit(&mut self, from: NodeId, disk: DiskId, unadmitted: &[PipelineId]) {
+        if self.has(Mutant::NeverAdmitted) {
+            return;
+        }
         for &pipeline in unadmitted {
             let reign = self.groups.get_mut(&pipeline).and_then(|group| group.reign());
             let complete =

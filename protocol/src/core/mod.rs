@@ -47,6 +47,7 @@ use crate::{
     id::{NodeId, PipelineId},
     io::{Effect, Input, PersistId},
     message::Message,
+    mutant::Mutant,
     store::{ReadError, Reader},
     time::Timestamp,
 };
@@ -102,6 +103,8 @@ pub struct Core {
     worker: Worker,
     gateway: Gateway,
     queries: Queries,
+    #[cfg(feature = "mutants")]
+    mutant: Option<Mutant>,
 }
 
 impl Core {
@@ -152,6 +155,8 @@ impl Core {
             worker,
             gateway: Gateway::new(first),
             queries: Queries::new(first),
+            #[cfg(feature = "mutants")]
+            mutant: None,
         };
         core.load_members()?;
         core.load_catalog()?;
@@ -218,6 +223,24 @@ impl Core {
     /// The wall clock was set, or is told again because clocks drift.
     pub fn set_wall_clock(&mut self, now: Timestamp, unix_ms: u64) {
         self.wall_base_ms = unix_ms.saturating_sub(now.as_millis());
+    }
+
+    /// Switches a bug on.
+    #[cfg(feature = "mutants")]
+    pub fn mutate(&mut self, mutant: Option<Mutant>) {
+        self.mutant = mutant;
+    }
+
+    /// Whether a bug is switched on.
+    #[cfg(feature = "mutants")]
+    fn has(&self, mutant: Mutant) -> bool {
+        self.mutant == Some(mutant)
+    }
+
+    /// Whether a bug is switched on: none can be.
+    #[cfg(not(feature = "mutants"))]
+    fn has(&self, _: Mutant) -> bool {
+        false
     }
 
     fn advance(&mut self, now: Timestamp) {

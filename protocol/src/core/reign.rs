@@ -10,6 +10,7 @@ use crate::{
     id::{JobId, NodeId, PipelineId, Term, Token},
     io::Outcome,
     message::{Completion, Held as HeldAttempt, Message},
+    mutant::Mutant,
     record::{Control, FIRST_CONTROL, MAX_ATTEMPTS_KEPT, Progress},
     store::ReadError,
     view::{AttemptView, JobState},
@@ -534,7 +535,9 @@ impl Core {
             }
         }
         self.refresh(pipeline, job);
-        if recorded {
+        if recorded && self.has(Mutant::CompletionBeforeSync) && from != self.me() {
+            self.send(from, Message::CompletionAck(token));
+        } else if recorded {
             self.hold_until_settled(Held::Completed { worker: from, token });
         }
         self.forget_if_settled(pipeline, job);

@@ -9,6 +9,7 @@ use crate::{
     id::{JobId, NodeId, PipelineId},
     io::{Effect, Refusal},
     message::{JobUpdate, Message, Replicate, StoreResult},
+    mutant::Mutant,
     pipeline::Revision,
     record::{Component, FIRST_CONTROL, JobRecord, PAYLOADS, SPEC},
     store::{ReadError, Reader, Table, component_key, job_key, parse_key},
@@ -179,6 +180,7 @@ impl Core {
     ) -> Result<bool, ReadError> {
         self.load_job(pipeline, update.job)?;
         let (now, dirty) = (self.now, self.is_dirty(pipeline, update.job));
+        let dirty = dirty && !self.has(Mutant::SecondCopyDrops);
         let group = self.groups.entry(pipeline).or_insert_with(|| Group::new(pipeline, now));
         let entry = group.jobs.entry(update.job).or_default();
         // Bytes that were damaged on the way change nothing; the comparison of digests finds it.
@@ -251,6 +253,10 @@ impl Core {
             }
         }
         let ack = Message::ReplicateAck { batch: replicate.batch, missing };
+        if self.has(Mutant::ReplicateBeforeSync) {
+            self.send(from, ack);
+            return Ok(());
+        }
         self.hold_until_on_disk(Held::Effect(Effect::Send { to: from, message: ack }));
         Ok(())
     }
@@ -279,6 +285,10 @@ impl Core {
         } else {
             let admitted = self.is_admitted(pipeline);
             let message = Message::Stored { store, admitted, results };
+            if self.has(Mutant::StoreBeforeSync) {
+                self.send(from, message);
+                return Ok(());
+            }
             self.hold_until_on_disk(Held::Effect(Effect::Send { to: from, message }));
         }
         Ok(())

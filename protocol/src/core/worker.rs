@@ -9,6 +9,7 @@ use crate::{
     id::{NodeId, PipelineId, Token},
     io::{Attempt, Effect, Outcome},
     message::{Assignment, Completion, Held, Message},
+    mutant::Mutant,
     name::Name,
     store::ReadError,
 };
@@ -99,7 +100,8 @@ impl Core {
         // A coordinator gives tokens in their order. One that ended, and was forgotten, must not
         // begin again because its message came twice.
         let given = self.worker.given.insert((from, assignment.pipeline), token);
-        if let Some(later) = given.filter(|given| *given >= token) {
+        let repeats = !self.has(Mutant::AssignTwice);
+        if let Some(later) = given.filter(|given| repeats && *given >= token) {
             self.worker.given.insert((from, assignment.pipeline), later);
             return self.decline(from, token);
         }
@@ -197,6 +199,9 @@ impl Core {
 
     /// Offers all ends of a pipeline to its coordinator again.
     pub(super) fn resend_completions(&mut self, pipeline: PipelineId) {
+        if self.has(Mutant::EndsOnce) {
+            return;
+        }
         let ended = self.worker.ended.values().filter(|end| end.pipeline == pipeline);
         let ended: Vec<Completion> = ended.cloned().collect();
         ended.into_iter().for_each(|end| self.tell_end(end));

@@ -38,6 +38,11 @@ pub(super) fn unfinished(seen: &Seen<'_>, acknowledged: &BTreeSet<JobId>) -> Opt
             return Some(format!("job {job} is {states:?}"));
         }
     }
+    for (node, group) in seen.groups() {
+        if group.live.count + group.finished.count > 0 && !group.admitted {
+            return Some(format!("{} keeps jobs, and is not admitted", node.config.name));
+        }
+    }
     let digests = seen.groups().map(|(_, group)| (group.live, group.finished));
     let held: BTreeSet<(u64, u64, u64)> = digests
         .filter(|(live, finished)| live.count + finished.count > 0)

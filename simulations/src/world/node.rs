@@ -106,6 +106,10 @@ impl World {
         let unix_ms = 1_700_000_000_000 + self.now.as_millis();
         let core = Core::new(node.config.clone(), seed, now, unix_ms, reader);
         node.core = Some(core.expect("the disk can be read"));
+        #[cfg(feature = "mutants")]
+        if let Some(core) = &mut node.core {
+            core.mutate(self.options.mutant);
+        }
         let (disk, boot) = (node.config.disk, node.config.boot);
         self.tell(Fact::Up { at, disk, boot });
         self.drain(at);

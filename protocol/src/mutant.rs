@@ -1,0 +1,32 @@
+//! Bugs that can be switched on, to see that the simulator's checks find them.
+//!
+//! Without the feature `mutants` there is no way to switch one on, and no core asks.
+
+/// A bug.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mutant {
+    /// A vote is told before it is on disk.
+    VoteBeforeSync,
+    /// Jobs are acknowledged to their gateway before they are on disk.
+    StoreBeforeSync,
+    /// A coordinator's changes are acknowledged before they are on disk.
+    ReplicateBeforeSync,
+    /// A worker is told to forget an end before that is on disk.
+    CompletionBeforeSync,
+    /// An attempt is handed over before what it builds on is durable.
+    AssignBeforeDurable,
+    /// Work begins in a term before all that the voters held is merged.
+    DispatchBeforeMerge,
+    /// A disk that came in place of another votes and counts at once.
+    AmnesiaCounts,
+    /// A worker begins an attempt again whose message came twice.
+    AssignTwice,
+    /// Whoever is elected stays so, though a later term is known.
+    DeposedStays,
+    /// A job that comes in twice in one round is thrown away.
+    SecondCopyDrops,
+    /// An end that its coordinator did not take is not offered again.
+    EndsOnce,
+    /// A replica whose copy is complete is never admitted.
+    NeverAdmitted,
+}

@@ -1,0 +1,50 @@
+//! Each check finds a bug that it is there for: one is switched on in every core, and some seed among
+//! the first few hundred has to show it. `cargo test -p carbonmesh-simulations --features mutants`.
+
+use std::panic;
+
+use carbonmesh_protocol::mutant::Mutant;
+use carbonmesh_simulations::{Options, run};
+
+/// How many seeds a bug may take to show.
+const SEEDS: u64 = 1500;
+
+/// The first seed that breaks one of these invariants; a core that trips over its own assertions
+/// counts as `assertion`.
+fn first_seed(mutant: Mutant, expected: &[&str]) -> Option<(u64, String)> {
+    (0..SEEDS).find_map(|seed| {
+        let options = Options { mutant: Some(mutant), ..Options::from_seed(seed) };
+        let broken = match panic::catch_unwind(|| run(&options)) {
+            Ok(report) => report.violations.iter().map(|it| it.invariant.to_owned()).collect(),
+            Err(_) => vec!["assertion".to_owned()],
+        };
+        broken.into_iter().find(|name| expected.contains(&name.as_str())).map(|name| (seed, name))
+    })
+}
+
+fn is_found(mutant: Mutant, expected: &[&str]) {
+    let found = first_seed(mutant, expected);
+    println!("{mutant:?} -> {found:?}");
+    assert!(found.is_some(), "{mutant:?} breaks none of {expected:?} within {SEEDS} seeds");
+}
+
+macro_rules! mutants {
+    ($($test:ident: $mutant:ident => $expected:expr;)*) => {
+        $(#[test] fn $test() { is_found(Mutant::$mutant, &$expected); })*
+    };
+}
+
+mutants! {
+    a_vote_before_its_sync: VoteBeforeSync => ["durable-before-said"];
+    a_stored_job_before_its_sync: StoreBeforeSync => ["durable-before-said"];
+    a_replicated_change_before_its_sync: ReplicateBeforeSync => ["durable-before-said"];
+    a_completion_before_its_sync: CompletionBeforeSync => ["durable-before-said"];
+    an_attempt_before_what_it_builds_on: AssignBeforeDurable => ["order"];
+    work_before_the_merge: DispatchBeforeMerge => ["adopt-first"];
+    a_disk_with_amnesia_that_counts: AmnesiaCounts => ["amnesia"];
+    an_attempt_that_begins_twice: AssignTwice => ["fenced"];
+    a_deposed_coordinator_that_stays: DeposedStays => ["one-vote", "assertion"];
+    a_second_copy_that_drops_the_first: SecondCopyDrops => ["durable-before-said", "assertion"];
+    an_end_that_is_offered_once: EndsOnce => ["no-lost-job"];
+    a_replica_that_is_never_admitted: NeverAdmitted => ["no-lost-job"];
+}
