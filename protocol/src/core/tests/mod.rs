@@ -362,3 +362,29 @@ fn a_key_used_twice_beyond_a_partition_is_one_job_and_flagged() {
         assert_eq!((view.state, view.other_payloads), (JobState::Succeeded, 1), "{view:?}");
     }
 }
+
+#[test]
+fn a_lost_replicas_place_is_taken_and_given_back_with_all_that_was_kept() {
+    let mut cluster = Cluster::new(4, &PHASES);
+    cluster.apply_pipeline(0, chain("p", &["a", "b"]));
+    cluster.coordinator();
+    let pipeline = crate::id::PipelineId::of_name("p");
+    let kept = |cluster: &Cluster, index: usize| {
+        let core = cluster.nodes[index].core.as_ref()?;
+        let group = core.snapshot().groups.remove(&pipeline)?;
+        Some(group.live.count + group.finished.count)
+    };
+    let jobs = cluster.enqueue_many(0, "p", 20);
+    cluster.run_until("all done", |cluster| cluster.all_succeeded(&jobs));
+    let spare = (0..4).find(|index| kept(&cluster, *index) == Some(0)).expect("one keeps nothing");
+    let lost = (0..4).find(|index| *index != spare).expect("a replica");
+    cluster.kill(lost);
+    let asked = (0..4).find(|index| ![spare, lost].contains(index)).expect("another");
+    let more = cluster.enqueue_many(asked, "p", 20);
+    cluster.run_until("all done", |cluster| cluster.all_succeeded(&more));
+    cluster.run_until("the spare keeps all", |cluster| kept(cluster, spare) == Some(40));
+    // Its copies go only when the one that came back has all of them.
+    cluster.start(lost);
+    cluster.run_until("the spare keeps nothing", |cluster| kept(cluster, spare) == Some(0));
+    assert_eq!(kept(&cluster, lost), Some(40));
+}
