@@ -563,7 +563,12 @@ impl Core {
             return;
         }
         self.update_control(pipeline, job, step, |control| {
-            control.lost_count -= u32::from(lost && control.lost_count > 0);
+            // One that was given back has failed at nothing: it stays among those that were lost.
+            match (&outcome, lost) {
+                (Outcome::Cancelled, false) => control.lost_count += 1,
+                (Outcome::Cancelled, true) | (_, false) => {}
+                (_, true) => control.lost_count = control.lost_count.saturating_sub(1),
+            }
             let error = match outcome {
                 Outcome::Succeeded(_) => {
                     control.late_count += 1;
