@@ -86,7 +86,8 @@ pub enum Message {
     ReplicateAck {
         /// Which.
         batch: u64,
-        /// Jobs of which the sender lacks what was enqueued.
+        /// Jobs that are not, since the sender lacks what was enqueued: whole records, in a
+        /// [`SyncPush`](Self::SyncPush) of session 0, bring them there.
         missing: Vec<(PipelineId, JobId)>,
     },
     /// One page of a comparison of what two nodes hold.
@@ -95,9 +96,9 @@ pub enum Message {
     SyncReply(SyncReply),
     /// What the other lacked.
     SyncPush {
-        /// Whose comparison.
+        /// Whose comparison; 0 for what a [`Replicate`] was about and the receiver lacked.
         session: u64,
-        /// Which part.
+        /// Which part; of session 0, which batch.
         part: u64,
         /// The pipeline.
         pipeline: PipelineId,
