@@ -1,8 +1,6 @@
 //! Files of a data folder that hold something else: the folder is refused, or opened as a disk that
 //! may have forgotten what it promised; never is damage taken for a promise.
 
-#![expect(clippy::unwrap_used, reason = "a test may panic")]
-
 use std::fs;
 
 use carbonmesh_fuzz::{Corpus, Script, target};

@@ -95,5 +95,8 @@ fn the_seeds_are_accepted() {
         let text = String::from_utf8_lossy(input);
         PipelineDocument::from_text(&text).is_ok_and(|document| document.definition().is_ok())
     };
+    for input in Corpus::load("job").inputs() {
+        assert!(Instructions::parse(input).is_ok(), "{}", String::from_utf8_lossy(input));
+    }
     assert!(Corpus::load("pipeline").inputs().iter().filter(accepted).count() >= 2);
 }
