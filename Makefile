@@ -2,12 +2,14 @@
 # make test      builds what is missing and runs every check and test
 # make bench     measures clusters of three processes; OUT=FOLDER writes results.json
 # make simulate  simulates many clusters under faults; SEEDS=n JOBS=n
+# make fuzz      feeds damaged bytes to every decoder; SECONDS=n for each target
 # make help      lists these and the long runs
 
 # Dependencies are built once, outside the working copy, and kept between clones.
 export CARGO_TARGET_DIR ?= $(HOME)/.cache/carbonmesh/target
 SEEDS ?= 10000
 JOBS ?= 2
+SECONDS ?= 60
 
 # The C++ part is compiled through ccache where there is one, so that it survives a `cargo clean`.
 ifneq ($(shell command -v ccache),)
@@ -17,7 +19,7 @@ endif
 
 BIN := $(CARGO_TARGET_DIR)/debug
 
-.PHONY: help setup build demo test verify bench simulate doc clean
+.PHONY: help setup build demo test verify bench simulate fuzz doc clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -51,6 +53,13 @@ test: verify
 
 simulate: setup
 	cargo run --locked -p carbonmesh-simulations -- --seeds $(SEEDS) --jobs $(JOBS)
+
+# The targets are tests as well; here they run for longer, JOBS of them at a time.
+fuzz: setup
+	BOLERO_RANDOM_TEST_TIME_MS=$(SECONDS)000 cargo test --locked --workspace --test fuzz -- \
+		--nocapture --test-threads $(JOBS)
+	BOLERO_RANDOM_TEST_TIME_MS=$(SECONDS)000 cargo test --locked --workspace --lib -- fuzz:: \
+		--nocapture --test-threads $(JOBS)
 
 doc: setup
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps

@@ -13,7 +13,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 
 use crate::{
     advert::Advert,
@@ -22,7 +22,7 @@ use crate::{
     id::{DiskId, JobId, PipelineId, Term, Token},
     io::{Outcome, Refusal},
     name::Name,
-    pipeline::Revision,
+    pipeline::{MAX_PHASES, Revision},
     record::Component,
     view::{Counts, JobState, JobSummary, JobView},
 };
@@ -167,6 +167,15 @@ impl Encoded for Message {
     const KIND: Kind = 0x02;
 }
 
+/// Reads the position of a phase: no pipeline has more than [`MAX_PHASES`], and tags are made of it.
+fn step<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u16, D::Error> {
+    let step = u16::deserialize(deserializer)?;
+    match usize::from(step) {
+        ..MAX_PHASES => Ok(step),
+        _ => Err(D::Error::custom(format!("no pipeline has a phase at position {step}"))),
+    }
+}
+
 /// A renewed lease.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Beat {
@@ -245,6 +254,7 @@ pub struct Held {
     /// The job.
     pub job: JobId,
     /// Which of its phases.
+    #[serde(deserialize_with = "step")]
     pub step: u16,
     /// The attempt.
     pub token: Token,
@@ -366,6 +376,7 @@ pub struct Assignment {
     /// The job.
     pub job: JobId,
     /// Which of its phases.
+    #[serde(deserialize_with = "step")]
     pub step: u16,
     /// That step's name.
     pub step_name: Name,
@@ -393,6 +404,7 @@ pub struct Completion {
     /// The job.
     pub job: JobId,
     /// Which of its phases.
+    #[serde(deserialize_with = "step")]
     pub step: u16,
     /// How it ended.
     pub outcome: Outcome,
