@@ -2,12 +2,15 @@
 # make test      builds what is missing and runs every check and test
 # make bench     measures clusters of three processes; OUT=FOLDER writes results.json
 # make simulate  simulates many clusters under faults; SEEDS=n JOBS=n
+# make chaos     real nodes in namespaces of their own, under faults; MINUTES=n SEED=n OUT=FOLDER
 # make help      lists these and the long runs
 
 # Dependencies are built once, outside the working copy, and kept between clones.
 export CARGO_TARGET_DIR ?= $(HOME)/.cache/carbonmesh/target
 SEEDS ?= 10000
 JOBS ?= 2
+MINUTES ?= 2
+OUT_CHAOS := $(or $(OUT),$(CARGO_TARGET_DIR)/chaos)
 
 # The C++ part is compiled through ccache where there is one, so that it survives a `cargo clean`.
 ifneq ($(shell command -v ccache),)
@@ -17,7 +20,7 @@ endif
 
 BIN := $(CARGO_TARGET_DIR)/debug
 
-.PHONY: help setup build demo test verify bench simulate doc clean
+.PHONY: help setup build demo test verify bench simulate chaos doc clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -48,9 +51,13 @@ test: verify
 	cargo build --locked --workspace --all-targets
 	cargo test --locked --workspace
 	cargo test --locked -p carbonmesh-simulations --features mutants --test mutants
+	@$(MAKE) --no-print-directory chaos
 
 simulate: setup
 	cargo run --locked -p carbonmesh-simulations -- --seeds $(SEEDS) --jobs $(JOBS)
+
+chaos: build
+	@$(BIN)/carbonmesh-chaos --minutes $(MINUTES) --out "$(OUT_CHAOS)" $(if $(SEED),--seed $(SEED))
 
 doc: setup
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps

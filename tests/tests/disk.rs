@@ -32,7 +32,8 @@ async fn enqueue_until_refused(world: &World, node: &str) -> Vec<String> {
 async fn a_node_that_cannot_write_stops_and_keeps_what_it_acknowledged() {
     let folder = tempfile::tempdir().unwrap();
     // No file may grow beyond 2 MiB; without the trap the signal would end the process.
-    let program = wrapped(folder.path(), "trap '' XFSZ; [ -n \"$FAIL\" ] && ulimit -f 4096", "exec");
+    let program =
+        wrapped(folder.path(), "trap '' XFSZ; [ -n \"$FAIL\" ] && ulimit -f 4096", "exec");
     let mut world = World { cluster: LocalCluster::new(program).unwrap() };
     let options = |env: Vec<(String, String)>| NodeOptions { env, ..NodeOptions::default() };
     world.cluster.start("a", options(vec![("FAIL".to_owned(), "1".to_owned())])).unwrap();

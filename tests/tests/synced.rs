@@ -4,8 +4,6 @@
 //! Three nodes run under `strace`. Between the moment when the gateway read a request and the moment
 //! when it began to write `202`, each of them must have begun and ended a sync of its store's log.
 
-#![expect(clippy::unwrap_used, reason = "a test may panic")]
-
 use std::{
     collections::BTreeMap,
     fs,

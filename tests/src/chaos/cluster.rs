@@ -77,8 +77,12 @@ impl Cluster {
         for (index, node) in self.nodes.iter().enumerate() {
             let namespace = self.network.as_ref().map(|_| Network::namespace(index));
             let (load, name) = (self.load.clone(), node.name.clone());
+            // Not all at the same moment.
+            let begin =
+                Duration::from_secs_f64(index as f64 / (rate * self.nodes.len() as f64 + 1.0));
             let agent = Agent::start(namespace, &node.http, move |client| async move {
                 if rate > 0.0 {
+                    tokio::time::sleep(begin).await;
                     load::run(load, client, name, rate).await;
                 }
             })?;
@@ -160,19 +164,26 @@ impl Cluster {
         self.nodes.iter().position(|node| node.name == name)
     }
 
-    /// Names of the nodes that should keep every job.
-    pub(crate) fn replicas(&self, asked: usize) -> Vec<String> {
-        let pipeline = self.pipeline(asked).unwrap_or_default();
-        let nodes = pipeline["replicas"].as_array().cloned().unwrap_or_default();
-        nodes.iter().filter_map(|node| node["name"].as_str().map(str::to_owned)).collect()
+    /// The nodes that should keep every job.
+    pub(crate) fn replicas(&self) -> Vec<usize> {
+        let pipeline = (0..self.nodes.len()).find_map(|node| self.pipeline(node));
+        let ids: Vec<Option<String>> = (0..self.nodes.len()).map(|node| self.id(node)).collect();
+        let pipeline = pipeline.unwrap_or_default();
+        let replicas = pipeline["replicas"].as_array().cloned().unwrap_or_default();
+        let place = |id: &Value| ids.iter().position(|own| own.as_deref() == id.as_str());
+        // One that was wiped has left its name, but not its id, to another.
+        replicas.iter().filter_map(|replica| place(&replica["id"])).collect()
+    }
+
+    fn id(&self, index: usize) -> Option<String> {
+        self.ask(index, "/v1/status")?["node"]["id"].as_str().map(str::to_owned)
     }
 
     /// Which disk a node says it has.
     pub(crate) fn disk_id(&self, index: usize) -> Option<String> {
-        let status = self.ask(index, "/v1/status")?;
-        let own = status["node"]["id"].clone();
+        let own = self.id(index)?;
         let nodes = self.ask(index, "/v1/nodes")?;
-        let found = nodes["nodes"].as_array()?.iter().find(|node| node["id"] == own)?;
+        let found = nodes["nodes"].as_array()?.iter().find(|node| node["id"] == own.as_str())?;
         found["disk"].as_str().map(str::to_owned)
     }
 

@@ -10,6 +10,8 @@ use serde::{Deserialize, Serialize};
 pub(crate) enum Kind {
     /// Signal 9, and started again.
     Kill,
+    /// Signal 9 to all at once, and started again.
+    Outage,
     /// SIGSTOP, later SIGCONT.
     Pause,
     /// Two sides that do not hear each other.
@@ -33,8 +35,9 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    pub(crate) const ALL: [Self; 11] = [
+    pub(crate) const ALL: [Self; 12] = [
         Self::Kill,
+        Self::Outage,
         Self::Pause,
         Self::Partition,
         Self::OneWay,
@@ -50,6 +53,7 @@ impl Kind {
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Kill => "kill",
+            Self::Outage => "outage",
             Self::Pause => "pause",
             Self::Partition => "partition",
             Self::OneWay => "one-way",
@@ -66,6 +70,11 @@ impl Kind {
     /// Whether a disk loses what it holds: only one at a time may.
     pub(crate) const fn destroys(self) -> bool {
         matches!(self, Self::Wipe | Self::Restore | Self::Flip)
+    }
+
+    /// Whether nothing else may happen meanwhile.
+    pub(crate) fn is_alone(self) -> bool {
+        self.destroys() || self == Self::Outage
     }
 
     /// Whether it separates nodes that all run: each side may then go on by itself.

@@ -13,7 +13,12 @@ use rand::{RngExt, seq::SliceRandom};
 use rand_chacha::ChaCha8Rng;
 
 use crate::{
-    clock::now_ms, cluster::Cluster, fault::Kind, history::Fault, net::Network, node::Start,
+    clock::now_ms,
+    cluster::Cluster,
+    fault::Kind,
+    history::Fault,
+    net::Network,
+    node::{Node, Start},
 };
 
 /// How long a node goes on after its folder was copied, so that the copy is an old one.
@@ -92,6 +97,14 @@ impl Faults {
             Kind::DiskFull => {
                 self.tampered.insert(node);
                 cluster.nodes[node].disk.fill()?;
+                if rng.random_bool(0.4) {
+                    cluster.nodes[node].kill()?;
+                    cluster.try_start(node)?;
+                }
+            }
+            Kind::Outage => {
+                fault.nodes = cluster.names();
+                cluster.nodes.iter_mut().try_for_each(Node::kill)?;
             }
             _ => fault.note = self.begin_stopped(cluster, rng, kind, node)?,
         }
@@ -168,17 +181,20 @@ impl Faults {
             }
             Kind::DiskFull => {
                 cluster.nodes[node].disk.unfill()?;
-                active.fault.note = match cluster.nodes[node].exited()? {
-                    Some(status) => {
-                        let log = cluster.nodes[node].log();
-                        if status.code() != Some(DISK_FAILED) {
-                            active.offence = Some(format!("a full disk: {status}: {}", last(&log)));
-                        }
-                        cluster.bring_up(node)?;
-                        format!("it stopped ({status}) and was started again")
-                    }
-                    None => "it went on".to_owned(),
-                };
+                let status = cluster.nodes[node].exited()?;
+                if status.is_some_and(|status| status.code() != Some(DISK_FAILED)) {
+                    let log = cluster.nodes[node].log();
+                    active.offence = Some(format!("a full disk: {status:?}: {}", last(&log)));
+                }
+                active.fault.note = "it went on".to_owned();
+                if !cluster.nodes[node].is_running() {
+                    active.fault.note =
+                        format!("it stopped ({})", last(&cluster.nodes[node].log()));
+                    cluster.bring_up(node)?;
+                }
+            }
+            Kind::Outage => {
+                (0..cluster.nodes.len()).try_for_each(|node| cluster.bring_up(node))?;
             }
             Kind::Clock => {
                 let clock = cluster.nodes[node].disk.data().with_file_name("clock");

@@ -25,6 +25,10 @@ use crate::{
 /// How long the healed cluster has, with the load still on it, before the load stops.
 const CALM: Duration = Duration::from_secs(5);
 
+/// What comes after the faults takes about so long.
+const REST: Duration = Duration::from_secs(35);
+const FAULTS_AT_LEAST: Duration = Duration::from_secs(20);
+
 /// Nodes compare what they hold every ten seconds; after this, all have.
 const COMPARED: Duration = Duration::from_secs(15);
 
@@ -35,6 +39,8 @@ const ROOT_MIB: u64 = 512;
 pub(crate) fn run(options: &Options, root: &Path) -> Result<u8, Error> {
     if !options.reduced {
         sh(&format!("mount -t tmpfs -o size={ROOT_MIB}m none {}", root.display()))?;
+        // Where libfaketime leaves files.
+        sh("mount -t tmpfs none /dev/shm")?;
     }
     clean(&options.out)?;
     let seed = options.seed.unwrap_or_else(|| rand::random_range(0..1_000_000));
@@ -44,7 +50,8 @@ pub(crate) fn run(options: &Options, root: &Path) -> Result<u8, Error> {
     history.nodes = cluster.names();
     let mut nemesis = Nemesis::new(seed, &options.faults, options.reduced);
     history.began_ms = now_ms();
-    let until = Instant::now() + Duration::from_secs_f64(options.minutes * 60.0);
+    let time = Duration::from_secs_f64(options.minutes * 60.0).saturating_sub(REST);
+    let until = Instant::now() + time.max(FAULTS_AT_LEAST);
     let done = nemesis.run(&mut cluster, until);
     history.faults = std::mem::take(&mut nemesis.done);
     history.offences = std::mem::take(&mut nemesis.offences);

@@ -10,7 +10,10 @@ use std::{
 };
 
 use carbonmesh_examples::api::Error;
-use rand::{RngExt, SeedableRng, seq::SliceRandom};
+use rand::{
+    RngExt, SeedableRng,
+    seq::{IndexedRandom, SliceRandom},
+};
 use rand_chacha::ChaCha8Rng;
 
 use crate::{
@@ -23,6 +26,9 @@ use crate::{
 
 /// How long copies may take to be complete again before it is given up to destroy more.
 const CONVERGE: Duration = Duration::from_secs(90);
+
+/// A fault that destroys something needs this long until all is whole again.
+const DESTROY: Duration = Duration::from_secs(25);
 
 /// How often two faults overlap.
 const PAIRED: f64 = 0.35;
@@ -61,6 +67,9 @@ impl Nemesis {
         while Instant::now() < until {
             self.wait(1500..4000);
             let kind = self.deal();
+            if kind.destroys() && Instant::now() + DESTROY > until {
+                continue;
+            }
             if kind.destroys() && !whole {
                 whole = cluster.await_converged(CONVERGE).is_some();
                 if !whole {
@@ -84,9 +93,9 @@ impl Nemesis {
 
     fn round(&mut self, cluster: &mut Cluster, kind: Kind) -> Result<(), Error> {
         let mut active = vec![self.begin(cluster, kind, None)?];
-        if !kind.destroys() && self.rng.random_bool(PAIRED) {
+        if !kind.is_alone() && self.rng.random_bool(PAIRED) {
             let next = self.deal();
-            if next.destroys() || next == kind {
+            if next.is_alone() || next == kind {
                 self.deck.push(next);
             } else {
                 self.wait(300..2000);
@@ -97,7 +106,7 @@ impl Nemesis {
         self.wait(2500..8000);
         while let Some(one) = active.pop() {
             let ended = self.faults.end(cluster, one)?;
-            println!("{:>8} over: {}", ended.fault.kind, ended.fault.note);
+            println!("{:>9} over: {}", ended.fault.kind, ended.fault.note);
             self.offences.extend(ended.offence);
             self.done.push(ended.fault);
         }
@@ -110,15 +119,20 @@ impl Nemesis {
         kind: Kind,
         other_than: Option<usize>,
     ) -> Result<Active, Error> {
-        let node = self.victim(cluster, other_than);
+        let node = self.victim(cluster, kind, other_than);
         let active = self.faults.begin(cluster, &mut self.rng, kind, node)?;
-        println!("{kind:>8} of {}", active.fault.nodes.join(", "));
+        println!("{kind:>9} of {}", active.fault.nodes.join(", "));
         Ok(active)
     }
 
     /// The coordinator is hit more often than the others.
-    fn victim(&mut self, cluster: &Cluster, other_than: Option<usize>) -> usize {
-        let any = self.rng.random_range(0..cluster.nodes.len());
+    fn victim(&mut self, cluster: &Cluster, kind: Kind, other_than: Option<usize>) -> usize {
+        let mut any = self.rng.random_range(0..cluster.nodes.len());
+        if kind.destroys() {
+            // There is something to destroy.
+            let replicas = cluster.replicas();
+            any = replicas.choose(&mut self.rng).copied().unwrap_or(any);
+        }
         let coordinator = cluster.coordinator().filter(|_| self.rng.random_bool(0.5));
         let node = coordinator.unwrap_or(any);
         if Some(node) == other_than { (node + 1) % cluster.nodes.len() } else { node }

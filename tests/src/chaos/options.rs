@@ -12,7 +12,7 @@ use crate::{fault::Kind, work::WorkArgs};
 #[derive(Clone, Debug, Parser)]
 #[command(name = "carbonmesh-chaos", args_conflicts_with_subcommands = true)]
 pub(crate) struct Options {
-    /// How long the run takes, until all is healed; draining and checking come on top
+    /// About how long the run takes
     #[arg(long, default_value_t = 2.0)]
     pub(crate) minutes: f64,
     /// Draws the faults; another each time unless given

@@ -63,11 +63,11 @@ fn longest_gap(times: &[u64], from: u64, until: u64) -> Option<u64> {
     pairs.map(|pair| pair[1] - pair[0].max(from).min(pair[1])).max()
 }
 
-/// The one in the middle, and the greatest.
+/// The one in the middle (of two, the smaller), and the greatest.
 pub(crate) fn median_and_worst(values: &[u64]) -> Option<(u64, u64)> {
     let mut values = values.to_vec();
     values.sort_unstable();
-    Some((*values.get(values.len() / 2)?, *values.last()?))
+    Some((*values.get(values.len().checked_sub(1)? / 2)?, *values.last()?))
 }
 
 #[cfg(test)]

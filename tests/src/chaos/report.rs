@@ -21,6 +21,11 @@ pub(crate) fn text(history: &History, verdict: &Verdict) -> String {
     for crime in Crime::ALL {
         line(&mut text, crime.name(), &verdict.count(crime).to_string());
     }
+    if history.copies.is_empty() {
+        text.push_str(
+            "\n  Nodes could not be asked one by one: whether they agree is not known.\n",
+        );
+    }
     text.push_str("\nTime without progress, median and worst, in ms\n");
     for row in recovery_rows(history) {
         let [kind, count, acks, starts, back] = row;

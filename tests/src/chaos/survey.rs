@@ -75,7 +75,7 @@ pub(crate) fn together(
 
 /// What each node holds, with all links cut.
 pub(crate) fn apart(cluster: &mut Cluster) -> Result<Vec<Copy>, Error> {
-    let replicas = cluster.replicas(0);
+    let replicas = cluster.replicas();
     let Some(network) = &mut cluster.network else { return Ok(Vec::new()) };
     network.isolate_all()?;
     let deadline = Instant::now() + ALONE;
@@ -86,10 +86,10 @@ pub(crate) fn apart(cluster: &mut Cluster) -> Result<Vec<Copy>, Error> {
         thread::sleep(Duration::from_millis(200));
     }
     let copies = thread::scope(|scope| {
-        let nodes = cluster.nodes.iter().zip(&cluster.agents);
+        let nodes = cluster.nodes.iter().zip(&cluster.agents).enumerate();
         let readers: Vec<_> = nodes
-            .map(|(node, agent)| {
-                let is_replica = replicas.contains(&node.name);
+            .map(|(index, (node, agent))| {
+                let is_replica = replicas.contains(&index);
                 scope.spawn(move || alone(agent, &node.name, is_replica))
             })
             .collect();
