@@ -5,7 +5,8 @@
 //! kernel kills and unmounts the rest. Only the report stays.
 
 use std::{
-    env, fs,
+    env,
+    fs::{self, File},
     process::{Command, Stdio},
     time::Duration,
 };
@@ -45,6 +46,8 @@ pub(crate) fn run(options: &Options) -> Result<u8, Error> {
     remove_leftovers()?;
     fs::create_dir_all(&options.out)?;
     let root = tempfile::Builder::new().prefix(PREFIX).tempdir()?;
+    let lock = File::open(root.path())?;
+    lock.try_lock()?;
     let reduced = options.reduced || !can_isolate();
     if reduced {
         println!(
@@ -102,15 +105,15 @@ fn can_isolate() -> bool {
     probe.is_ok_and(|status| status.success())
 }
 
-/// A run that was killed leaves its folder; what was mounted there is gone, so that it is empty, but
-/// for reduced runs.
+/// A run that was killed leaves its folder. From outside, the folder of one that goes on looks the
+/// same, since what it holds is mounted inside only: the lock tells.
 fn remove_leftovers() -> Result<(), Error> {
     for entry in fs::read_dir(env::temp_dir())? {
         let path = entry?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        if name.starts_with(PREFIX) {
-            // One that is not empty belongs to somebody, or holds what may be wanted.
-            let _ = fs::remove_dir(&path);
+        let is_ours = name.starts_with(PREFIX) && path.is_dir();
+        if is_ours && File::open(&path)?.try_lock().is_ok() {
+            fs::remove_dir_all(&path)?;
         }
     }
     Ok(())

@@ -50,8 +50,8 @@ pub(crate) fn measure(history: &History) -> BTreeMap<Kind, Recovery> {
 /// The time in which the effects are this fault's: until the next one begins.
 fn window(history: &History, at: usize, fault: &Fault) -> (u64, u64) {
     let end = (fault.until_ms + AFTER_MS).min(history.healed_ms.max(fault.until_ms));
-    let later = history.faults.iter().enumerate().filter(|(other, _)| *other != at);
-    let later = later.map(|(_, other)| other.from_ms).filter(|from| *from > fault.until_ms);
+    let others = history.faults.iter().enumerate().filter(|(other, _)| *other != at);
+    let later = others.map(|(_, other)| other.from_ms).filter(|from| *from > fault.until_ms);
     (fault.from_ms, later.min().unwrap_or(end).min(end))
 }
 
@@ -60,7 +60,7 @@ fn longest_gap(times: &[u64], from: u64, until: u64) -> Option<u64> {
     let first = times.partition_point(|time| *time < from).saturating_sub(1);
     let around = &times[first..];
     let pairs = around.windows(2).take_while(|pair| pair[0] <= until);
-    pairs.map(|pair| pair[1] - pair[0].max(from).min(pair[1])).max()
+    pairs.map(|pair| pair[1].min(until).saturating_sub(pair[0].max(from))).max()
 }
 
 /// The one in the middle (of two, the smaller), and the greatest.
@@ -75,9 +75,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_longest_gap_counts_from_the_fault() {
+    fn the_longest_gap_counts_within_the_span() {
         assert_eq!(longest_gap(&[0, 100, 200, 900, 1000], 500, 950), Some(400));
         assert_eq!(longest_gap(&[0, 100, 200, 900, 1000], 150, 950), Some(700));
+        // What follows is the next fault's.
+        assert_eq!(longest_gap(&[0, 100, 200, 900, 1000], 50, 300), Some(100));
         assert_eq!(longest_gap(&[], 0, 100), None);
     }
 

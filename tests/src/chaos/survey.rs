@@ -15,6 +15,7 @@ use crate::{
     cluster::Cluster,
     history::{Copy, JobState},
     load::PIPELINE,
+    node::Node,
     work::{STEPS, token_field},
 };
 
@@ -76,7 +77,7 @@ pub(crate) fn together(
 /// What each node holds, with all links cut.
 pub(crate) fn apart(cluster: &mut Cluster) -> Result<Vec<Copy>, Error> {
     let replicas = cluster.replicas();
-    let Some(network) = &mut cluster.network else { return Ok(Vec::new()) };
+    let Some(network) = &mut cluster.network else { return in_turn(cluster, &replicas) };
     network.isolate_all()?;
     let deadline = Instant::now() + ALONE;
     while (0..cluster.nodes.len()).any(|node| cluster.alive(node) != Some(1)) {
@@ -102,6 +103,27 @@ pub(crate) fn apart(cluster: &mut Cluster) -> Result<Vec<Copy>, Error> {
         network.heal()?;
     }
     copies
+}
+
+/// Without a network to cut, all but one are stopped.
+fn in_turn(cluster: &mut Cluster, replicas: &[usize]) -> Result<Vec<Copy>, Error> {
+    let mut copies = Vec::new();
+    for index in 0..cluster.nodes.len() {
+        for (other, node) in cluster.nodes.iter_mut().enumerate() {
+            if other == index { node.resume()? } else { node.pause()? }
+        }
+        let deadline = Instant::now() + ALONE;
+        while cluster.alive(index) != Some(1) {
+            if Instant::now() > deadline {
+                return Err("a node that is left alone does not notice it".into());
+            }
+            thread::sleep(Duration::from_millis(200));
+        }
+        let name = &cluster.nodes[index].name;
+        copies.push(alone(&cluster.agents[index], name, replicas.contains(&index))?);
+    }
+    cluster.nodes.iter_mut().try_for_each(Node::resume)?;
+    Ok(copies)
 }
 
 fn alone(agent: &Agent, name: &str, is_replica: bool) -> Result<Copy, Error> {
