@@ -80,6 +80,7 @@ impl Faults {
         let mut fault = Fault {
             kind,
             nodes: vec![cluster.nodes[node].name.clone()],
+            of_coordinator: cluster.coordinator() == Some(node),
             from_ms: now_ms(),
             until_ms: 0,
             destroyed: kind.destroys(),

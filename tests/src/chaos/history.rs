@@ -81,6 +81,9 @@ pub(crate) struct Fault {
     pub(crate) kind: Kind,
     /// Those whom it hit.
     pub(crate) nodes: Vec<String>,
+    /// Whether the first of them coordinated.
+    #[serde(default)]
+    pub(crate) of_coordinator: bool,
     pub(crate) from_ms: u64,
     /// When it was taken back.
     pub(crate) until_ms: u64,

@@ -152,7 +152,17 @@ impl Nemesis {
             let (nodes, until_ms) = (vec![name], now_ms());
             let note = format!("ended by itself with {status}; {revived}");
             let (kind, converged_ms) = (Kind::Kill, None);
-            self.done.push(Fault { kind, nodes, from_ms, until_ms, destroyed, converged_ms, note });
+            let of_coordinator = false;
+            self.done.push(Fault {
+                kind,
+                nodes,
+                of_coordinator,
+                from_ms,
+                until_ms,
+                destroyed,
+                converged_ms,
+                note,
+            });
         }
         Ok(())
     }

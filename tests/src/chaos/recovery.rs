@@ -25,8 +25,8 @@ pub(crate) struct Recovery {
     pub(crate) returned: Vec<u64>,
 }
 
-/// By kind of fault.
-pub(crate) fn measure(history: &History) -> BTreeMap<Kind, Recovery> {
+/// By kind of fault, and whether it hit the coordinator.
+pub(crate) fn measure(history: &History) -> BTreeMap<(Kind, bool), Recovery> {
     let acks = history.ops.iter().filter(|op| matches!(op.outcome, Outcome::Ok { .. }));
     let mut acks: Vec<u64> = acks.map(|op| op.at_ms).collect();
     let starts = history.runs.iter().filter(|run| run.moment == Moment::Start);
@@ -34,10 +34,10 @@ pub(crate) fn measure(history: &History) -> BTreeMap<Kind, Recovery> {
     acks.sort_unstable();
     starts.sort_unstable();
     let times: Vec<u64> = starts.iter().map(|(at_ms, _)| *at_ms).collect();
-    let mut all: BTreeMap<Kind, Recovery> = BTreeMap::new();
+    let mut all: BTreeMap<(Kind, bool), Recovery> = BTreeMap::new();
     for (at, fault) in history.faults.iter().enumerate() {
         let (from, until) = window(history, at, fault);
-        let recovery = all.entry(fault.kind).or_default();
+        let recovery = all.entry((fault.kind, fault.of_coordinator)).or_default();
         recovery.acknowledged.extend(longest_gap(&acks, from, until));
         recovery.dispatched.extend(longest_gap(&times, from, until));
         let node = fault.nodes.first().map_or("", String::as_str);

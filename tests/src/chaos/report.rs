@@ -29,7 +29,7 @@ pub(crate) fn text(history: &History, verdict: &Verdict) -> String {
     text.push_str("\nTime without progress, median and worst, in ms\n");
     for row in recovery_rows(history) {
         let [kind, count, acks, starts, back] = row;
-        let _ = writeln!(text, "  {kind:12} {count:>4} {acks:>15} {starts:>15} {back:>15}");
+        let _ = writeln!(text, "  {kind:23} {count:>4} {acks:>15} {starts:>15} {back:>15}");
     }
     for crime in Crime::ALL.into_iter().filter(|crime| verdict.count(*crime) > 0) {
         let _ = writeln!(text, "\nViolated: {crime}");
@@ -81,9 +81,10 @@ pub(crate) fn recovery_rows(history: &History) -> Vec<[String; 5]> {
         Some((median, worst)) => format!("{median} / {worst}"),
         None => "-".to_owned(),
     };
-    for (kind, times) in recovery::measure(history) {
+    for ((kind, of_coordinator), times) in recovery::measure(history) {
+        let hit = if of_coordinator { ", coordinator" } else { "" };
         rows.push([
-            kind.name().to_owned(),
+            format!("{kind}{hit}"),
             times.acknowledged.len().to_string(),
             show(&times.acknowledged),
             show(&times.dispatched),

@@ -55,7 +55,16 @@ fn succeeded(number: u64) -> JobState {
 
 fn fault(kind: Kind, node: &str, from_ms: u64, until_ms: u64) -> Fault {
     let (nodes, destroyed) = (vec![node.to_owned()], kind.destroys());
-    Fault { kind, nodes, from_ms, until_ms, destroyed, converged_ms: None, note: String::new() }
+    Fault {
+        kind,
+        nodes,
+        of_coordinator: false,
+        from_ms,
+        until_ms,
+        destroyed,
+        converged_ms: None,
+        note: String::new(),
+    }
 }
 
 /// Three jobs that went as they should, at 1 s, 2 s and 3 s.
