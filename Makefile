@@ -9,7 +9,6 @@
 export CARGO_TARGET_DIR ?= $(HOME)/.cache/carbonmesh/target
 SEEDS ?= 10000
 JOBS ?= 2
-MINUTES ?= 2
 OUT_CHAOS := $(or $(OUT),$(CARGO_TARGET_DIR)/chaos)
 
 # The C++ part is compiled through ccache where there is one, so that it survives a `cargo clean`.
@@ -57,7 +56,8 @@ simulate: setup
 	cargo run --locked -p carbonmesh-simulations -- --seeds $(SEEDS) --jobs $(JOBS)
 
 chaos: build
-	@$(BIN)/carbonmesh-chaos --minutes $(MINUTES) --out "$(OUT_CHAOS)" $(if $(SEED),--seed $(SEED))
+	@$(BIN)/carbonmesh-chaos --out "$(OUT_CHAOS)" \
+		$(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED))
 
 doc: setup
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps

@@ -94,7 +94,9 @@ fn can_trace() -> bool {
 async fn every_acknowledgement_waits_for_a_sync_on_every_replica() {
     if !can_trace() {
         // Its result would look like that of a check that was made.
-        return eprintln!("SKIPPED: strace is not installed, or may not trace here");
+        return eprintln!(
+            "SKIPPED: there is no strace (apt-get install strace), or it may not trace"
+        );
     }
     let folder = tempfile::tempdir().unwrap();
     let program = wrapped(folder.path(), "", TRACED);

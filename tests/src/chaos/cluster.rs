@@ -50,7 +50,7 @@ impl Cluster {
         let network = (!options.reduced).then(|| Network::new(count)).transpose()?;
         let program = program("carbonmesh")?;
         let places = Places { program: &program, root, out: &options.out };
-        let mib = DISK_MIB + DISK_MIB_PER_MINUTE * options.minutes.ceil() as u64;
+        let mib = DISK_MIB + DISK_MIB_PER_MINUTE * options.minutes().ceil() as u64;
         let mut nodes = Vec::new();
         for index in 0..count {
             let name = format!("n{index}");

@@ -1,4 +1,9 @@
 //! How each kind of fault is done to a node, and taken back.
+//!
+//! Links are broken in `links`; `again` is about nodes that come back.
+
+mod again;
+mod links;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -9,17 +14,10 @@ use std::{
 };
 
 use carbonmesh_examples::api::Error;
-use rand::{RngExt, seq::SliceRandom};
+use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 
-use crate::{
-    clock::now_ms,
-    cluster::Cluster,
-    fault::Kind,
-    history::Fault,
-    net::Network,
-    node::{Node, Start},
-};
+use crate::{clock::now_ms, cluster::Cluster, fault::Kind, history::Fault, node::Node};
 
 /// How long a node goes on after its folder was copied, so that the copy is an old one.
 const COPY_AGE: Duration = Duration::from_secs(4);
@@ -60,7 +58,7 @@ impl Faults {
     /// Whether this machine has what the fault takes.
     pub(crate) fn can(&self, kind: Kind) -> bool {
         if kind == Kind::Clock && self.faketime.is_none() {
-            println!("No clock jumps: libfaketime is not installed.");
+            println!("No clock jumps: there is no libfaketime (apt-get install libfaketime).");
             return false;
         }
         true
@@ -92,7 +90,7 @@ impl Faults {
             Kind::Partition | Kind::OneWay | Kind::Slow => {
                 let names = cluster.names();
                 let network = cluster.network.as_mut().ok_or("there is no network to break")?;
-                let hit = separate(network, rng, kind, node, names.len(), &mut fault.note)?;
+                let hit = links::separate(network, rng, kind, node, names.len(), &mut fault.note)?;
                 fault.nodes = hit.into_iter().map(|node| names[node].clone()).collect();
             }
             Kind::DiskFull => {
@@ -185,12 +183,13 @@ impl Faults {
                 let status = cluster.nodes[node].exited()?;
                 if status.is_some_and(|status| status.code() != Some(DISK_FAILED)) {
                     let log = cluster.nodes[node].log();
-                    active.offence = Some(format!("a full disk: {status:?}: {}", last(&log)));
+                    active.offence =
+                        Some(format!("a full disk: {status:?}: {}", again::last(&log)));
                 }
                 active.fault.note = "it went on".to_owned();
                 if !cluster.nodes[node].is_running() {
                     active.fault.note =
-                        format!("it stopped ({})", last(&cluster.nodes[node].log()));
+                        format!("it stopped ({})", again::last(&cluster.nodes[node].log()));
                     cluster.bring_up(node)?;
                 }
             }
@@ -206,104 +205,4 @@ impl Faults {
         active.fault.until_ms = now_ms();
         Ok(active)
     }
-
-    /// Starts a node that was stopped, and looks whether it has noticed what was done to its disk.
-    fn start_again(&mut self, cluster: &mut Cluster, active: &mut Active) -> Result<(), Error> {
-        let (node, fault) = (active.node, &mut active.fault);
-        let name = cluster.nodes[node].name.clone();
-        if let Start::Ended(status, log) = cluster.try_start(node)? {
-            let reason = last(&log);
-            let told = status.code() == Some(DISK_FAILED) && log.contains("hint: ")
-                || log.contains("is damaged");
-            if fault.kind != Kind::Flip || !told {
-                active.offence =
-                    Some(format!("{name} does not start after {}: {status}: {log}", fault.kind));
-            }
-            fault.note += &format!("; it refused ({reason}) and began anew");
-            fault.destroyed = true;
-            cluster.nodes[node].disk.wipe()?;
-            return cluster.bring_up(node);
-        }
-        let before = self.disks.remove(&node);
-        if !fault.kind.destroys() {
-            return Ok(());
-        }
-        let same = cluster.disk_id(node) == before;
-        let is_new = if same { "the same disk" } else { "a new disk" };
-        fault.note += &format!("; it came back as {is_new}");
-        if same && fault.kind != Kind::Flip {
-            active.offence =
-                Some(format!("{name} did not notice that its disk was {}", fault.kind));
-        }
-        Ok(())
-    }
-
-    /// Whether a node may end by itself.
-    pub(crate) fn may_end(&self, node: usize, code: Option<i32>) -> bool {
-        self.tampered.contains(&node) && code == Some(DISK_FAILED)
-    }
-
-    /// Starts a node again that has ended by itself, with an empty folder if need be; says what
-    /// became of it, and whether its disk was lost.
-    pub(crate) fn revive(
-        &mut self,
-        cluster: &mut Cluster,
-        node: usize,
-    ) -> Result<(String, bool), Error> {
-        match cluster.try_start(node)? {
-            Start::Serves => Ok(("it was started again".to_owned(), false)),
-            Start::Ended(_, log) => {
-                cluster.nodes[node].disk.wipe()?;
-                cluster.bring_up(node)?;
-                Ok((format!("it refused ({}) and began anew", last(&log)), true))
-            }
-        }
-    }
-}
-
-/// Breaks links; those whom it hits.
-fn separate(
-    network: &mut Network,
-    rng: &mut ChaCha8Rng,
-    kind: Kind,
-    node: usize,
-    count: usize,
-    note: &mut String,
-) -> Result<Vec<usize>, Error> {
-    let mut others: Vec<usize> = (0..count).filter(|other| *other != node).collect();
-    others.shuffle(rng);
-    match kind {
-        Kind::Slow => {
-            *note = network.slow(node, rng.random_range(50..400), rng.random_range(2..20))?;
-            Ok(vec![node])
-        }
-        Kind::Partition => {
-            let (with, against) = others.split_at(rng.random_range(0..count / 2));
-            let side: Vec<usize> = std::iter::once(node).chain(with.iter().copied()).collect();
-            for (from, to) in side.iter().flat_map(|a| against.iter().map(move |b| (*a, *b))) {
-                network.cut(from, to)?;
-                network.cut(to, from)?;
-            }
-            *note = format!("{} against {}", side.len(), against.len());
-            Ok(side)
-        }
-        _ => {
-            let deaf = rng.random_bool(0.5);
-            let to = &others[..rng.random_range(1..count)];
-            for other in to {
-                let (from, to) = if deaf { (*other, node) } else { (node, *other) };
-                network.cut(from, to)?;
-            }
-            let verb = if deaf { "does not hear" } else { "is not heard by" };
-            let names: Vec<String> = to.iter().map(|other| format!("n{other}")).collect();
-            *note = format!("n{node} {verb} {}", names.join(", "));
-            Ok(std::iter::once(node).chain(to.iter().copied()).collect())
-        }
-    }
-}
-
-/// The line that says why.
-fn last(log: &str) -> &str {
-    let mut lines = log.lines().rev().filter(|line| !line.trim().is_empty());
-    lines.find(|line| line.contains("error")).or(log.lines().last()).unwrap_or_default()
 }

@@ -44,13 +44,13 @@ pub(crate) fn run(options: &Options, root: &Path) -> Result<u8, Error> {
     }
     clean(&options.out)?;
     let seed = options.seed.unwrap_or_else(|| rand::random_range(0..1_000_000));
-    println!("seed {seed}: {} nodes, {} minutes", options.nodes, options.minutes);
+    println!("seed {seed}: {} nodes, {} minutes", options.nodes, options.minutes());
     let mut history = History { seed, replicas: REPLICAS, ..History::default() };
     let mut cluster = Cluster::start(options, root)?;
     history.nodes = cluster.names();
     let mut nemesis = Nemesis::new(seed, &options.faults, options.reduced);
     history.began_ms = now_ms();
-    let time = Duration::from_secs_f64(options.minutes * 60.0).saturating_sub(REST);
+    let time = Duration::from_secs_f64(options.minutes() * 60.0).saturating_sub(REST);
     let until = Instant::now() + time.max(FAULTS_AT_LEAST);
     let done = nemesis.run(&mut cluster, until);
     history.faults = std::mem::take(&mut nemesis.done);

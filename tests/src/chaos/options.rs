@@ -12,9 +12,9 @@ use crate::{fault::Kind, work::WorkArgs};
 #[derive(Clone, Debug, Parser)]
 #[command(name = "carbonmesh-chaos", args_conflicts_with_subcommands = true)]
 pub(crate) struct Options {
-    /// About how long the run takes
-    #[arg(long, default_value_t = 2.0)]
-    pub(crate) minutes: f64,
+    /// About how long the run takes [default: 2, or 1 without namespaces]
+    #[arg(long)]
+    minutes: Option<f64>,
     /// Draws the faults; another each time unless given
     #[arg(long)]
     pub(crate) seed: Option<u64>,
@@ -38,6 +38,13 @@ pub(crate) struct Options {
     pub(crate) inside: Option<PathBuf>,
     #[command(subcommand)]
     pub(crate) role: Option<Role>,
+}
+
+impl Options {
+    /// How long the run may take.
+    pub(crate) fn minutes(&self) -> f64 {
+        self.minutes.unwrap_or(if self.reduced { 1.0 } else { 2.0 })
+    }
 }
 
 /// What this program is when a node starts it.

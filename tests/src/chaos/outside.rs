@@ -50,10 +50,11 @@ pub(crate) fn run(options: &Options) -> Result<u8, Error> {
     lock.try_lock()?;
     let reduced = options.reduced || !can_isolate();
     if reduced {
-        println!(
-            "Reduced run: no namespaces of its own{}, so no partitions, slow links or full disks.",
-            if options.reduced { "" } else { " on this machine" }
-        );
+        let why = match options.reduced {
+            true => "as asked for",
+            false => "this user may make no namespaces here, or there is no `ip` (iproute2)",
+        };
+        println!("Reduced run over loopback, {why}: no partitions, slow links or full disks.");
     }
     let mut words = vec!["setpriv", "--pdeathsig", "KILL"];
     if !reduced {
