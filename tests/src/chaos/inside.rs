@@ -32,13 +32,15 @@ const FAULTS_AT_LEAST: Duration = Duration::from_secs(20);
 /// Nodes compare what they hold every ten seconds; after this, all have.
 const COMPARED: Duration = Duration::from_secs(15);
 
-/// What the nodes get of the machine's memory, at most, to keep their disks in.
+/// What copies of data folders get of the machine's memory, at most: they grow with the run.
 const ROOT_MIB: u64 = 512;
+const ROOT_MIB_PER_MINUTE: u64 = 60;
 
 /// Runs it; the exit code.
 pub(crate) fn run(options: &Options, root: &Path) -> Result<u8, Error> {
     if !options.reduced {
-        sh(&format!("mount -t tmpfs -o size={ROOT_MIB}m none {}", root.display()))?;
+        let mib = ROOT_MIB + ROOT_MIB_PER_MINUTE * options.minutes().ceil() as u64;
+        sh(&format!("mount -t tmpfs -o size={mib}m none {}", root.display()))?;
         // Where libfaketime leaves files.
         sh("mount -t tmpfs none /dev/shm")?;
     }
@@ -69,18 +71,18 @@ fn finish(cluster: &mut Cluster, history: &mut History) -> Result<(), Error> {
     history.healed_ms = now_ms();
     thread::sleep(CALM);
     cluster.load.stop();
-    println!("healed; waiting until nothing is left to do");
-    if !survey::drain(cluster) {
-        println!("  some jobs do not end");
-    }
     history.ops = cluster.load.ops();
-    history.seen = cluster.load.seen();
-    history.drained_ms = now_ms();
     let acknowledged = history.ops.iter().filter_map(|op| match &op.outcome {
         Outcome::Ok { id, .. } => Some(id.clone()),
         _ => None,
     });
     let acknowledged: Vec<String> = acknowledged.collect();
+    println!("healed; waiting until nothing is left to do");
+    if !survey::drain(cluster, &acknowledged)? {
+        println!("  some jobs do not end");
+    }
+    history.seen = cluster.load.seen();
+    history.drained_ms = now_ms();
     history.finals = survey::together(cluster, &acknowledged)?;
     thread::sleep(COMPARED);
     println!("asking each node by itself");

@@ -28,22 +28,24 @@ const FULL: usize = 3000;
 /// How long a node may take to notice that it is alone.
 const ALONE: Duration = Duration::from_secs(40);
 
-/// Waits until no job is open; whether that came.
-pub(crate) fn drain(cluster: &Cluster) -> bool {
+/// Waits until none of these jobs is open, nor any other; whether that came. The list alone does not
+/// do: whoever answers it may not know of all jobs yet.
+pub(crate) fn drain(cluster: &Cluster, acknowledged: &[String]) -> Result<bool, Error> {
     let deadline = Instant::now() + DRAIN;
-    let mut quiet = 0;
-    while quiet < 3 {
-        let open = |state| list(&cluster.agents[0], Some(state)).map(|jobs| jobs.len());
-        match (open("queued"), open("running")) {
-            (Ok(0), Ok(0)) => quiet += 1,
-            _ => quiet = 0,
+    let mut open = acknowledged.to_vec();
+    loop {
+        let found = read(cluster, &open)?;
+        open.retain(|id| !found.get(id).is_some_and(JobState::is_terminal));
+        let listed = |state| list(&cluster.agents[0], Some(state)).map(|jobs| jobs.len());
+        let empty = matches!((listed("queued"), listed("running")), (Ok(0), Ok(0)));
+        if open.is_empty() && empty {
+            return Ok(true);
         }
         if Instant::now() > deadline {
-            return false;
+            return Ok(false);
         }
         thread::sleep(Duration::from_millis(500));
     }
-    true
 }
 
 /// Every job as the cluster shows it. `wanted` are ids that may not be in its list.
@@ -55,6 +57,11 @@ pub(crate) fn together(
     ids.extend(wanted.iter().cloned());
     ids.sort();
     ids.dedup();
+    read(cluster, &ids)
+}
+
+/// Reads jobs through all nodes at once.
+fn read(cluster: &Cluster, ids: &[String]) -> Result<BTreeMap<String, JobState>, Error> {
     let share = ids.len().div_ceil(cluster.agents.len()).max(1);
     let parts = ids.chunks(share).zip(&cluster.agents);
     thread::scope(|scope| {
