@@ -94,11 +94,16 @@ fn is_keyed(number: u64) -> bool {
 pub(crate) async fn run(load: Arc<Load>, client: Client, node: String, rate: f64) {
     let mut ticks = time::interval(Duration::from_secs_f64(1.0 / rate));
     ticks.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
-    while !load.stopped.load(Ordering::SeqCst) {
+    loop {
         ticks.tick().await;
+        // Counted before it is looked whether to go on: whoever stops the load misses nobody.
+        load.busy.fetch_add(1, Ordering::SeqCst);
+        if load.stopped.load(Ordering::SeqCst) {
+            load.busy.fetch_sub(1, Ordering::SeqCst);
+            return;
+        }
         let again = locked(&load.retries).pop_front();
         let number = again.unwrap_or_else(|| load.next.fetch_add(1, Ordering::SeqCst));
-        load.busy.fetch_add(1, Ordering::SeqCst);
         let (load, client, node) = (load.clone(), client.clone(), node.clone());
         spawn_local(async move {
             let accepted = enqueue(&load, &client, &node, number).await;
