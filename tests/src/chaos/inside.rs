@@ -22,11 +22,8 @@ use crate::{
     survey,
 };
 
-/// How long the healed cluster has, with the load still on it, before the load stops.
-const CALM: Duration = Duration::from_secs(5);
-
 /// What comes after the faults takes about so long.
-const REST: Duration = Duration::from_secs(35);
+const REST: Duration = Duration::from_secs(40);
 const FAULTS_AT_LEAST: Duration = Duration::from_secs(20);
 
 /// Nodes compare what they hold every ten seconds; after this, all have.
@@ -69,7 +66,6 @@ pub(crate) fn run(options: &Options, root: &Path) -> Result<u8, Error> {
 /// Lets the cluster come to rest, and asks what became of the jobs.
 fn finish(cluster: &mut Cluster, history: &mut History) -> Result<(), Error> {
     history.healed_ms = now_ms();
-    thread::sleep(CALM);
     cluster.load.stop();
     history.ops = cluster.load.ops();
     let acknowledged = history.ops.iter().filter_map(|op| match &op.outcome {

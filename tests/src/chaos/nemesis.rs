@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// How long copies may take to be complete again before it is given up to destroy more.
-const CONVERGE: Duration = Duration::from_secs(90);
+const CONVERGE: Duration = Duration::from_secs(45);
 
 /// A fault that destroys something needs this long until all is whole again.
 const DESTROY: Duration = Duration::from_secs(25);
@@ -71,24 +71,37 @@ impl Nemesis {
                 continue;
             }
             if kind.destroys() && !whole {
-                whole = cluster.await_converged(CONVERGE).is_some();
+                whole = self.settle(cluster)?.is_some();
                 if !whole {
                     println!("  copies are not complete: nothing is destroyed for now");
                     continue;
                 }
             }
             self.round(cluster, kind)?;
+            let at = self.done.len() - 1;
             self.revive(cluster)?;
             whole = false;
             if kind.destroys() {
-                let converged = cluster.await_converged(CONVERGE);
+                let converged = self.settle(cluster)?;
                 whole = converged.is_some();
-                if let Some(fault) = self.done.last_mut() {
-                    fault.converged_ms = converged;
-                }
+                self.done[at].converged_ms = converged;
             }
         }
+        if self.settle(cluster)?.is_none() {
+            self.offences.push("the healed cluster does not come together again".to_owned());
+        }
         Ok(())
+    }
+
+    /// Waits until all copies are there again; when that was. A damaged disk may show only then.
+    fn settle(&mut self, cluster: &mut Cluster) -> Result<Option<u64>, Error> {
+        for _ in 0..2 {
+            self.revive(cluster)?;
+            if let Some(at_ms) = cluster.await_converged(CONVERGE) {
+                return Ok(Some(at_ms));
+            }
+        }
+        Ok(None)
     }
 
     fn round(&mut self, cluster: &mut Cluster, kind: Kind) -> Result<(), Error> {

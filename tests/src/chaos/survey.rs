@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use carbonmesh_examples::api::Error;
+use carbonmesh_examples::api::{Answer, Error};
 use serde_json::Value;
 
 use crate::{
@@ -68,14 +68,17 @@ fn read(cluster: &Cluster, ids: &[String]) -> Result<BTreeMap<String, JobState>,
         let readers: Vec<_> = parts
             .map(|(part, agent)| {
                 scope.spawn(move || {
-                    let found = part.iter().filter_map(|id| Some((id.clone(), job(agent, id)?)));
-                    found.collect::<BTreeMap<_, _>>()
+                    let found = part.iter().map(|id| {
+                        let state = job(agent, id)?;
+                        Ok(state.map(|state| (id.clone(), state)))
+                    });
+                    found.filter_map(Result::transpose).collect::<Result<BTreeMap<_, _>, Error>>()
                 })
             })
             .collect();
         let mut all = BTreeMap::new();
         for reader in readers {
-            all.extend(reader.join().map_err(|_| "a reader has failed")?);
+            all.extend(reader.join().map_err(|_| "a reader has failed")??);
         }
         Ok(all)
     })
@@ -137,7 +140,7 @@ fn alone(agent: &Agent, name: &str, is_replica: bool) -> Result<Copy, Error> {
     let mut jobs = list(agent, None).map_err(|error| format!("{name} alone: {error}"))?;
     let every = jobs.len().div_ceil(FULL).max(1);
     for (id, state) in jobs.iter_mut().step_by(every) {
-        if let Some(full) = job(agent, id) {
+        if let Some(full) = job(agent, id)? {
             *state = full;
         }
     }
@@ -163,21 +166,27 @@ fn list(agent: &Agent, state: Option<&str>) -> Result<BTreeMap<String, JobState>
     }
 }
 
-/// A job in full; nothing if nobody knows it.
-fn job(agent: &Agent, id: &str) -> Option<JobState> {
+/// A job in full; nothing if nobody knows it, which is not the same as that nobody answers.
+fn job(agent: &Agent, id: &str) -> Result<Option<JobState>, Error> {
     let path = format!("/v1/jobs/{id}");
     // A node that is busy for a moment is asked again.
-    let answer = (0..3).find_map(|_| agent.get(&path).ok())?.success().ok()?;
+    let settled = |answer: &Answer| matches!(answer.status, 200 | 404);
+    let answer = (0..3).find_map(|_| agent.get(&path).ok().filter(settled));
+    let answer = answer.ok_or_else(|| format!("nobody tells of job {id}"))?;
+    if answer.status == 404 {
+        return Ok(None);
+    }
+    let answer = answer.body;
     let result = &answer["result"];
     let results = STEPS.iter().filter_map(|step| {
         let output = result[*step].as_str()?.to_owned();
         Some(((*step).to_owned(), (output, text(&result[token_field(step)]))))
     });
-    Some(JobState {
+    Ok(Some(JobState {
         state: text(&answer["state"]),
         number: answer["instructions"]["number"].as_u64(),
         results: results.collect(),
-    })
+    }))
 }
 
 fn text(value: &Value) -> String {

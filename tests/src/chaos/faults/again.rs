@@ -54,6 +54,12 @@ impl Faults {
         cluster: &mut Cluster,
         node: usize,
     ) -> Result<(String, bool), Error> {
+        if last(&cluster.nodes[node].log()).contains("is damaged") {
+            // It would find the damage again and again.
+            cluster.nodes[node].disk.wipe()?;
+            cluster.bring_up(node)?;
+            return Ok(("it found damage, and began anew".to_owned(), true));
+        }
         match cluster.try_start(node)? {
             Start::Serves => Ok(("it was started again".to_owned(), false)),
             Start::Ended(_, log) => {
