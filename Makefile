@@ -3,6 +3,7 @@
 # make bench     measures clusters of three processes; OUT=FOLDER writes results.json
 # make simulate  simulates many clusters under faults; SEEDS=n JOBS=n
 # make fuzz      feeds damaged bytes to every decoder; SECONDS=n for each target
+# make chaos     real nodes in namespaces of their own, under faults; MINUTES=n SEED=n OUT=FOLDER
 # make help      lists these and the long runs
 
 # Dependencies are built once, outside the working copy, and kept between clones.
@@ -10,6 +11,7 @@ export CARGO_TARGET_DIR ?= $(HOME)/.cache/carbonmesh/target
 SEEDS ?= 10000
 JOBS ?= 2
 SECONDS ?= 60
+OUT_CHAOS := $(or $(OUT),$(CARGO_TARGET_DIR)/chaos)
 
 # The C++ part is compiled through ccache where there is one, so that it survives a `cargo clean`.
 ifneq ($(shell command -v ccache),)
@@ -19,7 +21,7 @@ endif
 
 BIN := $(CARGO_TARGET_DIR)/debug
 
-.PHONY: help setup build demo test verify bench simulate fuzz doc clean
+.PHONY: help setup build demo test verify bench simulate chaos fuzz doc clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -50,6 +52,7 @@ test: verify
 	cargo build --locked --workspace --all-targets
 	cargo test --locked --workspace
 	cargo test --locked -p carbonmesh-simulations --features mutants --test mutants
+	@$(MAKE) --no-print-directory chaos
 
 simulate: setup
 	cargo run --locked -p carbonmesh-simulations -- --seeds $(SEEDS) --jobs $(JOBS)
@@ -60,6 +63,10 @@ fuzz: setup
 		--nocapture --test-threads $(JOBS)
 	BOLERO_RANDOM_TEST_TIME_MS=$(SECONDS)000 cargo test --locked --workspace --lib -- fuzz:: \
 		--nocapture --test-threads $(JOBS)
+
+chaos: build
+	@$(BIN)/carbonmesh-chaos --out "$(OUT_CHAOS)" \
+		$(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED))
 
 doc: setup
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps

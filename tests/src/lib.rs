@@ -4,7 +4,8 @@
 
 use std::{
     fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
+    process::Command,
     time::{Duration, Instant},
 };
 
@@ -143,3 +144,16 @@ pub fn text(value: &Value) -> String {
 
 /// Nodes of most clusters.
 pub const NAMES: [&str; 3] = ["a", "b", "c"];
+
+/// A program that does `prepare` in a shell and then becomes a node, by way of `exec`.
+pub fn wrapped(folder: &Path, prepare: &str, exec: &str) -> PathBuf {
+    let path = folder.join("node.sh");
+    let node = program("carbonmesh").unwrap();
+    // Written by another process: while a file is open for writing here, a child that is started
+    // by another test at that moment would have it open too, and nobody could run it.
+    let script = format!("#!/bin/sh\n{prepare}\n{exec} {} \"$@\"\n", node.display());
+    let write = "printf %s \"$1\" >\"$2\" && chmod 755 \"$2\"";
+    let status = Command::new("sh").args(["-c", write, "sh", &script]).arg(&path).status();
+    assert!(status.unwrap().success());
+    path
+}

@@ -9,21 +9,8 @@ use std::{
 };
 
 use carbonmesh_examples::local::{LocalCluster, NodeOptions, program};
-use carbonmesh_tests::{PATIENCE, World};
+use carbonmesh_tests::{PATIENCE, World, wrapped};
 use serde_json::{Value, json};
-
-/// A program that does `prepare` in a shell and then becomes a node.
-fn wrapped(folder: &std::path::Path, prepare: &str) -> std::path::PathBuf {
-    let path = folder.join("node.sh");
-    let node = program("carbonmesh").unwrap();
-    // Written by another process: while a file is open for writing here, a child that is started
-    // by another test at that moment would have it open too, and nobody could run it.
-    let script = format!("#!/bin/sh\n{prepare}\nexec {} \"$@\"\n", node.display());
-    let write = "printf %s \"$1\" >\"$2\" && chmod 755 \"$2\"";
-    let status = Command::new("sh").args(["-c", write, "sh", &script]).arg(&path).status();
-    assert!(status.unwrap().success());
-    path
-}
 
 /// Enqueues jobs of 10 KB until one is not acknowledged; gives back the ids of those that were.
 async fn enqueue_until_refused(world: &World, node: &str) -> Vec<String> {
@@ -45,7 +32,8 @@ async fn enqueue_until_refused(world: &World, node: &str) -> Vec<String> {
 async fn a_node_that_cannot_write_stops_and_keeps_what_it_acknowledged() {
     let folder = tempfile::tempdir().unwrap();
     // No file may grow beyond 2 MiB; without the trap the signal would end the process.
-    let program = wrapped(folder.path(), "trap '' XFSZ; [ -n \"$FAIL\" ] && ulimit -f 4096");
+    let program =
+        wrapped(folder.path(), "trap '' XFSZ; [ -n \"$FAIL\" ] && ulimit -f 4096", "exec");
     let mut world = World { cluster: LocalCluster::new(program).unwrap() };
     let options = |env: Vec<(String, String)>| NodeOptions { env, ..NodeOptions::default() };
     world.cluster.start("a", options(vec![("FAIL".to_owned(), "1".to_owned())])).unwrap();

@@ -1,0 +1,122 @@
+//! The network of a run: one namespace a node, and a bridge in the run's own namespace between them.
+//!
+//! What a node sends to another is cut by giving it a wrong hardware address for that other: the
+//! frames leave and reach nobody, as on a broken cable, and the sender is told nothing. That needs no
+//! packet filter, and works one way.
+
+use std::{collections::BTreeSet, path::PathBuf};
+
+use carbonmesh_examples::api::Error;
+
+use crate::shell::run;
+
+/// Nobody has it.
+const NOBODY: &str = "02:00:00:00:00:ff";
+
+/// The port that nodes listen on.
+const PORT: u16 = 7401;
+
+/// The namespaces, links and addresses of some nodes.
+#[derive(Debug)]
+pub(crate) struct Network {
+    /// How often each node has changed its address.
+    moves: Vec<u8>,
+    cuts: BTreeSet<(usize, usize)>,
+    slowed: BTreeSet<usize>,
+    has_netem: bool,
+}
+
+impl Network {
+    /// Makes it; all of it goes with the namespaces that this process is in.
+    pub(crate) fn new(nodes: usize) -> Result<Self, Error> {
+        run("mount -t tmpfs none /run")?;
+        run("ip link set lo up")?;
+        run("ip link add br0 type bridge")?;
+        run("ip link set br0 up")?;
+        for node in 0..nodes {
+            run(&format!("ip netns add n{node}"))?;
+            run(&format!("ip link add v{node} type veth peer name eth0 netns n{node}"))?;
+            run(&format!("ip link set v{node} master br0 up"))?;
+            run(&format!("ip -n n{node} link set lo up"))?;
+            run(&format!("ip -n n{node} link set eth0 up"))?;
+        }
+        let has_netem = run("tc qdisc add dev lo root netem delay 1ms").is_ok();
+        if has_netem {
+            run("tc qdisc del dev lo root")?;
+        }
+        let (cuts, slowed) = (BTreeSet::new(), BTreeSet::new());
+        let network = Self { moves: vec![0; nodes], cuts, slowed, has_netem };
+        for node in 0..nodes {
+            run(&format!("ip -n n{node} addr add {}/16 dev eth0", network.address(node)))?;
+        }
+        Ok(network)
+    }
+
+    fn address(&self, node: usize) -> String {
+        format!("10.88.{}.{}", self.moves[node], 10 + node)
+    }
+
+    /// Where a node listens.
+    pub(crate) fn listen(&self, node: usize) -> String {
+        format!("{}:{PORT}", self.address(node))
+    }
+
+    /// The namespace that a node runs in.
+    pub(crate) fn namespace(node: usize) -> PathBuf {
+        PathBuf::from(format!("/run/netns/n{node}"))
+    }
+
+    /// Gives a node another address; it must be started again.
+    pub(crate) fn readdress(&mut self, node: usize) -> Result<(), Error> {
+        let old = self.address(node);
+        self.moves[node] = self.moves[node].wrapping_add(1);
+        run(&format!("ip -n n{node} addr del {old}/16 dev eth0"))?;
+        run(&format!("ip -n n{node} addr add {}/16 dev eth0", self.address(node)))
+    }
+
+    /// Nothing that `from` sends reaches `to` any more.
+    pub(crate) fn cut(&mut self, from: usize, to: usize) -> Result<(), Error> {
+        let to_address = self.address(to);
+        self.cuts.insert((from, to));
+        run(&format!(
+            "ip -n n{from} neigh replace {to_address} lladdr {NOBODY} dev eth0 nud permanent"
+        ))
+    }
+
+    /// Makes what a node sends slow, and loses some of it; says how.
+    pub(crate) fn slow(&mut self, node: usize, delay_ms: u32, loss: u32) -> Result<String, Error> {
+        self.slowed.insert(node);
+        let on = format!("tc -n n{node} qdisc replace dev eth0 root");
+        if self.has_netem {
+            let jitter = delay_ms / 2;
+            run(&format!("{on} netem delay {delay_ms}ms {jitter}ms loss {loss}%"))?;
+            return Ok(format!("netem: {delay_ms} ms ± {jitter} ms, {loss} % lost"));
+        }
+        // A thin link delays what queues up before it, and loses what finds no room there.
+        let rate = 10 * loss + 40;
+        run(&format!("{on} tbf rate {rate}kbit burst 2000 latency {delay_ms}ms"))?;
+        Ok(format!("no netem here: {rate} kbit/s, at most {delay_ms} ms queued, the rest lost"))
+    }
+
+    /// All links are whole and fast again.
+    pub(crate) fn heal(&mut self) -> Result<(), Error> {
+        for (from, to) in std::mem::take(&mut self.cuts) {
+            run(&format!("ip -n n{from} neigh del {} dev eth0", self.address(to)))?;
+        }
+        for node in std::mem::take(&mut self.slowed) {
+            run(&format!("tc -n n{node} qdisc del dev eth0 root"))?;
+        }
+        Ok(())
+    }
+
+    /// Nobody hears anybody.
+    pub(crate) fn isolate_all(&mut self) -> Result<(), Error> {
+        let nodes = self.moves.len();
+        for from in 0..nodes {
+            for to in (0..nodes).filter(|to| *to != from) {
+                self.cut(from, to)?;
+            }
+        }
+        Ok(())
+    }
+}
