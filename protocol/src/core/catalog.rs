@@ -35,7 +35,7 @@ pub(super) fn meta_key(prefix: u8, pipeline: PipelineId) -> Bytes {
 }
 
 /// A change of the catalog that its client waits for.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Pending {
     pipeline: PipelineId,
     digest: u64,

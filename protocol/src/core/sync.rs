@@ -57,7 +57,7 @@ pub(super) enum Purpose {
 }
 
 /// A comparison that this node began.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Session {
     peer: NodeId,
     pipeline: PipelineId,
