@@ -77,6 +77,8 @@ pub enum Message {
         term: Term,
         /// Which of the receiver's disks.
         disk: DiskId,
+        /// Which of the copies on it.
+        copy: u64,
     },
     /// Changes of job records, from a coordinator.
     Replicate(Replicate),
@@ -226,8 +228,9 @@ pub struct BeatAck {
     pub sequence: u64,
     /// The sender's disk.
     pub disk: DiskId,
-    /// Of the coordinator's pipelines, those for which that disk is not admitted.
-    pub unadmitted: Vec<PipelineId>,
+    /// Of the coordinator's pipelines, those for which that disk is not admitted, and which copy it
+    /// keeps: one that was dropped and begun anew has another number.
+    pub unadmitted: Vec<(PipelineId, u64)>,
     /// All attempts of the coordinator's pipelines that the sender has: running, waiting for a
     /// slot, or ended and not yet acknowledged.
     pub attempts: Vec<Held>,
@@ -333,6 +336,8 @@ pub struct SyncReply {
     pub want: Vec<JobId>,
     /// A digest of the finished jobs that the sender holds.
     pub finished: Digest,
+    /// Which copy the sender keeps.
+    pub copy: u64,
 }
 
 /// What became of one job of a [`Message::Store`].

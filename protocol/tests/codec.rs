@@ -95,7 +95,7 @@ fn messages() -> Vec<Message> {
         Message::BeatAck(BeatAck {
             sequence: 3,
             disk: DiskId(9),
-            unadmitted: vec![pipeline()],
+            unadmitted: vec![(pipeline(), 1)],
             attempts: vec![held],
         }),
         Message::Assign(Assignment {

@@ -124,7 +124,7 @@ pub struct DataDir {
     /// Counts its starts, this one included; on disk. A new disk does not begin at one, but beyond
     /// what an earlier one under the same name can have reached.
     pub boot: u64,
-    /// Whether it was made just now.
+    /// Whether nothing was ever kept in it: it was made just now, or by a start that got no further.
     pub is_new: bool,
     /// Why the folder may have forgotten what it promised, if so; `disk_id` is new then.
     pub amnesia: Option<String>,
@@ -159,7 +159,7 @@ impl DataDir {
         let mark = Mark::read(path).map_err(|error| io_failed(path, &error))?;
         let amnesia = amnesia(identity, sequence, mark, place);
 
-        let identity_before = identity;
+        let is_new = identity.is_none() || holds_nothing(&rocks).map_err(stored)?;
         let known = identity.filter(|_| amnesia.is_none());
         let disk = known.map_or_else(|| DiskId(random()), |identity| identity.disk);
         // Above what was ever promised under this node's name.
@@ -177,7 +177,7 @@ impl DataDir {
             path: path.to_owned(),
             disk_id: disk,
             boot,
-            is_new: identity_before.is_none(),
+            is_new,
             amnesia,
             storage: Arc::new(rocks),
             marked: Mutex::new(identity),
@@ -242,6 +242,19 @@ fn amnesia(
     }
 }
 
+/// Whether the store has nothing but its identity.
+fn holds_nothing(store: &RocksStorage) -> Result<bool, StorageError> {
+    let (after_identity, end) = ([&IDENTITY_KEY[..], &[0]].concat(), [u8::MAX; 32]);
+    for (table, start) in
+        [(Table::Meta, &after_identity[..]), (Table::Jobs, &[]), (Table::Live, &[])]
+    {
+        if !store.scan(table, start, &end, 1)?.is_empty() {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 /// Makes sure that no other process has the folder, before anything in it is touched.
 fn lock(path: &Path) -> Result<File, OpenError> {
     let file = File::open(path.join(FORMAT_FILE)).map_err(|error| io_failed(path, &error))?;
@@ -252,14 +265,13 @@ fn lock(path: &Path) -> Result<File, OpenError> {
     }
 }
 
-/// What tells a folder from a copy of it: files that are copied get other inodes, other times of
-/// birth, or another machine.
+/// What tells a folder from a copy of it: files that are copied get other inodes and other times of
+/// birth. The machine's id says less: a container gets a new one whenever its image is built.
 fn place(format: &File) -> io::Result<u64> {
     let about = format.metadata()?;
-    let machine = fs::read("/etc/machine-id").unwrap_or_default();
     let born = about.created().ok().and_then(|at| at.duration_since(UNIX_EPOCH).ok());
     let born = born.unwrap_or_default().as_nanos();
-    let parts = [&machine[..], &about.ino().to_le_bytes(), &born.to_le_bytes()].concat();
+    let parts = [&about.ino().to_le_bytes()[..], &born.to_le_bytes()].concat();
     // Two sums of 32 bits: this guards against mistakes, not against malice.
     let (low, high) = (crc32c::crc32c(&parts), crc32c::crc32c_append(!0, &parts));
     Ok(u64::from(low) | u64::from(high) << 32)

@@ -85,9 +85,10 @@ fn a_full_disk_is_told_and_nothing_on_it_is_changed() {
     }
     // The folder is made, filled up, and opened again.
     let output = with_small_disk(
-        "up=\"timeout 20 $NODE up --data-dir $DISK/data --http 127.0.0.1:0 \
+        "ready() { for _ in $(seq 400); do [ -s $DISK/ready ] && return; sleep 0.05; done; exit 9; }
+         up=\"timeout 20 $NODE up --data-dir $DISK/data --http 127.0.0.1:0 \
                --listen 127.0.0.1:0 --ready-file $DISK/ready\"
-         $up & while ! [ -s $DISK/ready ]; do sleep 0.05; done
+         $up & ready
          kill $!; wait $! || true
          cat /dev/zero >$DISK/filler 2>/dev/null || true
          sums() { find $DISK/data -type f ! -name 'LOG*' | sort | xargs sha256sum; }
@@ -97,7 +98,7 @@ fn a_full_disk_is_told_and_nothing_on_it_is_changed() {
          after=$(sums)
          [ \"$before\" = \"$after\" ] || echo CHANGED
          rm $DISK/filler $DISK/ready
-         $up & while ! [ -s $DISK/ready ]; do sleep 0.05; done
+         $up & ready
          kill $!; wait $! || true
          echo code $code",
     );

@@ -366,8 +366,9 @@ async fn prove(
     log.lines().for_each(|line| *counted.entry(line).or_default() += 1);
     let phases = jobs.len() * 3;
     let twice = counted.values().filter(|count| **count > 1).count();
-    let first = dispatched.into_iter().min().ok_or("nothing was dispatched after the kill")?;
-    let dispatch = Duration::try_from(first.duration_since(killed.at)).unwrap_or_default();
+    let after = dispatched.into_iter().filter(|at| *at >= killed.at);
+    let first = after.min().ok_or("nothing was dispatched after the kill")?;
+    let dispatch = Duration::try_from(first.duration_since(killed.at))?;
 
     println!("Proof");
     println!("  enqueued                {}", jobs.len());

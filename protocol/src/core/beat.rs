@@ -13,7 +13,7 @@ use crate::{
 
 use super::{
     Core,
-    group::{Group, PeerSync, Role},
+    group::{Group, Role},
     timer::Timer,
 };
 
@@ -146,7 +146,7 @@ impl Core {
     pub(super) fn is_settled(&self, group: &Group) -> bool {
         let Role::Coordinator(reign) = &group.role else { return false };
         let complete = |node: &NodeId| {
-            *node == self.me() || reign.peers.get(node) == Some(&PeerSync::Complete)
+            *node == self.me() || reign.peers.get(node).is_some_and(|sync| sync.is_complete())
         };
         self.view(group.id).iter().all(complete)
     }
@@ -171,8 +171,9 @@ impl Core {
         }
         self.note_abdications(from, &led);
         let attempts = self.worker.held(|pipeline| led.contains(&pipeline));
-        let unadmitted = led.iter().copied().filter(|pipeline| !self.is_admitted(*pipeline));
-        let unadmitted = unadmitted.collect();
+        let unadmitted = led.iter().filter(|pipeline| !self.is_admitted(**pipeline));
+        let copy = |pipeline: &PipelineId| self.groups.get(pipeline).map_or(0, |group| group.copy);
+        let unadmitted = unadmitted.map(|pipeline| (*pipeline, copy(pipeline))).collect();
         let (sequence, disk) = (beat.sequence, self.config.disk);
         let ack = BeatAck { sequence, disk, unadmitted, attempts };
         self.send(from, Message::BeatAck(ack));

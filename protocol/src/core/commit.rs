@@ -237,7 +237,7 @@ impl Core {
                     frames.entry(*peer).or_default().push(update.clone());
                 }
                 // Who is being brought up to date is no safe place yet, and may take its time.
-                if matches!(sync, PeerSync::InSync | PeerSync::Complete) {
+                if sync.is_in_step() {
                     waiting.insert(*peer);
                 }
             }

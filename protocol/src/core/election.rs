@@ -48,8 +48,14 @@ impl Core {
 
     /// Whether this node coordinates, or hears who does or is about to.
     pub(super) fn hears_leader(&self, group: &Group) -> bool {
+        self.hears_other_leader(group, self.me())
+    }
+
+    /// The same, but for one node: whoever asks to be elected does not coordinate.
+    fn hears_other_leader(&self, group: &Group, than: NodeId) -> bool {
         let heard = |node: NodeId, at: Timestamp| {
             node != self.me()
+                && node != than
                 && self.is_reachable(node)
                 && self.now.since(at) < self.config.timing.lease
         };
@@ -243,7 +249,7 @@ impl Core {
         let group = self.groups.get(&pipeline);
         let granted = admitted != founding
             && group.is_some_and(|group| {
-                !self.hears_leader(group) && counter > group.promise.voted.counter
+                !self.hears_other_leader(group, from) && counter > group.promise.voted.counter
             });
         let highest = group.map_or(Term::ZERO, |group| group.promise.highest);
         let ballot = Ballot { pipeline, counter, pre: true, granted, admitted, highest };
@@ -263,7 +269,7 @@ impl Core {
         let fresh = term.counter > promise.voted.counter && term >= promise.highest;
         let granted = admitted != founding
             && term.node == from
-            && !self.hears_leader(group)
+            && !self.hears_other_leader(group, from)
             && (fresh || term == promise.voted);
         if granted {
             self.set_role(pipeline, Role::Follower);
@@ -395,6 +401,7 @@ impl Core {
         group.role = Role::Follower;
         group.election_at = None;
         if changed {
+            self.drop_offers(pipeline);
             self.grant_to_coordinators();
             self.resend_completions(pipeline);
         }
@@ -421,25 +428,41 @@ impl Core {
     }
 
     /// A coordinator says that this node's copy is complete.
-    pub(super) fn on_admit(&mut self, pipeline: PipelineId, term: Term, disk: DiskId) {
-        let group = self.groups.get(&pipeline);
-        if disk == self.config.disk && group.is_some_and(|group| term >= group.promise.highest) {
+    pub(super) fn on_admit(&mut self, pipeline: PipelineId, term: Term, disk: DiskId, copy: u64) {
+        let fits = self
+            .groups
+            .get(&pipeline)
+            .is_some_and(|group| term >= group.promise.highest && copy == group.copy);
+        if disk == self.config.disk && fits {
             self.admit_self(pipeline);
         }
     }
 
     /// A replica says for which pipelines its disk is not admitted: where its copy is complete by
-    /// now, it is.
-    pub(super) fn admit(&mut self, from: NodeId, disk: DiskId, unadmitted: &[PipelineId]) {
-        if self.has(Mutant::NeverAdmitted) {
-            return;
+    /// now, it is; where it has dropped that copy since, it is brought up to date again.
+    pub(super) fn admit(&mut self, from: NodeId, disk: DiskId, unadmitted: &[(PipelineId, u64)]) {
+        if let Some(member) = self.members.get_mut(&from) {
+            member.unadmitted = Some(unadmitted.iter().map(|(pipeline, _)| *pipeline).collect());
         }
-        for &pipeline in unadmitted {
-            let reign = self.groups.get_mut(&pipeline).and_then(|group| group.reign());
-            let complete =
-                reign.filter(|reign| reign.peers.get(&from) == Some(&PeerSync::Complete));
-            if let Some(term) = complete.map(|reign| reign.term) {
-                self.send(from, Message::Admit { pipeline, term, disk });
+        let now = self.now;
+        for &(pipeline, copy) in unadmitted {
+            let Some(reign) = self.groups.get_mut(&pipeline).and_then(|group| group.reign()) else {
+                continue;
+            };
+            let term = reign.term;
+            let Some(sync) = reign.peers.get_mut(&from) else { continue };
+            match *sync {
+                PeerSync::Complete { copy: synced } if synced == copy => {
+                    if !self.has(Mutant::NeverAdmitted) {
+                        self.send(from, Message::Admit { pipeline, term, disk, copy });
+                    }
+                }
+                PeerSync::InSync { copy: synced } | PeerSync::Complete { copy: synced }
+                    if synced != copy =>
+                {
+                    *sync = PeerSync::Lagging(now);
+                }
+                _ => {}
             }
         }
     }

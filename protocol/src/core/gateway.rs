@@ -164,7 +164,10 @@ impl Core {
         }
         self.gateway.last_store += 1;
         let id = self.gateway.last_store;
-        let waiting: BTreeSet<NodeId> = keepers.into_iter().collect();
+        let mut waiting: BTreeSet<NodeId> = keepers.into_iter().collect();
+        // Whoever coordinates without being a keeper has to know of the jobs too.
+        let leader = self.groups.get(&pipeline).and_then(|group| group.leader);
+        waiting.extend(leader.map(|leader| leader.node).filter(|node| self.is_reachable(*node)));
         let (asked, since) = (waiting.len(), self.now);
         let store = Store { request, pipeline, revision, updates, answers, waiting, asked, since };
         self.gateway.stores.insert(id, store);

@@ -145,9 +145,15 @@ pub(super) enum PeerSync {
     /// It is being brought up to date.
     Syncing,
     /// It has all unfinished jobs, and each change since.
-    InSync,
+    InSync {
+        /// Which copy: one that was dropped since has another number.
+        copy: u64,
+    },
     /// It has all finished jobs too.
-    Complete,
+    Complete {
+        /// Which copy.
+        copy: u64,
+    },
     /// It kept the others waiting; it is tried again from this moment on.
     Lagging(Timestamp),
 }
@@ -216,6 +222,20 @@ pub(super) struct Group {
     running: u64,
     /// Batches that drop all jobs and are not on disk yet.
     pub(super) dropping: u32,
+    /// Counts how often this node began anew to keep a copy, since it started.
+    pub(super) copy: u64,
+}
+
+impl PeerSync {
+    /// Whether it has all jobs, finished or not.
+    pub(super) fn is_complete(self) -> bool {
+        matches!(self, Self::Complete { .. })
+    }
+
+    /// Whether each change has to be on its disk before anything builds on it.
+    pub(super) fn is_in_step(self) -> bool {
+        matches!(self, Self::InSync { .. } | Self::Complete { .. })
+    }
 }
 
 impl Group {
@@ -238,6 +258,7 @@ impl Group {
             bytes: 0,
             running: 0,
             dropping: 0,
+            copy: 0,
         }
     }
 
@@ -335,6 +356,7 @@ impl Group {
 
     /// Forgets all jobs, in memory and in the counts.
     pub(super) fn forget_jobs(&mut self) {
+        self.copy += 1;
         self.jobs.clear();
         self.live = Digest::default();
         self.finished = Finished::default();

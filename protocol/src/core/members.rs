@@ -4,6 +4,8 @@
 //! stands and something came over it within a lease. A member that stays away for long is retired:
 //! its place among the replicas goes to another, until it comes back.
 
+use std::collections::BTreeSet;
+
 use crate::{
     advert::{Advert, PhaseSlots},
     codec,
@@ -38,6 +40,9 @@ pub(super) struct Member {
     pub(super) away_since: Timestamp,
     /// The number of its last beat on this connection.
     pub(super) last_beat: u64,
+    /// Which of the pipelines that this node coordinates it has no admitted copy of, as it said
+    /// last on this connection.
+    pub(super) unadmitted: Option<BTreeSet<PipelineId>>,
     /// How many attempts run there, by phase, as it said last.
     pub(super) busy: Vec<(crate::name::Name, u32)>,
 }
@@ -57,9 +62,16 @@ impl Core {
 
     fn add_member(&mut self, advert: Advert) {
         let (heard, away_since) = (self.now, self.now);
-        let (last_beat, busy) = (0, Vec::new());
-        let member =
-            Member { advert, reachable: false, met: false, heard, away_since, last_beat, busy };
+        let member = Member {
+            advert,
+            reachable: false,
+            met: false,
+            heard,
+            away_since,
+            last_beat: 0,
+            unadmitted: None,
+            busy: Vec::new(),
+        };
         self.members.insert(member.advert.node, member);
     }
 
@@ -108,6 +120,7 @@ impl Core {
         self.connections.insert(peer);
         if let Some(member) = self.members.get_mut(&peer) {
             member.last_beat = 0;
+            member.unadmitted = None;
         }
         let advert = self.advert();
         self.send(peer, Message::Hello(advert));

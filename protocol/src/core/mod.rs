@@ -268,7 +268,9 @@ impl Core {
             }
             Message::Ballot(ballot) => self.on_ballot(from, ballot),
             Message::Stale { pipeline, term } => self.note_term(pipeline, term),
-            Message::Admit { pipeline, term, disk } => self.on_admit(pipeline, term, disk),
+            Message::Admit { pipeline, term, disk, copy } => {
+                self.on_admit(pipeline, term, disk, copy);
+            }
             Message::Replicate(replicate) => self.on_replicate(from, replicate)?,
             Message::ReplicateAck { batch, missing } => {
                 self.on_replicate_ack(from, batch, &missing)

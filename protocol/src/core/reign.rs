@@ -126,6 +126,10 @@ impl Core {
     pub(super) fn maintain_replicas(&mut self, pipeline: PipelineId) {
         let now = self.now;
         let mut keepers = self.keepers(pipeline);
+        if !keepers.contains(&self.me()) && self.is_replaceable(pipeline) {
+            // It was elected for want of anybody else; by now, those whose task it is can do it.
+            return self.step_down(pipeline);
+        }
         keepers.retain(|node| *node != self.me());
         let Some(reign) = self.groups.get_mut(&pipeline).and_then(|group| group.reign()) else {
             return;
@@ -151,6 +155,17 @@ impl Core {
         for peer in start {
             self.start_live_sync(peer, pipeline, Purpose::Reign(term));
         }
+    }
+
+    /// Whether this node coordinates, and all who should keep a copy have one that is complete and
+    /// admitted.
+    fn is_replaceable(&self, pipeline: PipelineId) -> bool {
+        let admitted = |node: &NodeId| {
+            let said = self.members.get(node).and_then(|member| member.unadmitted.as_ref());
+            said.is_some_and(|unadmitted| !unadmitted.contains(&pipeline))
+        };
+        let settled = self.groups.get(&pipeline).is_some_and(|group| self.is_settled(group));
+        settled && self.view(pipeline).iter().all(admitted)
     }
 
     /// A peer can be reached again.

@@ -280,12 +280,16 @@ impl Core {
         for job in jobs {
             results.push(self.store_job(pipeline, job)?);
         }
-        if from == self.me() {
+        let nothing_done = results.iter().all(|result| matches!(result, StoreResult::Refused(_)));
+        if from == self.me() && nothing_done {
+            // Nothing waits for the disk, which may be why the jobs were refused.
+            self.on_stored_here(store, results);
+        } else if from == self.me() {
             self.hold_until_on_disk(Held::Stored { store, results });
         } else {
             let admitted = self.is_admitted(pipeline);
             let message = Message::Stored { store, admitted, results };
-            if self.has(Mutant::StoreBeforeSync) {
+            if nothing_done || self.has(Mutant::StoreBeforeSync) {
                 self.send(from, message);
                 return Ok(());
             }

@@ -35,6 +35,9 @@ const PAGE: usize = 2048;
 /// How many bytes of records go into one message, about.
 const RECORDS_BYTES: usize = 4 << 20;
 
+/// How often a comparison that stands still is begun again before its peer is put out.
+const MAX_RESTARTS: u32 = 2;
+
 /// A digest of every job in a range, in order, and the last job that it covers.
 type Listing = (Vec<(JobId, u64)>, JobId);
 
@@ -71,6 +74,10 @@ pub(super) struct Session {
     last_part: u64,
     /// What the other held of finished jobs, as it said last.
     theirs: Digest,
+    /// Which copy the other compares: should it drop that one, all begins again.
+    copy: Option<u64>,
+    /// How often it stood still and was begun again.
+    restarts: u32,
     /// Jobs whose records are to be pushed: those that did not fit into the message under way.
     owed: VecDeque<JobId>,
     /// When it counts as standing still.
@@ -82,7 +89,13 @@ impl Core {
         self.start_sync(peer, pipeline, Scope::Live, purpose);
     }
 
-    fn start_sync(&mut self, peer: NodeId, pipeline: PipelineId, scope: Scope, purpose: Purpose) {
+    fn start_sync(
+        &mut self,
+        peer: NodeId,
+        pipeline: PipelineId,
+        scope: Scope,
+        purpose: Purpose,
+    ) -> u64 {
         // Ids never repeat, so that a late answer to an earlier session is known as such.
         self.next_session += 1;
         let id = self.next_session;
@@ -96,12 +109,15 @@ impl Core {
             unacknowledged: BTreeSet::new(),
             last_part: 0,
             theirs: Digest::default(),
+            copy: None,
+            restarts: 0,
             owed: VecDeque::new(),
             deadline: self.now + self.config.timing.lease,
         };
         self.sessions.insert(id, session);
         // Pages are made by the timer, so that errors of the disk surface there.
         self.arm(Duration::ZERO, Timer::Sync(id));
+        id
     }
 
     /// Whether a comparison of this pipeline, begun here as an offer, is under way.
@@ -119,6 +135,13 @@ impl Core {
         self.sessions.retain(|_, session| session.pipeline != pipeline);
     }
 
+    /// What was offered to somebody who does not coordinate any more is offered to nobody.
+    pub(super) fn drop_offers(&mut self, pipeline: PipelineId) {
+        self.sessions.retain(|_, session| {
+            session.pipeline != pipeline || matches!(session.purpose, Purpose::Reign(_))
+        });
+    }
+
     /// The next page is due, or nothing has moved for long.
     pub(super) fn on_sync_timer(&mut self, id: u64) -> Result<(), ReadError> {
         let now = self.now;
@@ -130,8 +153,25 @@ impl Core {
             return Ok(());
         }
         let Some(session) = self.sessions.remove(&id) else { return Ok(()) };
-        self.start_sync(session.peer, session.pipeline, session.scope, session.purpose);
+        let restarts = session.restarts + 1;
+        match session.purpose {
+            // Anti-entropy offers again when it is due.
+            Purpose::Offer | Purpose::HandOff { .. } => {}
+            // It is heard, and yet does not answer: its disk hangs, and all would wait for it.
+            Purpose::Reign(_) if restarts > MAX_RESTARTS => self.put_out(session.peer),
+            Purpose::Reign(_) => {
+                self.restart(session, restarts);
+            }
+        }
         Ok(())
+    }
+
+    fn restart(&mut self, session: Session, restarts: u32) {
+        let Session { peer, pipeline, scope, purpose, .. } = session;
+        let id = self.start_sync(peer, pipeline, scope, purpose);
+        if let Some(session) = self.sessions.get_mut(&id) {
+            session.restarts = restarts;
+        }
     }
 
     fn send_page(&mut self, id: u64) -> Result<(), ReadError> {
@@ -223,6 +263,7 @@ impl Core {
             return Ok(());
         }
         self.note_takeover(from, pipeline);
+        let copy = self.groups.get(&pipeline).map_or(0, |group| group.copy);
         let (own, covered) = self.listing(pipeline, scope, first, to)?;
         let theirs: std::collections::BTreeMap<JobId, u64> =
             entries.into_iter().take_while(|(job, _)| *job <= covered).collect();
@@ -247,7 +288,7 @@ impl Core {
         }
         let finished =
             self.groups.get(&pipeline).map_or(Digest::default(), |group| group.finished.digest);
-        let reply = SyncReply { session, from: first, upto, records, want, finished };
+        let reply = SyncReply { session, from: first, upto, records, want, finished, copy };
         // The other may drop what is said to be here: it has to be durable by then.
         let answer = Effect::Send { to: from, message: Message::SyncReply(reply) };
         self.hold_until_settled(Held::Effect(answer));
@@ -267,7 +308,15 @@ impl Core {
         if session.peer != from || !fits {
             return Ok(());
         }
+        if session.copy.is_some_and(|copy| copy != reply.copy) {
+            if let Some(session) = self.sessions.remove(&id) {
+                let restarts = session.restarts;
+                self.restart(session, restarts);
+            }
+            return Ok(());
+        }
         session.page = None;
+        session.copy = Some(reply.copy);
         session.theirs = reply.finished;
         session.next = (reply.upto < JobId::MAX).then(|| reply.upto.next());
         let pipeline = session.pipeline;
@@ -351,6 +400,9 @@ impl Core {
         pipeline: PipelineId,
         records: &[JobUpdate],
     ) -> Result<(), ReadError> {
+        if session > 0 {
+            self.note_takeover(from, pipeline);
+        }
         for record in records {
             self.absorb(pipeline, record, true)?;
         }
@@ -387,9 +439,12 @@ impl Core {
             return;
         }
         let Some(session) = self.sessions.remove(&id) else { return };
-        let Session { peer, pipeline, scope, purpose, theirs, .. } = session;
+        let Session { peer, pipeline, scope, purpose, theirs, copy, .. } = session;
+        let copy = copy.unwrap_or_default();
         match purpose {
-            Purpose::Reign(term) => self.on_replica_synced(peer, pipeline, scope, term, theirs),
+            Purpose::Reign(term) => {
+                self.on_replica_synced((peer, copy), pipeline, scope, term, theirs);
+            }
             Purpose::Offer => self.note_anti_entropy(pipeline),
             Purpose::HandOff { live, finished, term } => {
                 self.drop_copies(pipeline, (peer, term), live, finished);
@@ -407,7 +462,7 @@ impl Core {
     /// A replica has all that this coordinator has.
     fn on_replica_synced(
         &mut self,
-        peer: NodeId,
+        (peer, copy): (NodeId, u64),
         pipeline: PipelineId,
         scope: Scope,
         term: Term,
@@ -422,8 +477,8 @@ impl Core {
         let Some(reign) = group.elected() else { return };
         let merged = reign.unmerged.remove(&peer);
         match reign.peers.get_mut(&peer) {
-            Some(sync) if lacks => *sync = PeerSync::InSync,
-            Some(sync) => *sync = PeerSync::Complete,
+            Some(sync) if lacks => *sync = PeerSync::InSync { copy },
+            Some(sync) => *sync = PeerSync::Complete { copy },
             None => return,
         }
         if lacks {
