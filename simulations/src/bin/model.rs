@@ -34,7 +34,7 @@ struct Arguments {
     bounds: BoundsArguments,
 }
 
-/// Other bounds than the scenario's
+/// Bounds in place of the scenario's; what is not given is zero
 #[derive(Debug, Args)]
 struct BoundsArguments {
     /// How often each node's next timer may fire, as in 1,1,0
@@ -44,38 +44,40 @@ struct BoundsArguments {
     #[arg(long, value_delimiter = ',')]
     crashes: Vec<u8>,
     /// How often a stream or a disk may be held up
-    #[arg(long)]
-    holds: Option<u8>,
+    #[arg(long, default_value_t = 0)]
+    holds: u8,
     /// How many connections may be cut
-    #[arg(long)]
-    cuts: Option<u8>,
+    #[arg(long, default_value_t = 0)]
+    cuts: u8,
     /// How many connections may be made again
-    #[arg(long)]
-    connections: Option<u8>,
+    #[arg(long, default_value_t = 0)]
+    connections: u8,
     /// How many messages may be lost
-    #[arg(long)]
-    losses: Option<u8>,
+    #[arg(long, default_value_t = 0)]
+    losses: u8,
     /// How many messages may come twice
-    #[arg(long)]
-    repeats: Option<u8>,
+    #[arg(long, default_value_t = 0)]
+    repeats: u8,
     /// How many jobs are enqueued on the way
-    #[arg(long)]
-    enqueued: Option<u8>,
+    #[arg(long, default_value_t = 0)]
+    enqueued: u8,
 }
 
 impl BoundsArguments {
-    fn apply(&self, mut bounds: Bounds) -> Bounds {
+    /// The scenario's bounds, unless others are given.
+    fn of(&self, usual: &[Bounds]) -> Vec<Bounds> {
+        let mut bounds = Bounds {
+            holds: self.holds,
+            cuts: self.cuts,
+            connections: self.connections,
+            losses: self.losses,
+            repeats: self.repeats,
+            jobs: self.enqueued,
+            ..Bounds::default()
+        };
         bounds.timers.iter_mut().zip(&self.timers).for_each(|(to, given)| *to = *given);
         bounds.crashes.iter_mut().zip(&self.crashes).for_each(|(to, given)| *to = *given);
-        Bounds {
-            holds: self.holds.unwrap_or(bounds.holds),
-            cuts: self.cuts.unwrap_or(bounds.cuts),
-            connections: self.connections.unwrap_or(bounds.connections),
-            losses: self.losses.unwrap_or(bounds.losses),
-            repeats: self.repeats.unwrap_or(bounds.repeats),
-            jobs: self.enqueued.unwrap_or(bounds.jobs),
-            ..bounds
-        }
+        if bounds == Bounds::default() { usual.to_vec() } else { vec![bounds] }
     }
 }
 
@@ -91,44 +93,38 @@ fn main() -> ExitCode {
         let names = &arguments.scenarios;
         names.is_empty() || names.iter().any(|name| name == scenario.name)
     };
+    let preset = match arguments.preset {
+        PresetArgument::Available => Preset::Available,
+        PresetArgument::Strict => Preset::Strict,
+    };
     let mut worst = 0;
     for scenario in SCENARIOS.into_iter().filter(chosen) {
-        let bounds = if arguments.wide { scenario.wide } else { scenario.bounds };
-        let bounds = arguments.bounds.apply(bounds);
-        let preset = match arguments.preset {
-            PresetArgument::Available => Preset::Available,
-            PresetArgument::Strict => Preset::Strict,
-        };
-        let limit = arguments.seconds.map(Duration::from_secs);
-        println!("{}: {}", scenario.name, scenario.about);
-        println!("  bounds: {bounds}");
-        let options = Options::new(scenario);
-        match check(Options { bounds, preset, limit, threads: arguments.jobs, ..options }) {
-            Ok(outcome) => worst = worst.max(report(&outcome)),
-            Err(error) => {
-                eprintln!("error: {error}");
-                return ExitCode::from(2);
+        for bounds in
+            arguments.bounds.of(if arguments.wide { scenario.wide } else { scenario.bounds })
+        {
+            let limit = arguments.seconds.map(Duration::from_secs);
+            let threads = arguments.jobs;
+            let options = Options { preset, limit, threads, ..Options::new(scenario, bounds) };
+            println!("{options}");
+            match check(options) {
+                Ok(outcome) => {
+                    println!("{outcome}");
+                    worst = worst.max(exit_code(&outcome));
+                }
+                Err(error) => {
+                    eprintln!("error: {error}");
+                    return ExitCode::from(2);
+                }
             }
         }
     }
     ExitCode::from(worst)
 }
 
-fn report(outcome: &Outcome) -> u8 {
-    let Outcome { states, steps, depth, took, exhausted, reached, broken } = outcome;
-    println!(
-        "  {states} states, {steps} steps between them, at most {depth} deep, {:.1} s",
-        took.as_secs_f64()
-    );
-    println!("  reached: {}", reached.join(", "));
-    if let Some(broken) = broken {
-        println!("  BROKEN {}: {}", broken.invariant, broken.seen);
-        broken.way.iter().for_each(|line| println!("    {line}"));
-        return 1;
+fn exit_code(outcome: &Outcome) -> u8 {
+    match outcome.broken {
+        Some(_) => 1,
+        None if outcome.exhausted && !outcome.reached.is_empty() => 0,
+        None => 2,
     }
-    match exhausted {
-        true => println!("  every invariant holds in all of them"),
-        false => println!("  every invariant holds in these; there are MORE"),
-    }
-    if *exhausted && !reached.is_empty() { 0 } else { 2 }
 }

@@ -14,10 +14,12 @@ use super::{
 pub(super) enum Action {
     /// What comes next arrives.
     Next,
-    /// It is lost.
+    /// It falls out of its stream.
     Lose,
-    /// It arrives, and once more later.
+    /// It arrives, and may once more.
     Repeat,
+    /// A message that fell out of its stream, or is to come once more, arrives.
+    Stray(usize),
     /// Its stream is held up.
     Hold(Way),
     /// A stream goes on.
@@ -57,6 +59,7 @@ impl Action {
             actions.extend(node.attempts.keys().map(|token| Self::Finish(at, *token)));
         }
         actions.extend(within(left.jobs, Self::Enqueue(count - 1)));
+        actions.extend((0..network.strays().len()).map(Self::Stray));
         actions.extend(network.held().map(Self::Release));
         let Some((way, packet)) = network.next() else { return };
         actions.extend(within(left.holds, Self::Hold(*way)));
@@ -69,7 +72,7 @@ impl Action {
 
     /// What happens, in words.
     pub(super) fn describe(self, state: &State) -> String {
-        let next = || match state.network.next() {
+        let arrival = |packet: Option<&(Way, Packet)>| match packet {
             Some(((at, _), Packet::Synced)) => format!("n{at} has a batch on disk"),
             Some(((from, to), packet)) => match packet {
                 Packet::Message(_, message) => format!("n{to} <- n{from} {}", Short(message)),
@@ -78,14 +81,16 @@ impl Action {
             },
             None => "nothing".to_owned(),
         };
+        let next = || arrival(state.network.next());
         let stream = |(from, to): Way| match from == to {
             true => format!("the disk of n{to}"),
             false => format!("n{from} -> n{to}"),
         };
         match self {
             Self::Next => next(),
-            Self::Lose => format!("LOST: {}", next()),
-            Self::Repeat => format!("{} (and once more later)", next()),
+            Self::Lose => format!("LOST OR LATE: {}", next()),
+            Self::Repeat => format!("{} (TO COME TWICE)", next()),
+            Self::Stray(at) => format!("{} (LATE)", arrival(state.network.strays().get(at))),
             Self::Hold(way) => format!("{} HELD UP", stream(way)),
             Self::Release(way) => format!("{} goes on", stream(way)),
             Self::Fire(at) => {

@@ -22,9 +22,9 @@ pub struct Bounds {
     pub cuts: u8,
     /// How many may be made again, after a cut or a crash.
     pub connections: u8,
-    /// How many messages may be lost though their connection lives.
+    /// How many messages may fall out of their streams, and come at any later time or never.
     pub losses: u8,
-    /// How many may come twice, the second time behind all that was sent meanwhile.
+    /// How many may come twice, the second time at any later time.
     pub repeats: u8,
     /// How many jobs clients enqueue on the way, at the last node.
     pub jobs: u8,
@@ -60,7 +60,10 @@ impl fmt::Display for Bounds {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { timers, crashes, holds, cuts, connections, losses, repeats, jobs } = self;
         write!(f, "by node: {timers:?} timers, {crashes:?} crashes; {holds} streams held up, ")?;
-        write!(f, "{cuts} connections cut, {connections} made again, {losses} messages lost, ")?;
-        write!(f, "{repeats} repeated, {jobs} jobs enqueued")
+        write!(
+            f,
+            "{cuts} connections cut, {connections} made again, {losses} messages lost or late, "
+        )?;
+        write!(f, "{repeats} come twice, {jobs} jobs enqueued")
     }
 }

@@ -37,6 +37,23 @@ pub(super) const ASSERTION: &str = "assertion";
 pub(super) const INVARIANTS: [&str; 7] =
     [TERMINAL_STAYS, ONE_VOTE, ONE_COORDINATOR, ADOPT_FIRST, FENCED, NO_RESURRECTION, ASSERTION];
 
+/// Somebody begins to coordinate.
+pub(super) const TERM: &str = "a term begins";
+/// Twice.
+pub(super) const TWO_TERMS: &str = "two terms begin";
+/// A worker begins an attempt.
+pub(super) const ATTEMPT: &str = "an attempt begins";
+/// A takeover does not cost what ran before it.
+pub(super) const ADOPTED: &str = "an end is accepted in a later term";
+/// The view changes.
+pub(super) const ADMITTED: &str = "a new replica is admitted";
+
+/// What is to come about somewhere, lest the invariants hold because nothing happens.
+pub(super) const REACHABLE: [&str; 5] = [TERM, TWO_TERMS, ATTEMPT, ADOPTED, ADMITTED];
+
+/// How many nodes keep the pipeline from the start: the first of them.
+pub(super) const FOUNDERS: usize = 3;
+
 type Verdict = Result<(), Broken>;
 
 /// What a voter had on disk when it gave its vote.
@@ -50,6 +67,10 @@ pub(super) struct History {
     begun: BTreeSet<Term>,
     given: BTreeMap<Token, (JobId, u16, usize)>,
     started: BTreeMap<Token, (JobId, String)>,
+    /// Whether an attempt's end was accepted in a later term than it was given away in.
+    adopted: bool,
+    /// Whether a node that did not found the group was admitted.
+    admitted: bool,
     /// All jobs that ever were on a disk.
     pub(super) jobs: BTreeSet<JobId>,
 }
@@ -57,6 +78,7 @@ pub(super) struct History {
 impl Hash for History {
     fn hash<H: Hasher>(&self, state: &mut H) {
         (&self.votes, &self.begun, &self.given, &self.started).hash(state);
+        (self.adopted, self.admitted).hash(state);
         for (by, copy) in &self.held {
             by.hash(state);
             copy.iter().for_each(|(job, record)| (job, record.digest()).hash(state));
@@ -171,6 +193,7 @@ impl History {
             self.disk_changed(scene, at, before)?;
         }
         let Some(group) = node.group(scene.pipeline) else { return Ok(()) };
+        self.admitted |= at >= FOUNDERS && group.admitted;
         let Some(term) = group.coordinates else { return Ok(()) };
         if term < group.highest {
             let seen = format!("n{at} coordinates in {term} and knows of {}", group.highest);
@@ -228,19 +251,21 @@ impl History {
                     let seen = format!("n{at}: {token} ended {job} step {step}, but ran {ran:?}");
                     return broken(FENCED, seen);
                 }
+                self.adopted |= control.term > token.term;
             }
         }
         Ok(())
     }
 
-    /// How many terms have begun.
-    pub(super) fn terms(&self) -> usize {
-        self.begun.len()
-    }
-
-    /// How many attempts have begun.
-    pub(super) fn attempts(&self) -> usize {
-        self.started.len()
+    /// What has come about since `start`, of [`REACHABLE`].
+    pub(super) fn reached(&self, start: &Self, what: &str) -> bool {
+        match what {
+            TERM => self.begun.len() > start.begun.len(),
+            TWO_TERMS => self.begun.len() > start.begun.len() + 1,
+            ATTEMPT => self.started.len() > start.started.len(),
+            ADOPTED => self.adopted,
+            _ => self.admitted,
+        }
     }
 }
 

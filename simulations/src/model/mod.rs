@@ -21,7 +21,11 @@ mod scenario;
 mod state;
 mod step;
 
-use std::time::{Duration, Instant};
+use std::{
+    fmt,
+    sync::atomic::{AtomicBool, Ordering},
+    time::{Duration, Instant},
+};
 
 use carbonmesh_protocol::{id::PipelineId, name::Name, pipeline::PipelineError};
 use stateright::{Checker, HasDiscoveries, Model, Property};
@@ -30,6 +34,7 @@ pub use bounds::Bounds;
 pub use scenario::{SCENARIOS, Scenario};
 
 use action::Action;
+use history::{INVARIANTS, REACHABLE};
 use state::State;
 use step::Step;
 
@@ -73,11 +78,11 @@ pub struct Options {
 }
 
 impl Options {
-    /// A scenario as it is explored by default.
-    pub fn new(scenario: Scenario) -> Self {
+    /// A scenario within some bounds.
+    pub fn new(scenario: Scenario, bounds: Bounds) -> Self {
         Self {
             scenario,
-            bounds: scenario.bounds,
+            bounds,
             preset: Preset::Available,
             threads: 1,
             limit: None,
@@ -91,6 +96,13 @@ impl Options {
         #[cfg(feature = "mutants")]
         let step = Step { mutant: self.mutant, ..step };
         step
+    }
+}
+
+impl fmt::Display for Options {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Scenario { name, about, .. } = self.scenario;
+        write!(f, "{name}: {about}\n  bounds: {}", self.bounds)
     }
 }
 
@@ -133,19 +145,17 @@ pub fn check(options: Options) -> Result<Outcome, PipelineError> {
     let began = Instant::now();
     let start = options.scenario.start(options.preset, |state| options.step(state))?;
     let start = State { left: options.bounds, ..start };
-    let search = Search { options, start };
+    let deadline = options.limit.map(|limit| began + limit);
+    let (cut_short, over) = (AtomicBool::new(false), AtomicBool::new(false));
+    let search = Search { options, start, deadline, cut_short, over };
     let checker = search.checker().threads(options.threads);
     let checker = checker.finish_when(HasDiscoveries::AnyFailures);
-    let checker = match options.limit {
-        Some(limit) => checker.timeout(limit),
-        None => checker,
-    };
     let checker = checker.spawn_dfs().join();
     let took = began.elapsed();
+    checker.model().over.store(true, Ordering::Relaxed);
     let found = checker.discoveries();
-    let reached = REACHED.iter().map(|(what, _)| *what).filter(|what| found.contains_key(what));
-    let reached = reached.collect();
-    let broken = history::INVARIANTS.into_iter().find_map(|invariant| {
+    let reached = REACHABLE.into_iter().filter(|what| found.contains_key(what)).collect();
+    let broken = INVARIANTS.into_iter().find_map(|invariant| {
         let path = found.get(invariant)?.clone();
         Some(counterexample(checker.model(), invariant, path.into_actions()))
     });
@@ -154,10 +164,31 @@ pub fn check(options: Options) -> Result<Outcome, PipelineError> {
         steps: checker.state_count(),
         depth: checker.max_depth(),
         took,
-        exhausted: broken.is_none() && options.limit.is_none_or(|limit| took < limit),
+        exhausted: broken.is_none() && !checker.model().cut_short.load(Ordering::Relaxed),
         reached,
         broken,
     })
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { states, steps, depth, took, .. } = self;
+        let seconds = took.as_secs_f64();
+        writeln!(f, "  {states} states, {steps} steps, at most {depth} deep, {seconds:.1} s")?;
+        writeln!(f, "  reached: {}", self.reached.join("; "))?;
+        match &self.broken {
+            Some(broken) => broken.fmt(f),
+            None if self.exhausted => f.write_str("  every invariant holds in all of them"),
+            None => f.write_str("  every invariant holds in these, but there are MORE"),
+        }
+    }
+}
+
+impl fmt::Display for Counterexample {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "  BROKEN {}: {}", self.invariant, self.seen)?;
+        self.way.iter().try_for_each(|line| write!(f, "\n    {line}"))
+    }
 }
 
 fn counterexample(
@@ -183,16 +214,12 @@ fn counterexample(
 struct Search {
     options: Options,
     start: State,
+    deadline: Option<Instant>,
+    /// Whether time was up before all was seen.
+    cut_short: AtomicBool,
+    /// Whether the search is over.
+    over: AtomicBool,
 }
-
-/// What has to come about somewhere, lest the invariants hold because nothing happens.
-const REACHED: [(&str, fn(&Search, &State) -> bool); 3] = [
-    ("a term begins", |search, state| state.history.terms() > search.start.history.terms()),
-    ("two terms begin", |search, state| state.history.terms() > search.start.history.terms() + 1),
-    ("an attempt begins", |search, state| {
-        state.history.attempts() > search.start.history.attempts()
-    }),
-];
 
 impl Model for Search {
     type State = State;
@@ -203,7 +230,11 @@ impl Model for Search {
     }
 
     fn actions(&self, state: &State, actions: &mut Vec<Action>) {
-        if state.broken.is_none() {
+        let time_is_up = || self.deadline.is_some_and(|deadline| Instant::now() >= deadline);
+        // The ways to what was found are walked again when the search is over.
+        if !self.over.load(Ordering::Relaxed) && time_is_up() {
+            self.cut_short.store(true, Ordering::Relaxed);
+        } else if state.broken.is_none() {
             Action::all(state, actions);
         }
     }
@@ -216,12 +247,18 @@ impl Model for Search {
 
     fn properties(&self) -> Vec<Property<Self>> {
         fn holds<const AT: usize>(_: &Search, state: &State) -> bool {
-            state.broken.as_ref().is_none_or(|(name, _)| *name != history::INVARIANTS[AT])
+            state.broken.as_ref().is_none_or(|(name, _)| *name != INVARIANTS[AT])
         }
-        let invariants: [fn(&Search, &State) -> bool; 7] =
+        fn reached<const AT: usize>(search: &Search, state: &State) -> bool {
+            state.history.reached(&search.start.history, REACHABLE[AT])
+        }
+        // A property is a plain function: it cannot be made for a name that is known only here.
+        let holds =
             [holds::<0>, holds::<1>, holds::<2>, holds::<3>, holds::<4>, holds::<5>, holds::<6>];
-        let invariants = history::INVARIANTS.into_iter().zip(invariants);
-        let reached = REACHED.into_iter().map(|(name, is)| Property::sometimes(name, is));
-        invariants.map(|(name, holds)| Property::always(name, holds)).chain(reached).collect()
+        let reached = [reached::<0>, reached::<1>, reached::<2>, reached::<3>, reached::<4>];
+        let always = INVARIANTS.into_iter().zip(holds);
+        let always = always.map(|(name, holds)| Property::always(name, holds));
+        let sometimes = REACHABLE.into_iter().zip(reached);
+        always.chain(sometimes.map(|(name, is)| Property::sometimes(name, is))).collect()
     }
 }

@@ -4,6 +4,9 @@
 //! stream is held up: one direction of a connection, or a disk. What is in it then waits, however
 //! long, while all else goes on; with enough of that, every order is one of these.
 //!
+//! A message can also fall out of its stream, and come late or never; or come in its turn and once
+//! more. No link does that, but the core is to bear it.
+//!
 //! What an end has not heard when a connection is cut is lost: since the rest may have been heard
 //! before, that covers every part that could have got through.
 
@@ -51,6 +54,8 @@ pub(super) struct Network {
     /// Oldest first.
     waiting: Vec<(Way, Packet)>,
     held: BTreeSet<Way>,
+    /// Messages that fell out of their streams, or are to come once more.
+    strays: Vec<(Way, Packet)>,
     /// Pairs whose connection stands, though its ends may not know yet.
     live: BTreeSet<Way>,
     /// Who takes itself for connected with whom.
@@ -93,6 +98,21 @@ impl Network {
         }
     }
 
+    /// A message is to come at another time, if at all.
+    pub(super) fn stray(&mut self, message: (Way, Packet)) {
+        self.strays.push(message);
+    }
+
+    /// Messages that may come at any time.
+    pub(super) fn strays(&self) -> &[(Way, Packet)] {
+        &self.strays
+    }
+
+    /// One of them comes.
+    pub(super) fn take_stray(&mut self, at: usize) -> (Way, Packet) {
+        self.strays.remove(at)
+    }
+
     /// Holds a stream up.
     pub(super) fn hold(&mut self, way: Way) {
         self.held.insert(way);
@@ -120,7 +140,13 @@ impl Network {
     /// Throws away what waits in a stream.
     fn clear(&mut self, way: Way) {
         self.waiting.retain(|(of, _)| *of != way);
+        self.strays.retain(|(of, _)| *of != way);
         self.held.remove(&way);
+    }
+
+    /// All that is on its way is gone.
+    pub(super) fn lose_all(&mut self) {
+        self.waiting.clear();
     }
 
     /// Ends a connection.
@@ -161,7 +187,7 @@ impl Network {
 impl Hash for Network {
     fn hash<H: Hasher>(&self, state: &mut H) {
         self.waiting.len().hash(state);
-        for (way, packet) in &self.waiting {
+        for (way, packet) in self.waiting.iter().chain(&self.strays) {
             (way, packet.digest()).hash(state);
         }
         (&self.held, &self.live, &self.up).hash(state);

@@ -14,8 +14,16 @@ use carbonmesh_protocol::{
 };
 
 use super::{
-    PIPELINE, Preset, action::Action, bounds::Bounds, name, network::Network, node::Node, pipeline,
-    state::State, step::Step,
+    PIPELINE, Preset,
+    action::Action,
+    bounds::Bounds,
+    history::{ADMITTED, ADOPTED, ATTEMPT, TERM, TWO_TERMS},
+    name,
+    network::Network,
+    node::Node,
+    pipeline,
+    state::State,
+    step::Step,
 };
 
 /// Time passes only where a timer is made to fire. Beats would be most of what happens and decide
@@ -39,11 +47,15 @@ pub struct Scenario {
     timing: Timing,
     /// Leads to its start.
     prepare: fn(&mut Step),
-    /// What is explored by default.
-    pub bounds: Bounds,
+    /// What has to come about within the default bounds.
+    pub reaches: &'static [&'static str],
+    /// What is explored by default, each on its own.
+    pub bounds: &'static [Bounds],
     /// What is explored when there is more time.
-    pub wide: Bounds,
+    pub wide: &'static [Bounds],
 }
+
+const NOTHING: Bounds = Bounds::NOTHING;
 
 /// All of them.
 pub const SCENARIOS: [Scenario; 4] = [
@@ -54,18 +66,36 @@ pub const SCENARIOS: [Scenario; 4] = [
         timing: TIMING,
         prepare: |step| {
             step.enqueue(2, "a");
-            step.take(Action::Hold((2, 0)));
-            step.take(Action::Hold((2, 1)));
-            settle(step);
-            step.take(Action::Release((2, 0)));
-            step.take(Action::Release((2, 1)));
+            step.on_node(2, |step| step.synced(2));
+            step.state.network.lose_all();
         },
-        bounds: Bounds { timers: [1, 1, 0, 0], crashes: [0, 0, 1, 0], holds: 1, ..Bounds::NOTHING },
-        wide: Bounds { timers: [2, 2, 0, 0], crashes: [1, 0, 1, 0], holds: 2, ..Bounds::NOTHING },
+        reaches: &[TERM, TWO_TERMS, ATTEMPT],
+        bounds: &[
+            Bounds { timers: [2, 2, 0, 0], ..NOTHING },
+            Bounds { timers: [1, 1, 0, 0], crashes: [0, 0, 1, 0], holds: 1, ..NOTHING },
+            Bounds { timers: [1, 1, 0, 0], crashes: [0, 0, 1, 0], connections: 1, ..NOTHING },
+            Bounds { timers: [1, 1, 0, 0], losses: 1, ..NOTHING },
+            Bounds { timers: [1, 1, 0, 0], repeats: 1, ..NOTHING },
+        ],
+        wide: &[
+            Bounds { timers: [2, 2, 0, 0], holds: 1, ..NOTHING },
+            Bounds {
+                timers: [1, 1, 0, 0],
+                crashes: [0, 0, 1, 0],
+                holds: 1,
+                connections: 1,
+                ..NOTHING
+            },
+            Bounds { timers: [1, 1, 0, 0], holds: 2, ..NOTHING },
+            Bounds { timers: [1, 1, 0, 0], losses: 1, repeats: 1, ..NOTHING },
+            Bounds { timers: [1, 1, 0, 0], losses: 2, ..NOTHING },
+            Bounds { timers: [1, 1, 0, 0], losses: 1, holds: 1, ..NOTHING },
+            Bounds { timers: [1, 1, 0, 0], repeats: 1, holds: 1, ..NOTHING },
+        ],
     },
     Scenario {
         name: "takeover",
-        about: "the coordinator of a running job is lost, another takes over, the first comes back",
+        about: "the coordinator of a running job crashes, another takes over, the first comes back",
         nodes: 3,
         timing: TIMING,
         prepare: |step| {
@@ -73,55 +103,67 @@ pub const SCENARIOS: [Scenario; 4] = [
             step.enqueue(2, "a");
             settle(step);
         },
-        bounds: Bounds {
-            timers: [1, 1, 0, 0],
-            crashes: [1, 0, 0, 0],
-            holds: 1,
-            connections: 2,
-            ..Bounds::NOTHING
-        },
-        wide: Bounds {
-            timers: [1, 2, 1, 0],
-            crashes: [1, 0, 0, 0],
-            holds: 1,
-            cuts: 1,
-            connections: 2,
-            losses: 1,
-            repeats: 1,
-            ..Bounds::NOTHING
-        },
+        reaches: &[TERM, ADOPTED],
+        bounds: &[
+            Bounds { timers: [0, 1, 0, 0], crashes: [1, 0, 0, 0], connections: 2, ..NOTHING },
+            Bounds {
+                timers: [1, 1, 0, 0],
+                crashes: [1, 0, 0, 0],
+                losses: 1,
+                repeats: 1,
+                ..NOTHING
+            },
+            Bounds {
+                timers: [0, 1, 0, 0],
+                crashes: [1, 0, 0, 0],
+                connections: 1,
+                losses: 1,
+                ..NOTHING
+            },
+        ],
+        wide: &[
+            Bounds { timers: [1, 1, 0, 0], crashes: [1, 0, 0, 0], connections: 2, ..NOTHING },
+            Bounds {
+                timers: [1, 1, 0, 0],
+                crashes: [1, 0, 0, 0],
+                connections: 2,
+                holds: 1,
+                ..NOTHING
+            },
+            Bounds {
+                timers: [0, 1, 0, 0],
+                crashes: [1, 0, 0, 0],
+                connections: 2,
+                repeats: 1,
+                ..NOTHING
+            },
+            Bounds { timers: [1, 1, 1, 0], crashes: [1, 1, 0, 0], connections: 1, ..NOTHING },
+        ],
     },
     Scenario {
         name: "two-jobs",
-        about: "the coordinator is cut off from one replica while a second job comes in",
+        about: "one job runs and one waits; the coordinator is cut off, and does not know",
         nodes: 3,
         timing: TIMING,
         prepare: |step| {
             elect(step);
-            step.enqueue(2, "a");
+            ["a", "b"].into_iter().for_each(|key| step.enqueue(2, key));
             settle(step);
         },
-        bounds: Bounds {
-            timers: [0, 1, 0, 0],
-            cuts: 1,
-            connections: 1,
-            repeats: 1,
-            jobs: 1,
-            ..Bounds::NOTHING
-        },
-        wide: Bounds {
-            timers: [1, 1, 0, 0],
-            cuts: 2,
-            connections: 1,
-            holds: 1,
-            repeats: 1,
-            jobs: 1,
-            ..Bounds::NOTHING
-        },
+        reaches: &[TERM, ATTEMPT, ADOPTED],
+        bounds: &[
+            Bounds { timers: [0, 1, 0, 0], cuts: 2, connections: 1, ..NOTHING },
+            Bounds { timers: [0, 1, 0, 0], cuts: 2, holds: 1, ..NOTHING },
+        ],
+        wide: &[
+            Bounds { timers: [0, 1, 0, 0], cuts: 2, connections: 1, jobs: 1, ..NOTHING },
+            Bounds { timers: [1, 1, 0, 0], cuts: 2, connections: 1, ..NOTHING },
+            Bounds { timers: [0, 1, 0, 0], cuts: 2, repeats: 1, ..NOTHING },
+        ],
     },
     Scenario {
         name: "view",
-        about: "a replica is gone and its place goes to a fourth node, while the coordinator is lost",
+        about: "a replica is gone and a fourth node takes its place, while the coordinator crashes",
         nodes: 4,
         timing: Timing {
             beat: Duration::from_secs(1),
@@ -132,24 +174,22 @@ pub const SCENARIOS: [Scenario; 4] = [
             elect(step);
             step.enqueue(3, "a");
             settle(step);
-            step.take(Action::Cut((0, 1)));
-            step.take(Action::Cut((1, 2)));
-            step.take(Action::Cut((1, 3)));
+            (0..4).filter(|at| *at != 1).for_each(|at| step.take(Action::Cut((at, 1))));
             settle(step);
+            for _ in 0..3 {
+                step.take(Action::Fire(0));
+                settle(step);
+            }
         },
-        bounds: Bounds {
-            timers: [2, 0, 1, 0],
-            crashes: [1, 0, 0, 0],
-            connections: 2,
-            ..Bounds::NOTHING
-        },
-        wide: Bounds {
-            timers: [2, 0, 2, 1],
-            crashes: [1, 0, 0, 0],
-            connections: 3,
-            holds: 1,
-            ..Bounds::NOTHING
-        },
+        reaches: &[TERM, ADMITTED],
+        bounds: &[
+            Bounds { timers: [3, 0, 1, 0], crashes: [1, 0, 0, 0], ..NOTHING },
+            Bounds { timers: [2, 1, 0, 0], connections: 1, ..NOTHING },
+        ],
+        wide: &[
+            Bounds { timers: [3, 0, 2, 1], crashes: [1, 0, 0, 0], connections: 1, ..NOTHING },
+            Bounds { timers: [2, 1, 1, 0], connections: 2, ..NOTHING },
+        ],
     },
 ];
 

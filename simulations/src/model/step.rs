@@ -20,7 +20,7 @@ use super::{
     action::{Action, Short},
     history::{ASSERTION, Scene},
     name,
-    network::Packet,
+    network::{Packet, Way},
     node::Node,
     pipeline,
     state::State,
@@ -62,16 +62,21 @@ impl Step {
     fn act(&mut self, action: Action) {
         let left = &mut self.state.left;
         match action {
-            Action::Next => self.deliver(),
+            Action::Next => self.next(),
             Action::Lose => {
                 left.losses -= 1;
-                self.state.network.take();
+                let lost = self.state.network.take();
+                lost.into_iter().for_each(|lost| self.state.network.stray(lost));
             }
             Action::Repeat => {
                 left.repeats -= 1;
                 let again = self.state.network.next().cloned();
-                self.deliver();
-                again.into_iter().for_each(|(way, again)| self.state.network.put(way, again));
+                again.into_iter().for_each(|again| self.state.network.stray(again));
+                self.next();
+            }
+            Action::Stray(at) => {
+                let (way, packet) = self.state.network.take_stray(at);
+                self.deliver(way, packet);
             }
             Action::Hold(way) => {
                 left.holds -= 1;
@@ -107,8 +112,13 @@ impl Step {
         }
     }
 
-    fn deliver(&mut self) {
-        let Some(((from, to), packet)) = self.state.network.take() else { return };
+    fn next(&mut self) {
+        if let Some((way, packet)) = self.state.network.take() {
+            self.deliver(way, packet);
+        }
+    }
+
+    fn deliver(&mut self, (from, to): Way, packet: Packet) {
         let peer = self.id(from);
         let input = match packet {
             Packet::Synced => return self.on_node(to, |step| step.synced(to)),
@@ -194,7 +204,7 @@ impl Step {
         panic!("n{at} is never done");
     }
 
-    fn synced(&mut self, at: usize) {
+    pub(super) fn synced(&mut self, at: usize) {
         if let Some(id) = self.node(at).sync() {
             self.input(at, Input::Persisted(id));
         }
