@@ -2,12 +2,15 @@
 # make test      builds what is missing and runs every check and test
 # make bench     measures clusters of three processes; OUT=FOLDER writes results.json
 # make simulate  simulates many clusters under faults; SEEDS=n JOBS=n
+# make model     explores elections and takeovers in every order, within wider bounds; JOBS=n MODEL="..."
 # make help      lists these and the long runs
 
 # Dependencies are built once, outside the working copy, and kept between clones.
 export CARGO_TARGET_DIR ?= $(HOME)/.cache/carbonmesh/target
 SEEDS ?= 10000
 JOBS ?= 2
+# What is given to the model checker: scenarios, bounds in place of theirs; `--help` lists them.
+MODEL ?= --wide
 
 # The C++ part is compiled through ccache where there is one, so that it survives a `cargo clean`.
 ifneq ($(shell command -v ccache),)
@@ -17,7 +20,7 @@ endif
 
 BIN := $(CARGO_TARGET_DIR)/debug
 
-.PHONY: help setup build demo test verify bench simulate doc clean
+.PHONY: help setup build demo test verify bench simulate model doc clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -47,10 +50,13 @@ verify: setup
 test: verify
 	cargo build --locked --workspace --all-targets
 	cargo test --locked --workspace
-	cargo test --locked -p carbonmesh-simulations --features mutants --test mutants
+	cargo test --locked -p carbonmesh-simulations --features mutants --test mutants --test model_mutants
 
 simulate: setup
 	cargo run --locked -p carbonmesh-simulations -- --seeds $(SEEDS) --jobs $(JOBS)
+
+model: setup
+	cargo run --locked -p carbonmesh-simulations --bin carbonmesh-model -- --jobs $(JOBS) $(MODEL)
 
 doc: setup
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps

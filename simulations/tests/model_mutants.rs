@@ -28,7 +28,7 @@ fn a_vote_before_its_sync_is_given_twice() {
 
 #[test]
 fn work_before_the_merge_leaves_a_voters_job_out() {
-    let bounds = Bounds { timers: [1, 0, 0, 0], ..Bounds::default() };
+    let bounds = Bounds { timers: [1, 0, 0, 0], holds: 1, ..Bounds::default() };
     is_found(Mutant::DispatchBeforeMerge, "election", bounds, &["adopt-first"]);
 }
 

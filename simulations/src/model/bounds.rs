@@ -58,12 +58,16 @@ impl Bounds {
 
 impl fmt::Display for Bounds {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { timers, crashes, holds, cuts, connections, losses, repeats, jobs } = self;
-        write!(f, "by node: {timers:?} timers, {crashes:?} crashes; {holds} streams held up, ")?;
-        write!(
-            f,
-            "{cuts} connections cut, {connections} made again, {losses} messages lost or late, "
-        )?;
-        write!(f, "{repeats} come twice, {jobs} jobs enqueued")
+        write!(f, "timers {:?} and crashes {:?} by node", self.timers, self.crashes)?;
+        let others = [
+            (self.holds, "streams held up"),
+            (self.cuts, "connections cut"),
+            (self.connections, "made again"),
+            (self.losses, "messages lost or late"),
+            (self.repeats, "twice"),
+            (self.jobs, "jobs enqueued"),
+        ];
+        let given = others.iter().filter(|(count, _)| *count > 0);
+        given.copied().try_for_each(|(count, what)| write!(f, ", {count} {what}"))
     }
 }

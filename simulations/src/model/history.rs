@@ -247,7 +247,7 @@ impl History {
                 }
                 let Progress::Succeeded { token, .. } = control.progress else { continue };
                 let ran = self.started.get(&token);
-                if !ran.is_some_and(|(of, name)| (*of, position(name)) == (*job, *step)) {
+                if ran.is_none_or(|(of, name)| (*of, position(name)) != (*job, *step)) {
                     let seen = format!("n{at}: {token} ended {job} step {step}, but ran {ran:?}");
                     return broken(FENCED, seen);
                 }

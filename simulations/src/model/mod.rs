@@ -92,10 +92,13 @@ impl Options {
     }
 
     fn step(&self, state: State) -> Step {
-        let step = Step::new(state, self.preset);
-        #[cfg(feature = "mutants")]
-        let step = Step { mutant: self.mutant, ..step };
-        step
+        Step {
+            state,
+            preset: self.preset,
+            log: None,
+            #[cfg(feature = "mutants")]
+            mutant: self.mutant,
+        }
     }
 }
 

@@ -257,7 +257,7 @@ impl Scenario {
 
 /// The first node is elected.
 fn elect(step: &mut Step) {
-    while !step.state.nodes[0].group(pipeline()).is_some_and(|group| group.coordinates.is_some()) {
+    while step.state.nodes[0].group(pipeline()).is_none_or(|group| group.coordinates.is_none()) {
         step.take(Action::Fire(0));
         settle(step);
     }

@@ -32,7 +32,7 @@ const ROUNDS: usize = 1000;
 /// A state on its way to the next.
 pub(super) struct Step {
     pub(super) state: State,
-    preset: Preset,
+    pub(super) preset: Preset,
     /// What is told to whoever reads along, if anybody does.
     pub(super) log: Option<Vec<String>>,
     #[cfg(feature = "mutants")]
@@ -40,16 +40,6 @@ pub(super) struct Step {
 }
 
 impl Step {
-    pub(super) fn new(state: State, preset: Preset) -> Self {
-        Self {
-            state,
-            preset,
-            log: None,
-            #[cfg(feature = "mutants")]
-            mutant: None,
-        }
-    }
-
     /// Does what an action says. A core that trips over its own assertions has broken them.
     pub(super) fn take(&mut self, action: Action) {
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.act(action))) {
