@@ -3,6 +3,7 @@
 # make bench     measures clusters of three processes; OUT=FOLDER writes results.json
 # make simulate  simulates many clusters under faults; SEEDS=n JOBS=n
 # make model     explores elections and takeovers in every order, within wider bounds; JOBS=n MODEL="..."
+# make fuzz      feeds damaged bytes to every decoder; SECONDS=n for each target
 # make help      lists these and the long runs
 
 # Dependencies are built once, outside the working copy, and kept between clones.
@@ -11,6 +12,7 @@ SEEDS ?= 10000
 JOBS ?= 2
 # What is given to the model checker: scenarios, bounds in place of theirs; `--help` lists them.
 MODEL ?= --wide
+SECONDS ?= 60
 
 # The C++ part is compiled through ccache where there is one, so that it survives a `cargo clean`.
 ifneq ($(shell command -v ccache),)
@@ -20,7 +22,7 @@ endif
 
 BIN := $(CARGO_TARGET_DIR)/debug
 
-.PHONY: help setup build demo test verify bench simulate model doc clean
+.PHONY: help setup build demo test verify bench simulate model fuzz doc clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -57,6 +59,13 @@ simulate: setup
 
 model: setup
 	cargo run --locked -p carbonmesh-simulations --bin carbonmesh-model -- --jobs $(JOBS) $(MODEL)
+
+# The targets are tests as well; here they run for longer, JOBS of them at a time.
+fuzz: setup
+	BOLERO_RANDOM_TEST_TIME_MS=$(SECONDS)000 cargo test --locked --workspace --test fuzz -- \
+		--nocapture --test-threads $(JOBS)
+	BOLERO_RANDOM_TEST_TIME_MS=$(SECONDS)000 cargo test --locked --workspace --lib -- fuzz:: \
+		--nocapture --test-threads $(JOBS)
 
 doc: setup
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps

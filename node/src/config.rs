@@ -5,6 +5,8 @@
 
 mod file;
 #[cfg(test)]
+mod fuzz;
+#[cfg(test)]
 mod tests;
 
 use std::{

@@ -167,4 +167,6 @@ fn name(text: &str, place: impl FnOnce() -> String) -> Result<Name, DocumentErro
 }
 
 #[cfg(test)]
+mod fuzz;
+#[cfg(test)]
 mod tests;

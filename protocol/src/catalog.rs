@@ -17,6 +17,9 @@ use crate::{
 /// How many definitions of one pipeline are kept for the jobs that still follow them.
 pub const MAX_REVISIONS: usize = 64;
 
+/// More changes than there can have been: an entry that claims more must not bring sums to overflow.
+const LAST_GENERATION: u64 = 1 << 48;
+
 /// A pipeline in the catalog.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CatalogEntry {
@@ -76,7 +79,8 @@ impl CatalogEntry {
                 && definition.is_valid()
                 && self.applied.contains_key(at)
         };
-        self.revisions.contains_key(&self.current)
+        self.generation <= LAST_GENERATION
+            && self.revisions.contains_key(&self.current)
             && self.applied.len() == self.revisions.len()
             && self.revisions.iter().all(sound)
     }

@@ -8,6 +8,8 @@
 //! the body. `kind` says which struct the body is, `schema` which frozen version of it. Whoever does
 //! not know a kind can still skip it, keep it and pass it on byte for byte.
 
+mod body;
+
 use bytes::{BufMut, Bytes, BytesMut};
 use serde::{Serialize, de::DeserializeOwned};
 use thiserror::Error;
@@ -163,10 +165,9 @@ pub fn open<T: Encoded>(envelope: &Envelope) -> Result<T, DecodeError> {
     if (kind, schema) != (T::KIND, T::SCHEMA) {
         return Err(DecodeError::Unknown { kind, schema });
     }
-    let config = bincode::config::standard().with_limit::<MAX_BODY_BYTES>();
-    let (value, read) = bincode::serde::decode_from_slice(&envelope.body, config)
+    let (value, left) = body::decode(&envelope.body)
         .map_err(|error| DecodeError::Body { kind, reason: error.to_string() })?;
-    match envelope.body.len() - read {
+    match left {
         0 => Ok(value),
         extra => Err(DecodeError::Body { kind, reason: format!("{extra} bytes too many") }),
     }

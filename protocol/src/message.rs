@@ -13,7 +13,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 
 use crate::{
     advert::Advert,
@@ -22,7 +22,7 @@ use crate::{
     id::{DiskId, JobId, PipelineId, Term, Token},
     io::{Outcome, Refusal},
     name::Name,
-    pipeline::Revision,
+    pipeline::{MAX_PHASES, Revision},
     record::Component,
     view::{Counts, JobState, JobSummary, JobView},
 };
@@ -86,7 +86,8 @@ pub enum Message {
     ReplicateAck {
         /// Which.
         batch: u64,
-        /// Jobs of which the sender lacks what was enqueued.
+        /// Jobs that are not, since the sender lacks what was enqueued: whole records, in a
+        /// [`SyncPush`](Self::SyncPush) of session 0, bring them there.
         missing: Vec<(PipelineId, JobId)>,
     },
     /// One page of a comparison of what two nodes hold.
@@ -95,9 +96,9 @@ pub enum Message {
     SyncReply(SyncReply),
     /// What the other lacked.
     SyncPush {
-        /// Whose comparison.
+        /// Whose comparison; 0 for what a [`Replicate`] was about and the receiver lacked.
         session: u64,
-        /// Which part.
+        /// Which part; of session 0, which batch.
         part: u64,
         /// The pipeline.
         pipeline: PipelineId,
@@ -164,6 +165,15 @@ pub enum Message {
 
 impl Encoded for Message {
     const KIND: Kind = 0x02;
+}
+
+/// Reads the position of a phase: no pipeline has more than [`MAX_PHASES`], and tags are made of it.
+fn step<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u16, D::Error> {
+    let step = u16::deserialize(deserializer)?;
+    match usize::from(step) {
+        ..MAX_PHASES => Ok(step),
+        _ => Err(D::Error::custom(format!("no pipeline has a phase at position {step}"))),
+    }
 }
 
 /// A renewed lease.
@@ -244,6 +254,7 @@ pub struct Held {
     /// The job.
     pub job: JobId,
     /// Which of its phases.
+    #[serde(deserialize_with = "step")]
     pub step: u16,
     /// The attempt.
     pub token: Token,
@@ -365,6 +376,7 @@ pub struct Assignment {
     /// The job.
     pub job: JobId,
     /// Which of its phases.
+    #[serde(deserialize_with = "step")]
     pub step: u16,
     /// That step's name.
     pub step_name: Name,
@@ -392,6 +404,7 @@ pub struct Completion {
     /// The job.
     pub job: JobId,
     /// Which of its phases.
+    #[serde(deserialize_with = "step")]
     pub step: u16,
     /// How it ended.
     pub outcome: Outcome,

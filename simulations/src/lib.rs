@@ -14,15 +14,19 @@ mod invariants;
 pub mod model;
 mod options;
 mod random;
+mod shrink;
 mod world;
 
+use std::panic::{self, AssertUnwindSafe};
+
 pub use invariants::{Kind, Violation};
-pub use options::Options;
+pub use options::{Options, SIMPLIFICATIONS, Simplification};
+pub use shrink::shrink;
 
 use world::World;
 
 /// What a run came to.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
     /// How many events there were.
     pub events: u64,
@@ -30,6 +34,8 @@ pub struct Report {
     pub trace: u64,
     /// How long the run was, in virtual ms.
     pub virtual_ms: u64,
+    /// The same, summed over its nodes.
+    pub node_ms: u64,
     /// How many jobs were acknowledged.
     pub acknowledged: usize,
     /// How many attempts were started.
@@ -38,12 +44,19 @@ pub struct Report {
     pub violations: Vec<Violation>,
 }
 
-/// Runs one seed.
+/// Runs one world. A core that breaks one of its own assertions is a violation like others.
 pub fn run(options: &Options) -> Report {
-    World::new(options.clone()).run()
+    let world = World::new(options.clone());
+    panic::catch_unwind(AssertUnwindSafe(|| world.run())).unwrap_or_else(|payload| {
+        let text = payload.downcast_ref::<String>().cloned();
+        let text = text.or_else(|| payload.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+        let detail = text.unwrap_or_else(|| "a panic".to_owned());
+        let violation = Violation { kind: Kind::Assertion, invariant: "assertion", detail };
+        Report { violations: vec![violation], ..Report::default() }
+    })
 }
 
-/// Runs one seed and prints what happens, a line each: `ms node what`.
+/// Runs one world and prints what happens, a line each: `ms node what`.
 pub fn replay(options: &Options) -> Report {
     let mut world = World::new(options.clone());
     world.narrate();

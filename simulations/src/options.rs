@@ -1,62 +1,135 @@
-//! What kind of world a seed makes: drawn whole, so that rare mixtures come up too.
+//! What kind of world a seed makes: drawn whole, so that rare mixtures come up too; and the ways to
+//! make one simpler, to see which of its faults a failure needs.
 
 use carbonmesh_protocol::advert::Roles;
 
 use crate::random::Random;
 
-/// A world's parameters.
+/// A world's parameters. Times are virtual milliseconds; a mean time of zero means never.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// What all of it comes from.
     pub seed: u64,
     /// Each node's parts.
     pub roles: Vec<Roles>,
+    /// How many of the nodes, the last ones, come while the others are at work.
+    pub joiners: usize,
+    /// Whether one node leaves for good.
+    pub leaver: bool,
+    /// How long a member is away before its place is given to another.
+    pub replace_after_ms: u64,
     /// How many phases the pipeline has.
     pub phases: usize,
     /// Attempts of one phase that a worker runs at once.
     pub slots: u32,
     /// How many requests clients make.
     pub requests: usize,
-    /// The longest time that faults go on, in virtual ms.
+    /// How long faults go on.
     pub faults_ms: u64,
-    /// The longest way of a message, in ms.
+    /// Whether messages go through the codec, as over a wire.
+    pub wire: bool,
+    /// How many jobs of a thousand carry a component that only a newer release knows.
+    pub newer_per_mille: u32,
+
+    /// The longest way of a message.
     pub delay_ms: u64,
+    /// How many links of a thousand are ten times as slow.
+    pub slow_links_per_mille: u32,
     /// How many messages of a thousand are lost, though their connection lives.
     pub lost_per_mille: u32,
     /// How many of a thousand come twice.
     pub repeated_per_mille: u32,
     /// How many of a thousand are overtaken by later ones.
     pub overtaken_per_mille: u32,
-    /// How many of a thousand take seconds, and hold up all behind them.
+    /// How many of a thousand take up to seconds, and hold up all behind them.
     pub stuck_per_mille: u32,
-    /// How many rounds of a thousand take in more than one input.
-    pub rounds_per_mille: u32,
-    /// The longest sync, in ms.
-    pub sync_ms: u64,
-    /// The longest attempt, in ms.
-    pub attempt_ms: u64,
-    /// Mean time between crashes, in ms; zero for none.
-    pub crash_every_ms: u64,
-    /// How many crashes of a thousand take the disk with them, or bring back an older copy of it.
-    pub disk_losses_per_mille: u32,
     /// Mean time between cut connections.
     pub cut_every_ms: u64,
     /// Mean time between partitions.
     pub partition_every_ms: u64,
+    /// Mean time between links that carry one way only.
+    pub one_way_every_ms: u64,
+
+    /// How many rounds of a thousand take in more than one input.
+    pub rounds_per_mille: u32,
+    /// Mean time between crashes.
+    pub crash_every_ms: u64,
+    /// How many crashes of a thousand take the disk with them: all of it, the end of its log, or
+    /// everything since some copy.
+    pub disk_losses_per_mille: u32,
     /// Mean time between pauses of a process.
     pub pause_every_ms: u64,
+    /// The longest sync.
+    pub sync_ms: u64,
+    /// Mean time between disks that hang.
+    pub stall_every_ms: u64,
+    /// Mean time between disks that are full.
+    pub full_every_ms: u64,
+    /// Mean time between records that become unreadable.
+    pub damage_every_ms: u64,
+    /// How much faster or slower clocks may run, in millionths.
+    pub drift_ppm: u64,
+    /// Mean time between jumps of a wall clock.
+    pub jump_every_ms: u64,
+
+    /// The longest attempt, as a rule.
+    pub attempt_ms: u64,
     /// How many attempts of a thousand fail.
     pub failures_per_mille: u32,
+    /// How many of a thousand take half a minute.
+    pub hangs_per_mille: u32,
+    /// How many workers of a thousand cancellations end the attempt.
+    pub cancels_per_mille: u32,
+
     /// A bug in every core.
     #[cfg(feature = "mutants")]
     pub mutant: Option<carbonmesh_protocol::mutant::Mutant>,
 }
 
+/// A way to make a world simpler: its name, and what it does.
+pub type Simplification = (&'static str, fn(&mut Options));
+
+/// What the shrinker tries, and `replay --without` takes.
+pub const SIMPLIFICATIONS: &[Simplification] = &[
+    ("joiners", |it| it.joiners = 0),
+    ("leaver", |it| it.leaver = false),
+    ("newer-components", |it| it.newer_per_mille = 0),
+    ("slow-links", |it| it.slow_links_per_mille = 0),
+    ("lost-messages", |it| it.lost_per_mille = 0),
+    ("repeated-messages", |it| it.repeated_per_mille = 0),
+    ("overtaken-messages", |it| it.overtaken_per_mille = 0),
+    ("stuck-messages", |it| it.stuck_per_mille = 0),
+    ("cuts", |it| it.cut_every_ms = 0),
+    ("partitions", |it| it.partition_every_ms = 0),
+    ("one-way-links", |it| it.one_way_every_ms = 0),
+    ("rounds", |it| it.rounds_per_mille = 0),
+    ("crashes", |it| it.crash_every_ms = 0),
+    ("disk-losses", |it| it.disk_losses_per_mille = 0),
+    ("pauses", |it| it.pause_every_ms = 0),
+    ("stalls", |it| it.stall_every_ms = 0),
+    ("full-disks", |it| it.full_every_ms = 0),
+    ("damage", |it| it.damage_every_ms = 0),
+    ("drift", |it| it.drift_ppm = 0),
+    ("jumps", |it| it.jump_every_ms = 0),
+    ("failures", |it| it.failures_per_mille = 0),
+    ("hangs", |it| it.hangs_per_mille = 0),
+    ("cancels", |it| it.cancels_per_mille = 0),
+    ("half-the-requests", |it| it.requests = it.requests.div_ceil(2)),
+    ("half-the-time", |it| it.faults_ms /= 2),
+    ("slow-syncs", |it| it.sync_ms = 1),
+    ("long-ways", |it| it.delay_ms = 2),
+    ("later-phases", |it| it.phases = 1),
+];
+
 impl Options {
     /// The world of a seed.
     pub fn from_seed(seed: u64) -> Self {
         let mut random = Random::new(seed);
-        let count = 3 + random.below(3);
+        let count = match random.below(20) {
+            0 => 1 + random.below(2),
+            1 => 6 + random.below(5),
+            _ => 3 + random.below(3),
+        };
         let roles = (0..count).map(|index| match index {
             // Somebody must be able to keep and to run.
             0 => Roles::ALL,
@@ -68,57 +141,86 @@ impl Options {
             },
         });
         let roles = roles.collect();
-        let disk_losses_per_mille = [0, 0, 300][random.below(3)];
+        // Each kind of fault is left out of most worlds, so that what hides behind others shows.
         let mut rarely = |mean: u64| match random.below(3) {
-            0 => 0,
-            pick => mean * pick as u64,
+            0 | 1 => 0,
+            _ => mean + random.next() % mean,
         };
-        let (crash_every_ms, cut_every_ms) = (rarely(4000), rarely(2000));
-        let (partition_every_ms, pause_every_ms) = (rarely(8000), rarely(6000));
+        let (crash_every_ms, cut_every_ms) = (rarely(6000), rarely(3000));
+        let (partition_every_ms, pause_every_ms) = (rarely(12_000), rarely(9000));
+        let (one_way_every_ms, stall_every_ms) = (rarely(12_000), rarely(12_000));
+        let (full_every_ms, damage_every_ms) = (rarely(15_000), rarely(30_000));
+        let jump_every_ms = rarely(10_000);
+        let leaver = count > 3 && random.below(4) == 0;
+        let mut one_of = |choices: &[u32]| choices[random.below(choices.len())];
         Self {
             seed,
             roles,
-            phases: 1 + random.below(3),
-            slots: 1 + random.below(4) as u32,
-            requests: 5 + random.below(25),
-            faults_ms: 10_000 + random.next() % 20_000,
-            delay_ms: [2, 20, 150][random.below(3)],
-            lost_per_mille: [0, 0, 2, 30][random.below(4)],
-            repeated_per_mille: [0, 0, 5, 50][random.below(4)],
-            overtaken_per_mille: [0, 0, 5, 50][random.below(4)],
-            stuck_per_mille: [0, 0, 2][random.below(3)],
-            rounds_per_mille: [0, 300, 900][random.below(3)],
-            sync_ms: [1, 10, 100][random.below(3)],
-            attempt_ms: [5, 200, 4000][random.below(3)],
-            crash_every_ms,
-            disk_losses_per_mille,
+            joiners: one_of(&[0, 0, 1, 2]).min(count.saturating_sub(3) as u32) as usize,
+            leaver,
+            // Where one leaves for good, the time until its place is given away is part of the run.
+            replace_after_ms: if leaver { 15_000 } else { one_of(&[600_000, 15_000]).into() },
+            phases: one_of(&[1, 2, 3]) as usize,
+            slots: one_of(&[1, 2, 3, 4]),
+            requests: one_of(&[10, 30, 60]) as usize,
+            faults_ms: 60_000 + u64::from(one_of(&[0, 5000, 20_000])),
+            wire: one_of(&[0, 0, 0, 1]) == 1,
+            newer_per_mille: one_of(&[0, 0, 0, 300]),
+            delay_ms: one_of(&[2, 20, 150]).into(),
+            slow_links_per_mille: one_of(&[0, 0, 200]),
+            lost_per_mille: one_of(&[0, 0, 2, 30]),
+            repeated_per_mille: one_of(&[0, 0, 5, 50]),
+            overtaken_per_mille: one_of(&[0, 0, 5, 50]),
+            stuck_per_mille: one_of(&[0, 0, 2]),
             cut_every_ms,
             partition_every_ms,
+            one_way_every_ms,
+            rounds_per_mille: one_of(&[0, 300, 900]),
+            crash_every_ms,
+            disk_losses_per_mille: one_of(&[0, 0, 300]),
             pause_every_ms,
-            failures_per_mille: [0, 0, 50][random.below(3)],
+            sync_ms: one_of(&[1, 10, 100]).into(),
+            stall_every_ms,
+            full_every_ms,
+            damage_every_ms,
+            drift_ppm: one_of(&[0, 200, 10_000]).into(),
+            jump_every_ms,
+            attempt_ms: one_of(&[5, 200, 4000]).into(),
+            failures_per_mille: one_of(&[0, 0, 50]),
+            hangs_per_mille: one_of(&[0, 0, 20]),
+            cancels_per_mille: one_of(&[0, 500, 1000]),
             #[cfg(feature = "mutants")]
             mutant: None,
         }
     }
 
+    /// A world of many nodes, seven of which keep jobs: a partition in half is all that goes wrong.
+    pub fn large(seed: u64, nodes: usize) -> Self {
+        let worker = Roles { replica: false, worker: true, gateway: false };
+        let roles = (0..nodes).map(|index| if index < 7 { Roles::ALL } else { worker });
+        let partition_every_ms = 10_000;
+        let calm = Self::from_seed(seed).without_faults();
+        Self {
+            roles: roles.collect(),
+            joiners: 0,
+            leaver: false,
+            faults_ms: 20_000,
+            requests: 40,
+            partition_every_ms,
+            ..calm
+        }
+    }
+
     /// The same world without any fault.
     #[must_use]
-    pub fn without_faults(self) -> Self {
-        Self {
-            crash_every_ms: 0,
-            disk_losses_per_mille: 0,
-            cut_every_ms: 0,
-            partition_every_ms: 0,
-            pause_every_ms: 0,
-            failures_per_mille: 0,
-            lost_per_mille: 0,
-            repeated_per_mille: 0,
-            overtaken_per_mille: 0,
-            stuck_per_mille: 0,
-            delay_ms: 5,
-            sync_ms: 5,
-            ..self
+    pub fn without_faults(mut self) -> Self {
+        let harmless = ["rounds", "half-the-requests", "half-the-time", "later-phases"];
+        for (name, simplify) in SIMPLIFICATIONS {
+            if !harmless.contains(name) {
+                simplify(&mut self);
+            }
         }
+        Self { sync_ms: 5, delay_ms: 5, ..self }
     }
 
     /// Whether nothing goes wrong in it.
@@ -127,8 +229,16 @@ impl Options {
             self.crash_every_ms,
             self.cut_every_ms,
             self.partition_every_ms,
+            self.one_way_every_ms,
             self.pause_every_ms,
+            self.stall_every_ms,
+            self.full_every_ms,
+            self.damage_every_ms,
+            self.jump_every_ms,
+            self.leaver.into(),
+            self.joiners as u64,
             self.failures_per_mille.into(),
+            self.hangs_per_mille.into(),
             self.lost_per_mille.into(),
             self.repeated_per_mille.into(),
             self.overtaken_per_mille.into(),

@@ -7,6 +7,16 @@ use rand_chacha::{
     rand_core::{Rng, SeedableRng},
 };
 
+/// A number that some bytes always give, and that looks like chance.
+pub(crate) fn mix(bytes: &[u8]) -> u64 {
+    // FNV-1a, then the end of a splitmix: the former alone leaves low bits alike.
+    let hash = bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    let mixed: u64 = (hash ^ (hash >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    mixed ^ (mixed >> 31)
+}
+
 /// Draws everything that is left to chance.
 #[derive(Clone, Debug)]
 pub(crate) struct Random(ChaCha8Rng);

@@ -5,6 +5,10 @@ use std::{collections::BTreeSet, env};
 
 use carbonmesh_simulations::model::{Options, SCENARIOS, Scenario, check};
 
+// Cores are copied for each step, and thrown away.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() {
     let arguments: Vec<String> = env::args().skip(1).collect();
     if arguments.iter().any(|argument| argument == "--list") {

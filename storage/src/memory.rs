@@ -46,6 +46,24 @@ impl MemoryStorage {
         Self(Mutex::new(State { tables, undo: Vec::new(), sequence }))
     }
 
+    /// Flips a bit of some value, as a bad disk does. `pick` says which; says whether there was one.
+    pub fn damage(&self, pick: u64) -> bool {
+        let mut state = self.state();
+        let values = || Table::ALL.into_iter().map(|table| table as usize);
+        let full: Vec<(usize, Bytes)> = values()
+            .flat_map(|table| state.tables[table].iter().map(move |row| (table, row)))
+            .filter(|(_, (_, value))| !value.is_empty())
+            .map(|(table, (key, _))| (table, key.clone()))
+            .collect();
+        let Some((table, key)) = full.get(pick as usize % full.len().max(1)) else { return false };
+        let Some(value) = state.tables[*table].get_mut(key) else { return false };
+        let mut bytes = value.to_vec();
+        let at = (pick >> 32) as usize % bytes.len();
+        bytes[at] ^= 1 << (pick >> 61);
+        *value = bytes.into();
+        true
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -6,6 +6,7 @@
 use std::{
     io::Write,
     process::{Command, Stdio},
+    time::{Duration, Instant},
 };
 
 use carbonmesh_examples::local::program;

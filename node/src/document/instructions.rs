@@ -41,12 +41,17 @@ impl Instructions {
     /// # Errors
     /// They are no JSON, are nested too deep, or are no object.
     pub fn parse(json: &[u8]) -> Result<Self, InstructionsError> {
-        // Read as values, not skipped over: a phase must be able to read what is accepted here.
-        let value = serde_json::from_slice(json)
-            .map_err(|error| InstructionsError::Syntax(error.to_string()))?;
-        match value {
-            Value::Object(fields) => Ok(Self { fields, bytes: compact(json).into() }),
-            other => Err(InstructionsError::NotAnObject(kind(&other))),
+        let syntax = |error: serde_json::Error| InstructionsError::Syntax(error.to_string());
+        // Read as values, not skipped over: a phase must be able to read what is accepted here. And
+        // as fields: a value whose first field has a name that serde_json keeps for itself would be
+        // read as something else.
+        match serde_json::from_slice(json) {
+            Ok(fields) => Ok(Self { fields, bytes: compact(json).into() }),
+            Err(error) if error.is_data() => {
+                let other = serde_json::from_slice(json).map_err(syntax)?;
+                Err(InstructionsError::NotAnObject(kind(&other)))
+            }
+            Err(error) => Err(syntax(error)),
         }
     }
 

@@ -24,8 +24,17 @@ const TOKEN: Token = Token { term: Term { counter: 1, node: NODE, boot: 1 }, seq
 /// Serves what `answer` says; the address is that of the interface.
 pub(crate) async fn serve_with(
     limits: HttpLimits,
-    mut answer: impl FnMut(Request) -> Response + Send + 'static,
+    answer: impl FnMut(Request) -> Response + Send + 'static,
 ) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = listener.local_addr().expect("an address");
+    let router = router(handle(answer), limits);
+    tokio::spawn(serve(listener, router, CancellationToken::new()));
+    format!("http://{address}")
+}
+
+/// The node itself.
+pub(crate) fn handle(mut answer: impl FnMut(Request) -> Response + Send + 'static) -> NodeHandle {
     let (calls, mut called) = mpsc::channel(16);
     tokio::spawn(async move {
         while let Some(call) = called.recv().await {
@@ -34,11 +43,7 @@ pub(crate) async fn serve_with(
             }
         }
     });
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-    let address = listener.local_addr().expect("an address");
-    let router = router(NodeHandle::new(NODE, calls), limits);
-    tokio::spawn(serve(listener, router, CancellationToken::new()));
-    format!("http://{address}")
+    NodeHandle::new(NODE, calls)
 }
 
 /// A name.

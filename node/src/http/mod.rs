@@ -161,4 +161,6 @@ async fn wrong_method(method: Method, uri: Uri) -> Problem {
 }
 
 #[cfg(test)]
+mod fuzz;
+#[cfg(test)]
 mod tests;

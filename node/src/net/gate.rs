@@ -84,7 +84,7 @@ pub(super) struct Gate {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Role {
+pub(super) enum Role {
     Initiator,
     Responder,
 }
@@ -100,7 +100,12 @@ impl Gate {
     }
 
     /// Lets the peer prove that it belongs here, and proves it to the peer.
-    async fn pass<S>(&self, io: &mut S, role: Role, peer: PeerId) -> Result<(), GateError>
+    pub(super) async fn pass<S>(
+        &self,
+        io: &mut S,
+        role: Role,
+        peer: PeerId,
+    ) -> Result<(), GateError>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {

@@ -35,7 +35,11 @@ use super::{
 };
 
 /// The largest frame; a sender makes frames of some MiB and a largest job beyond.
-const FRAME_BYTES: usize = 160 << 20;
+pub(super) const FRAME_BYTES: usize = 160 << 20;
+
+/// How many messages are decoded at once: the smallest have 15 bytes and take many times as much in
+/// memory.
+const BATCH_MESSAGES: usize = 1024;
 
 /// Beats come every second: a peer that says nothing for so long is gone, whatever TCP believes.
 const SILENCE: Duration = Duration::from_secs(8);
@@ -127,27 +131,30 @@ impl Link {
         let _ = self.dead.send(self.peer).await;
     }
 
-    async fn read(&self, reader: impl AsyncRead + Unpin) -> io::Result<()> {
+    pub(super) async fn read(&self, reader: impl AsyncRead + Unpin) -> io::Result<()> {
         let mut reader = BufReader::with_capacity(BUFFER_BYTES, reader);
         loop {
-            let frame = read_frame(&mut reader).await?;
-            let messages = self.decode(frame)?;
-            let event = NetEvent::Messages { from: self.node, messages };
-            // Waiting here lets TCP hold the sender back.
-            if self.events.send(event).await.is_err() {
-                return Ok(());
+            let mut frame = read_frame(&mut reader).await?;
+            while !frame.is_empty() {
+                let messages = self.decode(&mut frame)?;
+                let event = NetEvent::Messages { from: self.node, messages };
+                // Waiting here lets TCP hold the sender back.
+                if self.events.send(event).await.is_err() {
+                    return Ok(());
+                }
             }
         }
     }
 
-    fn decode(&self, mut frame: Bytes) -> io::Result<Vec<Message>> {
+    /// The next messages of a frame.
+    fn decode(&self, frame: &mut Bytes) -> io::Result<Vec<Message>> {
         let damaged = |error: DecodeError| {
             warn!(peer = %self.peer, node = %self.node, %error, "unreadable frame");
             io::Error::new(io::ErrorKind::InvalidData, error)
         };
         let mut messages = Vec::new();
-        while !frame.is_empty() {
-            let envelope = codec::split_envelope(&mut frame).map_err(damaged)?;
+        while !frame.is_empty() && messages.len() < BATCH_MESSAGES {
+            let envelope = codec::split_envelope(frame).map_err(damaged)?;
             match codec::open(&envelope) {
                 Ok(message) => messages.push(message),
                 // A later release says something new: what we know of it still works.
@@ -177,10 +184,13 @@ async fn read_frame(reader: &mut (impl AsyncRead + Unpin)) -> io::Result<Bytes> 
     if length > FRAME_BYTES {
         return Err(io::Error::other(format!("a frame of {length} bytes is over {FRAME_BYTES}")));
     }
-    let mut frame = BytesMut::zeroed(length);
-    // A large frame may take its time on a slow link, as long as it goes on.
-    for piece in frame.chunks_mut(BUFFER_BYTES) {
-        within_silence(reader.read_exact(piece)).await?;
+    // Room is made as bytes come: who only says that many will, takes no memory here.
+    let mut frame = BytesMut::new();
+    while frame.len() < length {
+        let have = frame.len();
+        frame.resize(length.min(have + BUFFER_BYTES), 0);
+        // A large frame may take its time on a slow link, as long as it goes on.
+        within_silence(reader.read_exact(&mut frame[have..])).await?;
     }
     Ok(frame.freeze())
 }

@@ -18,6 +18,8 @@ mod peers;
 mod swarm;
 
 #[cfg(test)]
+mod fuzz;
+#[cfg(test)]
 mod tests;
 
 use std::{io, path::PathBuf};

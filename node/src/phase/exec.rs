@@ -31,7 +31,7 @@ const PIPE_GRACE: Duration = Duration::from_secs(1);
 
 /// The longest line of the log, and how much of its end goes into an error.
 const LINE_BYTES: usize = 8 << 10;
-const TAIL_BYTES: usize = 2 << 10;
+pub(super) const TAIL_BYTES: usize = 2 << 10;
 
 /// How much of one attempt's log is passed on.
 const LOG_BYTES: usize = 1 << 20;
@@ -206,7 +206,10 @@ async fn end(group: &Group, child: &mut Child) {
     let _ = child.wait().await;
 }
 
-async fn read_output(stdout: impl AsyncRead + Unpin, limit: usize) -> Result<Vec<u8>, PhaseError> {
+pub(super) async fn read_output(
+    stdout: impl AsyncRead + Unpin,
+    limit: usize,
+) -> Result<Vec<u8>, PhaseError> {
     let mut output = Vec::new();
     let read = stdout.take(limit as u64 + 1).read_to_end(&mut output).await;
     read.map_err(|error| PhaseError::Retry(format!("reading its output: {error}")))?;
@@ -220,7 +223,7 @@ async fn read_output(stdout: impl AsyncRead + Unpin, limit: usize) -> Result<Vec
 }
 
 /// Passes the log on line by line; gives its end.
-async fn read_log(stderr: impl AsyncRead + Unpin) -> String {
+pub(super) async fn read_log(stderr: impl AsyncRead + Unpin) -> String {
     let mut reader = BufReader::with_capacity(LINE_BYTES, stderr);
     let (mut tail, mut total) = (Vec::new(), 0);
     // A line that is too long comes in pieces.
@@ -244,7 +247,7 @@ async fn read_log(stderr: impl AsyncRead + Unpin) -> String {
     String::from_utf8_lossy(&tail).into_owned()
 }
 
-fn parse(output: &[u8]) -> Result<Fields, PhaseError> {
+pub(super) fn parse(output: &[u8]) -> Result<Fields, PhaseError> {
     if output.iter().all(u8::is_ascii_whitespace) {
         return Ok(Fields::new());
     }

@@ -25,7 +25,7 @@ use crate::document::format_duration;
 const GRACE: Duration = Duration::from_secs(3);
 
 /// How much of an error is kept.
-const ERROR_BYTES: usize = 8 << 10;
+pub(super) const ERROR_BYTES: usize = 8 << 10;
 
 /// See the [module](self).
 pub(crate) struct PhaseHost {
@@ -184,7 +184,7 @@ fn bounded(mut error: String) -> String {
     error
 }
 
-fn concluded(result: Result<Fields, PhaseError>, limit: usize) -> Outcome {
+pub(super) fn concluded(result: Result<Fields, PhaseError>, limit: usize) -> Outcome {
     match result {
         Ok(fields) => match serde_json::to_vec(&fields) {
             Ok(json) if json.len() <= limit => Outcome::Succeeded(json.into()),

@@ -114,4 +114,6 @@ impl fmt::Debug for OfferedPhase {
 }
 
 #[cfg(test)]
+mod fuzz;
+#[cfg(test)]
 mod tests;

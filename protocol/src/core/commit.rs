@@ -21,7 +21,7 @@ use crate::{
     io::{Effect, PersistId},
     message::{Assignment, GroupUpdate, JobUpdate, Message, Replicate, StoreResult},
     record::FIRST_CONTROL,
-    store::{Table, Write, component_key, job_key},
+    store::{ReadError, Table, Write, component_key, job_key},
     time::Timestamp,
 };
 
@@ -29,6 +29,7 @@ use super::{
     Core,
     catalog::meta_key,
     group::{PeerSync, Recount},
+    sync::update_bytes,
 };
 
 /// A batch is sealed early when it has grown to this, so that no message nears the codec's limit.
@@ -265,16 +266,31 @@ impl Core {
         from: NodeId,
         batch: u64,
         missing: &[(PipelineId, JobId)],
-    ) {
+    ) -> Result<(), ReadError> {
+        let Some(&(pipeline, _)) = missing.first() else {
+            self.on_batch_kept(from, batch);
+            return Ok(());
+        };
+        let (mut records, mut bytes) = (Vec::new(), 0);
+        for &(of, job) in missing {
+            let record = self.whole(of, job)?.filter(|_| of == pipeline);
+            bytes += record.as_ref().map_or(0, update_bytes);
+            records.extend(record);
+        }
+        if records.len() < missing.len() || bytes > LARGE_BATCH_BYTES {
+            // It lacks more than fits into one answer: all of it is compared.
+            self.put_out(from);
+            return Ok(());
+        }
+        // Its acknowledgement stands for that of the batch.
+        self.send(from, Message::SyncPush { session: 0, part: batch, pipeline, records });
+        Ok(())
+    }
+
+    /// A replica has all of a batch on disk.
+    pub(super) fn on_batch_kept(&mut self, from: NodeId, batch: u64) {
         if let Ok(at) = self.commits.binary_search_by_key(&PersistId(batch), |commit| commit.id) {
             self.commits[at].waiting.remove(&from);
-        }
-        for &(pipeline, job) in missing {
-            let record = self.groups.get(&pipeline).and_then(|group| group.jobs.get(&job));
-            if let Some(job_entry) = record {
-                let records = vec![JobUpdate { job, components: job_entry.record.components() }];
-                self.send(from, Message::SyncPush { session: 0, part: 0, pipeline, records });
-            }
         }
         self.settle();
     }

@@ -160,12 +160,22 @@ impl Core {
         };
         self.set_role(pipeline, role);
         if may {
-            let step = self.config.timing.election_step;
-            let retry = step * 3 + self.jitter(step * 2);
+            let retry = self.retry_after(pipeline);
             self.stand_after(pipeline, retry);
             self.ask(pipeline, &Message::PreVote { pipeline, counter, founding });
             self.count_votes(pipeline);
         }
+    }
+
+    /// How long a candidate waits for its votes before it stands again: longer each time, since a
+    /// slow link may need more than was granted so far.
+    fn retry_after(&mut self, pipeline: PipelineId) -> Duration {
+        let (step, lease) = (self.config.timing.election_step, self.config.timing.lease);
+        let Some(group) = self.groups.get_mut(&pipeline) else { return step };
+        let doubled = 1u32 << group.stood.min(10);
+        group.stood += 1;
+        let wait = (step * 3).saturating_mul(doubled).min(lease);
+        wait + self.jitter(wait / 2)
     }
 
     /// Changes the part that this node plays while it is not elected.
@@ -322,6 +332,7 @@ impl Core {
             return;
         };
         group.election_at = None;
+        group.stood = 0;
         group.leader = None;
         let voters: BTreeSet<NodeId> =
             candidacy.granted.into_iter().filter(|node| *node != me).collect();
@@ -400,6 +411,7 @@ impl Core {
         }
         group.role = Role::Follower;
         group.election_at = None;
+        group.stood = 0;
         if changed {
             self.drop_offers(pipeline);
             self.grant_to_coordinators();

@@ -207,6 +207,8 @@ pub(super) struct Group {
     pub(super) leaderless_since: Timestamp,
     /// When this node stands for election, if it means to.
     pub(super) election_at: Option<Timestamp>,
+    /// How often it stood since somebody coordinated last.
+    pub(super) stood: u32,
     pub(super) jobs: BTreeMap<JobId, Job>,
     pub(super) live: Digest,
     pub(super) finished: Finished,
@@ -247,6 +249,7 @@ impl Group {
             leader: None,
             leaderless_since: now,
             election_at: None,
+            stood: 0,
             jobs: BTreeMap::new(),
             live: Digest::default(),
             finished: Finished::default(),

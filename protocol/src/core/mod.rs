@@ -273,7 +273,7 @@ impl Core {
             }
             Message::Replicate(replicate) => self.on_replicate(from, replicate)?,
             Message::ReplicateAck { batch, missing } => {
-                self.on_replicate_ack(from, batch, &missing)
+                self.on_replicate_ack(from, batch, &missing)?;
             }
             Message::SyncPage(page) => self.on_sync_page(from, page)?,
             Message::SyncReply(reply) => self.on_sync_reply(from, reply)?,

@@ -244,10 +244,12 @@ impl Core {
                 self.send(from, Message::Stale { pipeline, term });
             }
             for job in &update.updates {
-                // A join does no harm, whoever sends it.
-                self.absorb(pipeline, job, false)?;
-                let entry = self.groups.get(&pipeline).and_then(|group| group.jobs.get(&job.job));
-                if entry.is_some_and(|entry| entry.record.spec.is_none()) {
+                // What is known of a job without what was enqueued is of no use, and could not even
+                // be brought to an end: the coordinator sends all of it first.
+                if self.knows_spec(pipeline, job)? {
+                    // A join does no harm, whoever sends it.
+                    self.absorb(pipeline, job, false)?;
+                } else {
                     missing.push((pipeline, job.job));
                 }
             }
@@ -259,6 +261,22 @@ impl Core {
         }
         self.hold_until_on_disk(Held::Effect(Effect::Send { to: from, message: ack }));
         Ok(())
+    }
+
+    /// Whether what was enqueued is known here, or comes with an update.
+    fn knows_spec(&mut self, pipeline: PipelineId, update: &JobUpdate) -> Result<bool, ReadError> {
+        if update.components.iter().any(|component| component.tag == SPEC) {
+            return Ok(true);
+        }
+        let loaded = self.load_job(pipeline, update.job)?;
+        let entry = self.groups.get(&pipeline).and_then(|group| group.jobs.get(&update.job));
+        let known = entry.is_some_and(|entry| {
+            entry.record.spec.is_some() || entry.record.unknown.contains_key(&SPEC)
+        });
+        if loaded && !known {
+            self.forget_if_settled(pipeline, update.job);
+        }
+        Ok(known)
     }
 
     /// New jobs from a gateway, which may be this node.
@@ -316,10 +334,14 @@ impl Core {
             let entry = self.groups.get(&pipeline).and_then(|group| group.jobs.get(&job));
             let known = entry.and_then(|entry| entry.record.spec.clone());
             if let Some(known) = known {
+                if known == spec {
+                    // The coordinator's copy of this very request was faster. A newer release may
+                    // have put more into the request than that.
+                    self.absorb(pipeline, update, false)?;
+                    return Ok(StoreResult::Stored);
+                }
                 self.forget_if_settled(pipeline, job);
                 return Ok(match () {
-                    // The coordinator's copy of this very request was faster.
-                    () if known == spec => StoreResult::Stored,
                     () if known.instructions == spec.instructions => StoreResult::Existed,
                     () => StoreResult::Conflict,
                 });

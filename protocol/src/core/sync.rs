@@ -417,6 +417,11 @@ impl Core {
         id: u64,
         part: u64,
     ) -> Result<(), ReadError> {
+        if id == 0 {
+            // What a batch was about, and this replica lacked.
+            self.on_batch_kept(from, part);
+            return Ok(());
+        }
         let Some(session) = self.sessions.get_mut(&id).filter(|session| session.peer == from)
         else {
             return Ok(());
@@ -578,6 +583,6 @@ impl Core {
     }
 }
 
-fn update_bytes(update: &JobUpdate) -> usize {
+pub(super) fn update_bytes(update: &JobUpdate) -> usize {
     update.components.iter().map(|component| component.bytes.len() + 32).sum()
 }

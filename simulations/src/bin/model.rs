@@ -6,6 +6,10 @@ use std::{process::ExitCode, time::Duration};
 use carbonmesh_simulations::model::{Bounds, Options, Outcome, Preset, SCENARIOS, Scenario, check};
 use clap::{Args, Parser, ValueEnum};
 
+// Cores are copied for each step, and thrown away.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const AFTER_HELP: &str = "\
 Exit codes:
   0  every state within the bounds was seen, and all held

@@ -24,8 +24,8 @@ impl Invariant for AckedSurvives {
             Fact::Acknowledged { receipt, .. } => {
                 self.holders.insert(receipt.job, holders(seen, receipt.job));
             }
-            Fact::DiskReplaced { old, .. } => {
-                self.gone.insert(*old);
+            Fact::DiskReplaced { old: disk, .. } | Fact::Damaged { disk, .. } => {
+                self.gone.insert(*disk);
             }
             _ => {}
         }
@@ -49,6 +49,6 @@ impl Invariant for AckedSurvives {
 }
 
 fn holders(seen: &Seen<'_>, job: JobId) -> BTreeSet<DiskId> {
-    let holds = |at: &usize| seen.on_disk(*at, job).is_some();
+    let holds = |at: &usize| seen.has_on_disk(*at, job);
     (0..seen.nodes.len()).filter(holds).map(|at| seen.nodes[at].config.disk).collect()
 }

@@ -49,7 +49,8 @@ impl AdoptFirst {
         if !self.checked.insert(term) {
             return Ok(());
         }
-        let Some(coordinator) = seen.by_id(term.node) else { return Ok(()) };
+        let coordinator = seen.by_id(term.node).filter(|node| !node.damaged);
+        let Some(coordinator) = coordinator else { return Ok(()) };
         // Who counted is known only while it coordinates.
         let Some(core) = &coordinator.core else { return Ok(()) };
         let snapshot = core.snapshot();

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use carbonmesh_protocol::{id::DiskId, message::Message};
 
 use super::{Fact, Invariant, Seen, Verdict};
+use crate::world::Node;
 
 #[derive(Default)]
 pub(super) struct Amnesia {
@@ -41,7 +42,13 @@ impl Invariant for Amnesia {
                     Message::Stored { admitted, .. } => *admitted,
                     _ => false,
                 };
-                if counts && self.fresh.contains(&disk) {
+                // Should all disks be such, they found the group anew.
+                let old = |node: &Node| {
+                    node.config.roles.replica
+                        && !node.gone
+                        && !self.fresh.contains(&node.config.disk)
+                };
+                if counts && self.fresh.contains(&disk) && seen.nodes.iter().any(old) {
                     return Err(format!(
                         "n{at} counts with a disk that nobody admitted: {message:?}"
                     ));

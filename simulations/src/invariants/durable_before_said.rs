@@ -6,8 +6,9 @@ use std::collections::BTreeMap;
 use carbonmesh_protocol::{
     core::stored_promise,
     id::{JobId, Token},
+    io::Outcome,
     message::{JobUpdate, Message, StoreResult},
-    record::Progress,
+    record::{Component, Progress},
 };
 
 use super::{Fact, Invariant, Seen, Verdict};
@@ -38,8 +39,7 @@ impl Invariant for DurableBeforeSaid {
             Fact::Sent { at, to, message } => return self.check(seen, *at, *to, message),
             Fact::DiskReplaced { .. } => self.lost_disks += 1,
             Fact::Acknowledged { receipt, .. } => {
-                let disks =
-                    (0..seen.nodes.len()).filter(|at| seen.on_disk(*at, receipt.job).is_some());
+                let disks = (0..seen.nodes.len()).filter(|at| seen.has_on_disk(*at, receipt.job));
                 let (found, said) = (disks.count(), receipt.copies as usize);
                 if said == 0 || found + self.lost_disks < said {
                     let job = receipt.job;
@@ -62,11 +62,11 @@ impl DurableBeforeSaid {
                 let updates = replicate.groups.iter().flat_map(|group| group.updates.clone());
                 self.batches.insert((at, from, life, replicate.batch, 0), updates.collect());
             }
-            // Those of session 0 answer no question, and are not told apart.
-            Message::SyncPush { session, part, records, .. } if *session > 0 => {
+            Message::SyncPush { session, part, records, .. } => {
                 self.pushes.insert((at, from, life, *session, *part), records.clone());
             }
-            Message::Completed(end) => {
+            // What a node thought that it gave to nobody, and cancelled, may be forgotten.
+            Message::Completed(end) if matches!(end.outcome, Outcome::Succeeded(_)) => {
                 self.ends.insert((at, end.token), (end.job, end.step));
             }
             _ => {}
@@ -80,20 +80,22 @@ impl DurableBeforeSaid {
                 let asked = self.stores.get(&(at, to, life, *store, 0)).into_iter().flatten();
                 for (update, result) in asked.zip(results) {
                     let there = matches!(result, StoreResult::Stored | StoreResult::Existed);
-                    if there && seen.on_disk(at, update.job).is_none() {
+                    if there && !seen.has_on_disk(at, update.job) {
                         return Err(format!("n{at} says that it stored {}", update.job));
                     }
                 }
             }
-            Message::ReplicateAck { batch, .. } => {
+            Message::ReplicateAck { batch, missing } => {
                 let asked = self.batches.remove(&(at, to, life, *batch, 0));
-                return all_on_disk(seen, at, &asked.unwrap_or_default());
+                let mut kept = asked.unwrap_or_default();
+                kept.retain(|update| !missing.iter().any(|(_, job)| *job == update.job));
+                return all_on_disk(seen, at, &kept);
             }
             Message::SyncPushAck { session, part } => {
                 let asked = self.pushes.remove(&(at, to, life, *session, *part));
                 return all_on_disk(seen, at, &asked.unwrap_or_default());
             }
-            Message::CompletionAck(token) => {
+            Message::CompletionAck(token) if !seen.nodes[at].damaged => {
                 let Some((job, step)) = self.ends.get(&(at, *token)) else { return Ok(()) };
                 let record = seen.on_disk(at, *job).unwrap_or_default();
                 let still = record.controls.get(step).is_some_and(|control| {
@@ -121,6 +123,9 @@ fn voted(
     pipeline: carbonmesh_protocol::id::PipelineId,
     term: carbonmesh_protocol::id::Term,
 ) -> Verdict {
+    if seen.nodes[at].damaged {
+        return Ok(());
+    }
     let promise = stored_promise(&seen.nodes[at].reader(), pipeline).expect("memory can be read");
     match promise {
         Some(promise) if promise.voted >= term => Ok(()),
@@ -130,7 +135,12 @@ fn voted(
 
 /// Whether a node's disk has all that these updates say.
 fn all_on_disk(seen: &Seen<'_>, at: usize, updates: &[JobUpdate]) -> Verdict {
-    for update in updates {
+    let node = &seen.nodes[at];
+    for update in updates.iter().filter(|_| !node.damaged) {
+        let equal = |it: &Component| node.has_component(seen.pipeline, update.job, it);
+        if update.components.iter().all(equal) {
+            continue;
+        }
         let mut record = seen.on_disk(at, update.job).unwrap_or_default();
         for component in &update.components {
             if record.merge(component).expect("it reads back") {

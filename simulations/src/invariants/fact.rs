@@ -19,6 +19,18 @@ pub(crate) enum Fact<'a> {
     DiskReplaced { at: usize, old: DiskId, new: DiskId, restored: bool },
     /// A process stands still.
     Paused { at: usize, until: Timestamp },
+    /// A node's disk hangs.
+    Stalled { at: usize, until: Timestamp },
+    /// A node's disk is full, or has room again.
+    Full { at: usize, full: bool },
+    /// Something on a node's disk cannot be read any more.
+    Damaged { at: usize, disk: DiskId },
+    /// A node's wall clock is set to another time.
+    Jumped { at: usize, error_ms: i64 },
+    /// A node is told to leave for good.
+    Leaves { at: usize },
+    /// Nothing gets from one node to another.
+    Deaf { from: usize, to: usize },
     /// A connection is cut.
     Cut { a: usize, b: usize },
     /// A node hears that a connection is gone.
@@ -48,6 +60,12 @@ impl Fact<'_> {
             Self::Crashed { .. }
             | Self::DiskReplaced { .. }
             | Self::Paused { .. }
+            | Self::Stalled { .. }
+            | Self::Full { .. }
+            | Self::Damaged { .. }
+            | Self::Jumped { .. }
+            | Self::Leaves { .. }
+            | Self::Deaf { .. }
             | Self::Cut { .. }
             | Self::Disconnected { .. }
             | Self::Lost { .. }
@@ -73,6 +91,15 @@ impl fmt::Display for Fact<'_> {
             Self::Paused { at, until } => {
                 write!(f, "n{at} STANDS STILL until {}", until.as_millis())
             }
+            Self::Stalled { at, until } => {
+                write!(f, "n{at} DISK HANGS until {}", until.as_millis())
+            }
+            Self::Full { at, full: true } => write!(f, "n{at} DISK FULL"),
+            Self::Full { at, .. } => write!(f, "n{at} has room again"),
+            Self::Damaged { at, .. } => write!(f, "n{at} DISK DAMAGED"),
+            Self::Jumped { at, error_ms } => write!(f, "n{at} CLOCK JUMPS, wrong by {error_ms} ms"),
+            Self::Leaves { at } => write!(f, "n{at} LEAVES"),
+            Self::Deaf { from, to } => write!(f, "n{from} -> n{to} ONE WAY ONLY"),
             Self::Cut { a, b } => write!(f, "n{a} - n{b} CUT"),
             Self::Disconnected { at, peer } => write!(f, "n{at} hears that n{peer} is gone"),
             Self::Sent { at, to, message } => write!(f, "n{at} -> n{to} {message:?}"),

@@ -34,7 +34,10 @@ impl Invariant for Fenced {
         let jobs: Vec<JobId> = self.started.values().map(|(job, _)| *job).collect();
         for at in 0..seen.nodes.len() {
             for job in &jobs {
-                let Some(record) = seen.on_disk(at, *job) else { continue };
+                let Some(record) = seen.on_disk(at, *job).filter(|_| !seen.nodes[at].damaged)
+                else {
+                    continue;
+                };
                 for (step, control) in &record.controls {
                     let Progress::Succeeded { token, .. } = control.progress else { continue };
                     let ran = (*job, format!("s{step}"));

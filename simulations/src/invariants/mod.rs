@@ -12,6 +12,7 @@ mod convergence;
 mod durable_before_said;
 mod fact;
 mod fenced;
+mod merge;
 mod no_lost_job;
 mod one_vote;
 mod order;
@@ -38,6 +39,8 @@ pub enum Kind {
     Safety,
     /// Something did not happen although nothing was in its way.
     Liveness,
+    /// The core found one of its own assertions broken.
+    Assertion,
 }
 
 /// An invariant that did not hold.
@@ -94,6 +97,11 @@ impl Seen<'_> {
             .filter_map(|(node, core)| Some((node, core.snapshot().groups.remove(&self.pipeline)?)))
     }
 
+    /// Whether a node's disk has anything of a job.
+    fn has_on_disk(&self, at: usize, job: JobId) -> bool {
+        self.nodes[at].has_on_disk(self.pipeline, job)
+    }
+
     fn by_id(&self, id: NodeId) -> Option<&Node> {
         self.nodes.iter().find(|node| node.config.node == id)
     }
@@ -117,6 +125,7 @@ impl Invariants {
             all: vec![
                 Box::new(durable_before_said::DurableBeforeSaid::default()),
                 Box::new(acked_survives::AckedSurvives::default()),
+                Box::new(merge::Merge::new(options)),
                 Box::new(terminal_stays::TerminalStays::default()),
                 Box::new(one_vote::OneVote::default()),
                 Box::new(adopt_first::AdoptFirst::default()),

@@ -10,7 +10,9 @@ use super::Seen;
 /// What is not at its end yet.
 pub(super) fn unfinished(seen: &Seen<'_>, acknowledged: &BTreeSet<JobId>) -> Option<String> {
     let coordinators = seen.groups().filter(|(_, group)| group.coordinates.is_some()).count();
-    if coordinators != 1 && !acknowledged.is_empty() {
+    // Should all disks be lost that knew of the pipeline, there is nothing to coordinate.
+    let known = seen.groups().next().is_some();
+    if coordinators != 1 && known && !acknowledged.is_empty() {
         return Some(format!("{coordinators} nodes coordinate"));
     }
     let running: usize = seen.groups().map(|(_, group)| group.running).sum();
@@ -27,9 +29,14 @@ pub(super) fn unfinished(seen: &Seen<'_>, acknowledged: &BTreeSet<JobId>) -> Opt
             return Some(format!("{name} waits for {} batches", snapshot.commits));
         }
     }
+    let live: u64 = seen.groups().map(|(_, group)| group.live.count).sum();
+    if live > 0 {
+        return Some(format!("{live} copies of jobs are unfinished"));
+    }
     for job in acknowledged {
         let record = |core: &carbonmesh_protocol::core::Core| {
-            core.record(seen.pipeline, *job).expect("the disk can be read")
+            // A damaged copy is for the node to find; the others count.
+            core.record(seen.pipeline, *job).ok().flatten()
         };
         let states: Vec<_> =
             seen.cores().filter_map(|(_, core)| record(core)).map(|it| it.state()).collect();
@@ -38,7 +45,9 @@ pub(super) fn unfinished(seen: &Seen<'_>, acknowledged: &BTreeSet<JobId>) -> Opt
             return Some(format!("job {job} is {states:?}"));
         }
     }
-    for (node, group) in seen.groups() {
+    // While a place that is not given to another yet is empty, whoever stands in keeps copies.
+    let complete = seen.nodes.iter().all(|node| !node.gone);
+    for (node, group) in seen.groups().filter(|_| complete) {
         if group.live.count + group.finished.count > 0 && !group.admitted {
             return Some(format!("{} keeps jobs, and is not admitted", node.config.name));
         }

@@ -32,7 +32,10 @@ impl Invariant for SameKey {
     fn finish(&mut self, seen: &Seen<'_>) -> Verdict {
         for (job, payloads) in self.payloads.iter().filter(|(_, payloads)| payloads.len() > 1) {
             for at in 0..seen.nodes.len() {
-                let Some(record) = seen.on_disk(at, *job) else { continue };
+                let Some(record) = seen.on_disk(at, *job).filter(|_| !seen.nodes[at].damaged)
+                else {
+                    continue;
+                };
                 if record.payload_conflicts() == 0 {
                     let count = payloads.len();
                     return Err(format!("job {job} was taken with {count} payloads, unnoticed"));

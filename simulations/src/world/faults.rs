@@ -1,24 +1,78 @@
 //! What goes wrong, and when; and the peace that ends it.
 
+use std::sync::Arc;
+
+use carbonmesh_protocol::io::Input;
+
 use super::{Event, World};
 use crate::invariants::Fact;
 
+/// Something that goes wrong now and then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fault {
+    Crash,
+    /// A node whose log will lose what comes from now on, and which crashes soon.
+    TornLog,
+    Cut,
+    Partition,
+    OneWay,
+    Pause,
+    Stall,
+    Full,
+    Damage,
+    Jump,
+}
+
+impl Fault {
+    const ALL: [Self; 10] = [
+        Self::Crash,
+        Self::TornLog,
+        Self::Cut,
+        Self::Partition,
+        Self::OneWay,
+        Self::Pause,
+        Self::Stall,
+        Self::Full,
+        Self::Damage,
+        Self::Jump,
+    ];
+}
+
 impl World {
     pub(super) fn schedule_faults(&mut self) {
-        self.schedule(self.options.crash_every_ms, Event::Crash);
-        self.schedule(self.options.cut_every_ms, Event::Cut);
-        self.schedule(self.options.partition_every_ms, Event::Partition);
-        self.schedule(self.options.pause_every_ms, Event::Pause);
+        Fault::ALL.into_iter().for_each(|fault| self.schedule(fault));
         if self.options.disk_losses_per_mille > 0 {
-            self.schedule(2000, Event::Backup);
+            self.push(std::time::Duration::from_secs(2), Event::Backup);
+        }
+        if self.options.leaver {
+            let after = self.random.between(5000, self.options.faults_ms / 2);
+            self.push(after, Event::Leave);
         }
     }
 
-    /// A fault that comes about every `mean` ms, unless that is zero.
-    fn schedule(&mut self, mean: u64, event: Event) {
+    fn every_ms(&self, fault: Fault) -> u64 {
+        let options = &self.options;
+        match fault {
+            Fault::Crash => options.crash_every_ms,
+            Fault::TornLog if options.disk_losses_per_mille > 0 => options.crash_every_ms * 4,
+            Fault::TornLog => 0,
+            Fault::Cut => options.cut_every_ms,
+            Fault::Partition => options.partition_every_ms,
+            Fault::OneWay => options.one_way_every_ms,
+            Fault::Pause => options.pause_every_ms,
+            Fault::Stall => options.stall_every_ms,
+            Fault::Full => options.full_every_ms,
+            Fault::Damage => options.damage_every_ms,
+            Fault::Jump => options.jump_every_ms,
+        }
+    }
+
+    /// The next fault of a kind, about when it is due.
+    fn schedule(&mut self, fault: Fault) {
+        let mean = self.every_ms(fault);
         if mean > 0 && !self.peace {
             let after = self.random.between(mean / 2, mean * 3 / 2);
-            self.push(after, event);
+            self.push(after, Event::Fault(fault));
         }
     }
 
@@ -26,61 +80,185 @@ impl World {
         self.random.below(self.nodes.len())
     }
 
-    pub(super) fn crash_some(&mut self) {
+    /// What was planned before peace came is not done any more.
+    pub(super) fn on_fault(&mut self, fault: Fault) {
+        if self.peace {
+            return;
+        }
+        match fault {
+            Fault::Crash => self.crash_some(),
+            Fault::TornLog => self.tear_log(),
+            Fault::Cut => self.cut_some(),
+            Fault::Partition => self.partition(),
+            Fault::OneWay => self.deafen_some(),
+            Fault::Pause => self.pause_some(),
+            Fault::Stall => self.stall_some(),
+            Fault::Full => self.fill_some(),
+            Fault::Damage => self.damage_some(),
+            Fault::Jump => self.jump_some(),
+        }
+        self.schedule(fault);
+    }
+
+    fn crash_some(&mut self) {
         let at = self.some_node();
         let ran = self.nodes[at].core.is_some();
         self.crash(at);
         if ran && self.random.per_mille(self.options.disk_losses_per_mille) {
             let restored = self.random.per_mille(500);
-            self.replace_disk(at, restored);
+            let disk = match restored {
+                true => Arc::new(self.nodes[at].backup.copy()),
+                false => Arc::default(),
+            };
+            self.replace_disk(at, disk, restored);
         }
         let after = self.random.between(100, 6000);
         self.push(after, Event::Restart(at));
-        self.schedule(self.options.crash_every_ms, Event::Crash);
     }
 
-    pub(super) fn cut_some(&mut self) {
+    fn tear_log(&mut self) {
+        let at = self.some_node();
+        if self.nodes[at].damaged {
+            return;
+        }
+        let torn = self.nodes[at].storage.copy().into();
+        let (after, life) = (self.random.between(10, 1000), self.nodes[at].life);
+        self.push(after, Event::Tear { at, life, torn });
+    }
+
+    pub(super) fn tear(
+        &mut self,
+        at: usize,
+        life: u64,
+        torn: Arc<carbonmesh_storage::MemoryStorage>,
+    ) {
+        if self.peace || self.nodes[at].life != life || self.nodes[at].core.is_none() {
+            return;
+        }
+        self.crash(at);
+        self.replace_disk(at, torn, true);
+        let after = self.random.between(100, 3000);
+        self.push(after, Event::Restart(at));
+    }
+
+    fn cut_some(&mut self) {
         let links = self.network.pairs();
         if !links.is_empty() {
             let (a, b) = links[self.random.below(links.len())];
             let silence = self.random.between(0, 200);
             self.cut(a, b, silence);
         }
-        self.schedule(self.options.cut_every_ms, Event::Cut);
     }
 
-    pub(super) fn partition(&mut self) {
-        self.set_apart();
+    fn partition(&mut self) {
+        if self.nodes.len() < 2 {
+            return;
+        }
+        match self.nodes.len() > 20 {
+            true => self.split_in_half(),
+            false => self.set_apart(),
+        }
         let after = self.random.between(500, 10_000);
         self.push(after, Event::Heal);
-        self.schedule(self.options.partition_every_ms, Event::Partition);
     }
 
-    pub(super) fn pause_some(&mut self) {
+    fn deafen_some(&mut self) {
+        let (from, to) = (self.some_node(), self.some_node());
+        if from != to {
+            self.deafen(from, to);
+        }
+        let after = self.random.between(500, 15_000);
+        self.push(after, Event::Hear);
+    }
+
+    fn pause_some(&mut self) {
         let at = self.some_node();
         let pause = self.random.between(50, 6000);
         // A pause is never cut short: what waits for its end keeps its order.
         let until = self.nodes[at].paused_until.max(self.now + pause);
         self.nodes[at].paused_until = until;
+        self.reschedule(at);
         self.tell(Fact::Paused { at, until });
-        self.schedule(self.options.pause_every_ms, Event::Pause);
+    }
+
+    /// A disk takes its time for what it is given next.
+    fn stall_some(&mut self) {
+        let at = self.some_node();
+        let stall = self.random.between(300, 9000);
+        let until = self.nodes[at].sync_at.max(self.now + stall);
+        self.nodes[at].sync_at = until;
+        self.tell(Fact::Stalled { at, until });
+    }
+
+    fn fill_some(&mut self) {
+        let at = self.some_node();
+        self.set_full(at, true);
+        let after = self.random.between(1000, 15_000);
+        self.push(after, Event::Room(at));
+    }
+
+    pub(super) fn set_full(&mut self, at: usize, full: bool) {
+        self.tell(Fact::Full { at, full });
+        let accepting = if full { Err("the disk is full".to_owned()) } else { Ok(()) };
+        self.input(at, Input::Accepting(accepting));
+    }
+
+    fn damage_some(&mut self) {
+        let (at, pick) = (self.some_node(), self.random.next());
+        if self.nodes[at].storage.damage(pick) {
+            self.nodes[at].damaged = true;
+            let disk = self.nodes[at].config.disk;
+            self.tell(Fact::Damaged { at, disk });
+        }
+    }
+
+    fn jump_some(&mut self) {
+        let at = self.some_node();
+        let most = [1000, 60_000, 7_200_000][self.random.below(3)];
+        let error_ms = (self.random.next() % (2 * most + 1)) as i64 - most as i64;
+        self.set_wall_clock(at, error_ms);
+        self.tell(Fact::Jumped { at, error_ms });
     }
 
     /// Somebody copies a disk.
     pub(super) fn backup(&mut self) {
         let at = self.some_node();
         let node = &mut self.nodes[at];
-        node.backup = node.storage.copy().into();
-        self.schedule(2000, Event::Backup);
+        if !node.damaged {
+            node.backup = node.storage.copy().into();
+        }
+        if !self.peace {
+            let after = self.random.between(1000, 3000);
+            self.push(after, Event::Backup);
+        }
+    }
+
+    /// The last node is told to stop, and never comes back.
+    pub(super) fn leave(&mut self) {
+        let at = self.nodes.len() - 1;
+        self.tell(Fact::Leaves { at });
+        self.input(at, Input::Draining);
+        let after = self.random.between(500, 5000);
+        self.push(after, Event::Gone(at));
+    }
+
+    /// The node that leaves has gone, and its disk with it.
+    pub(super) fn be_gone(&mut self, at: usize) {
+        self.nodes[at].gone = true;
+        self.crash(at);
+        self.replace_disk(at, Arc::default(), false);
     }
 
     /// No more faults: everybody is there and connected.
     pub(super) fn make_peace(&mut self) {
         self.peace = true;
         self.network.heal();
+        self.network.heal_one_way();
         for at in 0..self.nodes.len() {
-            if self.nodes[at].core.is_none() {
+            if self.nodes[at].core.is_none() && !self.nodes[at].gone {
                 self.start(at);
+            } else if self.options.full_every_ms > 0 {
+                self.set_full(at, false);
             }
         }
     }

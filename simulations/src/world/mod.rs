@@ -10,15 +10,16 @@ mod network;
 mod node;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     hash::{DefaultHasher, Hash, Hasher},
+    sync::Arc,
     time::Duration,
 };
 
 use carbonmesh_protocol::{
     core::Core,
-    id::PipelineId,
-    io::{Effect, Input, Outcome, PersistId},
+    id::{NodeId, PipelineId, Token},
+    io::{Effect, Input, Outcome, PersistId, RequestId},
     message::Message,
     name::Name,
     time::Timestamp,
@@ -30,8 +31,11 @@ use crate::{
     random::Random,
 };
 
+use carbonmesh_storage::MemoryStorage;
 use clients::Clients;
+use faults::Fault;
 use network::Network;
+pub(crate) use network::newer_component;
 pub(crate) use node::Node;
 
 /// The one pipeline's name.
@@ -40,8 +44,8 @@ pub(crate) const PIPELINE: &str = "p";
 /// How long nothing may begin in peace while something is not at its end.
 const PEACE: Duration = Duration::from_secs(120);
 
-/// How many events pass between two looks at the whole world.
-const INSPECT_EVERY: u64 = 256;
+/// How many events pass between two looks at the whole world, for each node.
+const INSPECT_EVERY: u64 = 64;
 
 pub(crate) enum Event {
     /// For a node; void if it was started again since.
@@ -55,6 +59,7 @@ pub(crate) enum Event {
         at: usize,
         from: usize,
         session: u64,
+        arrives: Timestamp,
         message: Box<Message>,
     },
     Up {
@@ -77,15 +82,41 @@ pub(crate) enum Event {
         at: usize,
         life: u64,
     },
+    /// An attempt has ended, unless it was cancelled or its process is gone.
+    Ended {
+        at: usize,
+        life: u64,
+        token: Token,
+        outcome: Outcome,
+    },
+    /// A connection over which nothing came for long.
+    Silence {
+        a: usize,
+        b: usize,
+        session: u64,
+    },
+    /// A node crashes, and its disk has lost what came since this copy.
+    Tear {
+        at: usize,
+        life: u64,
+        torn: Arc<MemoryStorage>,
+    },
     Dial,
     Restart(usize),
+    /// Partitions are over.
     Heal,
-    Crash,
-    Cut,
-    Partition,
-    Pause,
+    /// Links carry both ways again.
+    Hear,
+    /// A disk is not full any more.
+    Room(usize),
+    Fault(Fault),
     Backup,
+    /// The one that leaves for good begins to.
+    Leave,
+    Gone(usize),
     Client,
+    /// A client has waited long enough for an answer.
+    Patience(RequestId),
 }
 
 /// See the [module](self).
@@ -94,6 +125,11 @@ pub(crate) struct World {
     random: Random,
     invariants: Invariants,
     nodes: Vec<Node>,
+    by_id: BTreeMap<NodeId, usize>,
+    /// When each core wants to be called.
+    due: BTreeSet<(Timestamp, usize)>,
+    /// Attempts at workers that have not ended.
+    running: BTreeSet<Token>,
     network: Network,
     clients: Clients,
     now: Timestamp,
@@ -119,8 +155,12 @@ impl World {
     pub(crate) fn new(options: Options) -> Self {
         let mut random = Random::new(options.seed ^ 0x5eed);
         let nodes = (0..options.roles.len()).map(|index| Node::new(index, &options, &mut random));
-        let nodes = nodes.collect();
+        let nodes: Vec<Node> = nodes.collect();
+        let ids = nodes.iter().enumerate().map(|(at, node)| (node.config.node, at));
         Self {
+            by_id: ids.collect(),
+            due: BTreeSet::new(),
+            running: BTreeSet::new(),
             nodes,
             random,
             invariants: Invariants::new(&options),
@@ -144,7 +184,12 @@ impl World {
     }
 
     pub(crate) fn run(mut self) -> Report {
-        (0..self.nodes.len()).for_each(|at| self.start(at));
+        let first = self.nodes.len() - self.options.joiners;
+        (0..first).for_each(|at| self.start(at));
+        for at in first..self.nodes.len() {
+            let after = self.random.between(1000, self.options.faults_ms / 2);
+            self.push(after, Event::Restart(at));
+        }
         self.push(Duration::ZERO, Event::Dial);
         self.push(Duration::from_millis(500), Event::Client);
         self.schedule_faults();
@@ -167,6 +212,7 @@ impl World {
             events: self.events,
             trace: self.trace.finish(),
             virtual_ms: self.now.as_millis(),
+            node_ms: self.now.as_millis() * self.nodes.len() as u64,
             acknowledged: self.invariants.acknowledged(),
             attempts: self.attempts,
             violations: self.invariants.into_violations(),
@@ -184,12 +230,7 @@ impl World {
 
     /// The next thing that happens until a moment; false if there is none.
     fn step(&mut self, until: Timestamp) -> bool {
-        let due = self.nodes.iter().enumerate().filter_map(|(at, node)| {
-            let local = node.core.as_ref()?.poll_timeout()?;
-            let due = (local - node.clock_offset).max(node.paused_until);
-            Some((due.max(self.now), at))
-        });
-        let timeout = due.min();
+        let timeout = self.due.first().copied();
         let event = self.queue.keys().next().copied();
         let timeout_first = match (timeout, event) {
             (Some((due, _)), Some((at, _))) => due < at,
@@ -205,14 +246,15 @@ impl World {
         if let Some((_, at)) = timeout.filter(|_| timeout_first) {
             self.note(at, "timeout");
             let now = self.local(at);
-            if let Some(core) = self.nodes[at].core.as_mut() {
-                core.handle_timeout(now).expect("the disk can be read");
+            let timed_out = self.nodes[at].core.as_mut().map(|core| core.handle_timeout(now));
+            match timed_out {
+                Some(Err(error)) => self.on_read_error(at, &error),
+                _ => self.end_round(at),
             }
-            self.end_round(at);
         } else if let Some((key, event)) = self.queue.pop_first() {
             self.handle(key.1, event);
         }
-        if self.events.is_multiple_of(INSPECT_EVERY) {
+        if self.events.is_multiple_of(INSPECT_EVERY * self.nodes.len().max(4) as u64) {
             self.with_seen(Invariants::inspect);
         }
         true
@@ -225,6 +267,7 @@ impl World {
             | Event::Up { at, .. }
             | Event::Down { at, .. }
             | Event::Drain { at, .. }
+            | Event::Ended { at, .. }
             | Event::Synced { at, .. } => Some(*at),
             _ => None,
         };
@@ -239,47 +282,65 @@ impl World {
             Event::Input { at, life, input } => {
                 if self.nodes[at].life == life {
                     self.note(at, "input");
-                    if let Input::AttemptFinished { token, outcome } = &*input {
-                        let failed = !matches!(outcome, Outcome::Succeeded(_));
-                        self.tell(Fact::Ended { token: *token, failed });
-                    }
                     self.input(at, *input);
                 }
             }
-            Event::Deliver { at, from, session, message } => {
-                self.deliver(at, from, session, *message);
+            Event::Ended { at, life, token, outcome } => {
+                if self.nodes[at].life == life && self.running.remove(&token) {
+                    self.note(at, "ended");
+                    let failed = !matches!(outcome, Outcome::Succeeded(_));
+                    self.tell(Fact::Ended { token, failed });
+                    self.input(at, Input::AttemptFinished { token, outcome });
+                }
             }
+            Event::Deliver { at, from, session, arrives, message } => {
+                self.deliver((at, from), session, arrives, *message);
+            }
+            Event::Silence { a, b, session } => self.on_silence(a, b, session),
+            Event::Tear { at, life, torn } => self.tear(at, life, torn),
             Event::Up { at, peer, session } => self.come_up(at, peer, session),
             Event::Down { at, peer, session } => self.go_down(at, peer, session),
             Event::Synced { at, life, id } => self.synced(at, life, id),
             Event::Drain { at, life } => {
                 if self.nodes[at].life == life {
                     self.drain(at);
+                    self.reschedule(at);
                 }
             }
             Event::Dial => self.dial(),
             Event::Restart(at) => {
-                if self.nodes[at].core.is_none() {
+                if self.nodes[at].core.is_none() && !self.nodes[at].gone {
                     self.start(at);
                 }
             }
             Event::Heal => self.network.heal(),
-            // What was planned before peace came is not done any more.
-            Event::Crash | Event::Cut | Event::Partition | Event::Pause if self.peace => {}
-            Event::Crash => self.crash_some(),
-            Event::Cut => self.cut_some(),
-            Event::Partition => self.partition(),
-            Event::Pause => self.pause_some(),
+            Event::Hear => self.network.heal_one_way(),
+            Event::Room(at) => self.set_full(at, false),
+            Event::Fault(fault) => self.on_fault(fault),
             Event::Backup => self.backup(),
+            Event::Leave => self.leave(),
+            Event::Gone(at) => self.be_gone(at),
             Event::Client => self.client(),
+            Event::Patience(id) => self.lose_patience(id),
         }
     }
 
     fn input(&mut self, at: usize, input: Input) {
         let now = self.local(at);
-        if let Some(core) = self.nodes[at].core.as_mut() {
-            core.handle_input(now, input).expect("the disk can be read");
-            self.end_round(at);
+        let Some(core) = self.nodes[at].core.as_mut() else { return };
+        match core.handle_input(now, input) {
+            Ok(()) => self.end_round(at),
+            Err(error) => self.on_read_error(at, &error),
+        }
+    }
+
+    /// Notes when a core wants to be called, after it may have changed.
+    fn reschedule(&mut self, at: usize) {
+        let (before, now) = (self.nodes[at].due, self.nodes[at].next_due());
+        if before != now {
+            self.nodes[at].due = now;
+            before.map(|due| self.due.remove(&(due, at)));
+            self.due.extend(now.map(|due| (due, at)));
         }
     }
 
@@ -292,6 +353,7 @@ impl World {
         } else {
             self.drain(at);
         }
+        self.reschedule(at);
     }
 
     fn drain(&mut self, at: usize) {
@@ -302,29 +364,38 @@ impl World {
 
     fn effect(&mut self, at: usize, effect: Effect) {
         match effect {
-            Effect::Send { to, message } => self.send(at, to, &message),
+            Effect::Send { to, message } => self.send(at, to, message),
             Effect::Publish(advert) => self.gossip(at, &advert),
             Effect::Persist { id, writes } => self.persist(at, id, writes),
             Effect::StartAttempt(attempt) => {
                 self.attempts += 1;
                 self.tell(Fact::Started { at, attempt: &attempt });
-                let after = self.random.between(0, self.options.attempt_ms);
+                let mut after = self.random.between(0, self.options.attempt_ms);
+                if self.random.per_mille(self.options.hangs_per_mille) {
+                    after += self.random.between(10_000, 30_000);
+                }
                 let outcome = match self.random.per_mille(self.options.failures_per_mille) {
                     true => Outcome::Failed { error: "by chance".to_owned(), retry: true },
                     false => Outcome::Succeeded(format!("{{\"{}\":1}}", attempt.step).into()),
                 };
-                let input = Input::AttemptFinished { token: attempt.token, outcome }.into();
-                let life = self.nodes[at].life;
-                self.push(after, Event::Input { at, life, input });
+                let (token, life) = (attempt.token, self.nodes[at].life);
+                self.running.insert(token);
+                self.push(after, Event::Ended { at, life, token, outcome });
             }
-            // The attempt ends by itself, as a phase that does not listen does.
-            Effect::CancelAttempt(_) => {}
+            Effect::CancelAttempt(token) => {
+                // A phase that does not listen ends by itself.
+                if self.random.per_mille(self.options.cancels_per_mille) {
+                    let (after, life) = (self.random.between(0, 500), self.nodes[at].life);
+                    let outcome = Outcome::Cancelled;
+                    self.push(after, Event::Ended { at, life, token, outcome });
+                }
+            }
             Effect::Reply { id, response } => self.reply(id, response),
         }
     }
 
     fn local(&self, at: usize) -> Timestamp {
-        self.now + self.nodes[at].clock_offset
+        self.nodes[at].local(self.now)
     }
 
     /// One line of the trace that tells two runs apart.

@@ -9,16 +9,38 @@ use std::{
     time::Duration,
 };
 
-use carbonmesh_protocol::time::Timestamp;
-use carbonmesh_protocol::{advert::Advert, codec, id::NodeId, io::Input, message::Message};
+use carbonmesh_protocol::{
+    advert::Advert,
+    codec::{self, Encoded, Kind},
+    id::{JobId, NodeId},
+    io::Input,
+    message::Message,
+    record::Component,
+    time::Timestamp,
+};
+use serde::{Deserialize, Serialize};
 
 use super::{Event, World};
-use crate::invariants::Fact;
+use crate::{invariants::Fact, random::mix};
 
 /// A silent peer is given up after this, as the node's network does.
 const SILENCE: Duration = Duration::from_secs(8);
 
 const DIAL_EVERY: Duration = Duration::from_millis(200);
+
+/// In worlds with more nodes than this, those that keep no jobs do not connect with each other.
+const FULL_MESH: usize = 50;
+
+/// The tag of a component that no release knows yet.
+const NEWER_TAG: u16 = 0x40;
+
+/// What is in that component.
+#[derive(Serialize, Deserialize)]
+struct Newer(u64);
+
+impl Encoded for Newer {
+    const KIND: Kind = 0x7f00;
+}
 
 /// Who is connected with whom.
 #[derive(Debug, Default)]
@@ -27,8 +49,12 @@ pub(super) struct Network {
     links: BTreeMap<(usize, usize), u64>,
     /// When the last message from one to another arrives: the next one comes after it.
     arrivals: BTreeMap<(usize, usize), Timestamp>,
+    /// What arrives at a node over a session that was cut, and arrives later, is lost.
+    ends: BTreeMap<(u64, usize), Timestamp>,
     /// Nodes that the others cannot reach.
     apart: BTreeSet<usize>,
+    /// From whom nothing gets to whom.
+    deaf: BTreeSet<(usize, usize)>,
 }
 
 impl Network {
@@ -37,13 +63,26 @@ impl Network {
         self.apart.clear();
     }
 
+    /// Every link carries both ways.
+    pub(super) fn heal_one_way(&mut self) {
+        self.deaf.clear();
+    }
+
     fn splits(&self, a: usize, b: usize) -> bool {
         self.apart.contains(&a) != self.apart.contains(&b)
+            || self.deaf.contains(&(a, b))
+            || self.deaf.contains(&(b, a))
     }
 
     /// All pairs that are connected.
     pub(super) fn pairs(&self) -> Vec<(usize, usize)> {
         self.links.keys().copied().collect()
+    }
+
+    /// All who are connected with a node.
+    pub(super) fn peers_of(&self, at: usize) -> Vec<usize> {
+        let links = self.links.keys().filter(|(a, b)| *a == at || *b == at);
+        links.map(|(a, b)| if *a == at { *b } else { *a }).collect()
     }
 }
 
@@ -51,36 +90,65 @@ fn pair(a: usize, b: usize) -> (usize, usize) {
     (a.min(b), a.max(b))
 }
 
+/// The component that a newer release would give to some jobs.
+pub(crate) fn newer_component(job: JobId, per_mille: u32) -> Option<Component> {
+    let chance = mix(&job.to_be_bytes());
+    (chance % 1000 < u64::from(per_mille))
+        .then(|| Component { tag: NEWER_TAG, bytes: codec::encode(&Newer(chance)) })
+}
+
 impl World {
-    pub(super) fn send(&mut self, at: usize, to: NodeId, message: &Message) {
-        let Some(to) = self.nodes.iter().position(|node| node.config.node == to) else { return };
-        self.tell(Fact::Sent { at, to, message });
+    pub(super) fn send(&mut self, at: usize, to: NodeId, message: Message) {
+        let Some(&to) = self.by_id.get(&to) else { return };
+        let message = self.as_newer_release(message);
+        self.tell(Fact::Sent { at, to, message: &message });
         let Some(&session) = self.nodes[at].sessions.get(&to) else { return };
-        if self.network.links.get(&pair(at, to)) != Some(&session) {
+        if self.network.links.get(&pair(at, to)) != Some(&session)
+            || self.network.deaf.contains(&(at, to))
+        {
             return;
         }
-        let mut copies = 1;
         if !self.peace && self.random.per_mille(self.options.lost_per_mille) {
-            self.tell(Fact::Lost { at, to });
-            copies = 0;
-        } else if !self.peace && self.random.per_mille(self.options.repeated_per_mille) {
+            return self.tell(Fact::Lost { at, to });
+        }
+        if !self.peace && self.random.per_mille(self.options.repeated_per_mille) {
             self.tell(Fact::Repeated { at, to });
-            copies = 2;
+            self.carry(at, to, session, message.clone());
         }
-        // Through the codec, as on a wire.
-        let bytes = codec::encode(message);
-        for _ in 0..copies {
-            let arrives = self.arrival(at, to);
-            let message = Box::new(codec::decode(&bytes).expect("it reads back"));
-            self.push_at(arrives, Event::Deliver { at: to, from: at, session, message });
+        self.carry(at, to, session, message);
+    }
+
+    fn carry(&mut self, at: usize, to: usize, session: u64, message: Message) {
+        let arrives = self.arrival(at, to);
+        let message = match self.options.wire {
+            true => codec::decode(&codec::encode(&message)).expect("it reads back"),
+            false => message,
+        };
+        let message = Box::new(message);
+        self.push_at(arrives, Event::Deliver { at: to, from: at, session, arrives, message });
+    }
+
+    /// Gateways of a newer release give jobs a component that the others do not know.
+    fn as_newer_release(&self, mut message: Message) -> Message {
+        if let Message::Store { jobs, .. } = &mut message {
+            for update in jobs {
+                let newer = newer_component(update.job, self.options.newer_per_mille);
+                update.components.extend(newer);
+            }
         }
+        message
     }
 
     /// When a message that is sent now arrives: behind the one before it, as a rule.
     fn arrival(&mut self, at: usize, to: usize) -> Timestamp {
-        let mut way = self.random.between(1, self.options.delay_ms);
+        let (a, b) = pair(at, to);
+        let luck = mix(&[self.options.seed, a as u64, b as u64].map(u64::to_le_bytes).concat());
+        let slow = luck % 1000 < u64::from(self.options.slow_links_per_mille);
+        let mut way = self.random.between(1, self.options.delay_ms * if slow { 10 } else { 1 });
         if !self.peace && self.random.per_mille(self.options.stuck_per_mille) {
-            way += self.random.between(0, 4000);
+            // A heavy tail: the longer, the rarer.
+            let most = 8 << self.random.below(10);
+            way += self.random.between(0, most);
         }
         let arrives = self.now + way;
         let overtaken = !self.peace && self.random.per_mille(self.options.overtaken_per_mille);
@@ -94,8 +162,15 @@ impl World {
         last
     }
 
-    pub(super) fn deliver(&mut self, at: usize, from: usize, session: u64, message: Message) {
-        if self.nodes[at].sessions.get(&from) == Some(&session) {
+    pub(super) fn deliver(
+        &mut self,
+        (at, from): (usize, usize),
+        session: u64,
+        arrives: Timestamp,
+        message: Message,
+    ) {
+        let lost = self.network.ends.get(&(session, at)).is_some_and(|last| arrives > *last);
+        if !lost && self.nodes[at].sessions.get(&from) == Some(&session) {
             self.note(at, "message");
             self.tell(Fact::Delivered { at, from, message: &message });
             let from = self.nodes[from].config.node;
@@ -106,7 +181,8 @@ impl World {
     /// Gossip: not to everybody, and not in time.
     pub(super) fn gossip(&mut self, at: usize, advert: &Advert) {
         for peer in self.nodes[at].sessions.keys().copied().collect::<Vec<_>>() {
-            let linked = self.network.links.contains_key(&pair(at, peer));
+            let linked = self.network.links.contains_key(&pair(at, peer))
+                && !self.network.deaf.contains(&(at, peer));
             if linked && !self.random.per_mille(100) {
                 let after = self.random.between(1, 500);
                 let life = self.nodes[peer].life;
@@ -127,6 +203,7 @@ impl World {
     }
 
     pub(super) fn go_down(&mut self, at: usize, peer: usize, session: u64) {
+        self.network.ends.remove(&(session, at));
         if self.nodes[at].sessions.get(&peer) == Some(&session) {
             self.note(at, "down");
             self.tell(Fact::Disconnected { at, peer });
@@ -143,10 +220,7 @@ impl World {
         self.tell(Fact::Cut { a, b });
         for (at, peer) in [(a, b), (b, a)] {
             let last = self.now + self.random.between(0, self.options.delay_ms);
-            self.queue.retain(|(when, _), event| {
-                !matches!(event, Event::Deliver { at: to, from, session: of, .. }
-                    if (*to, *from, *of) == (at, peer, session) && *when > last)
-            });
+            self.network.ends.insert((session, at), last);
             let spread = self.random.between(0, 50);
             let told = (self.now + notice + spread).max(last);
             self.push_at(told, Event::Down { at, peer, session });
@@ -165,26 +239,65 @@ impl World {
         }
     }
 
+    /// Sets every second node apart.
+    pub(super) fn split_in_half(&mut self) {
+        self.network.apart = (0..self.nodes.len()).filter(|at| at % 2 == 1).collect();
+        for (a, b) in self.network.pairs() {
+            if self.network.splits(a, b) {
+                self.cut(a, b, Duration::ZERO);
+            }
+        }
+    }
+
+    /// Lets a link carry one way only. Its ends give it up after a while of silence.
+    pub(super) fn deafen(&mut self, from: usize, to: usize) {
+        self.network.deaf.insert((from, to));
+        self.tell(Fact::Deaf { from, to });
+        if let Some(&session) = self.network.links.get(&pair(from, to)) {
+            self.push(SILENCE, Event::Silence { a: from, b: to, session });
+        }
+    }
+
+    pub(super) fn on_silence(&mut self, a: usize, b: usize, session: u64) {
+        let same = self.network.links.get(&pair(a, b)) == Some(&session);
+        if same && self.network.splits(a, b) {
+            self.cut(a, b, Duration::ZERO);
+        }
+    }
+
     /// Connects whoever can be and is not.
     pub(super) fn dial(&mut self) {
-        for a in 0..self.nodes.len() {
-            for b in a + 1..self.nodes.len() {
-                let live = self.nodes[a].core.is_some() && self.nodes[b].core.is_some();
-                let known = self.nodes[a].sessions.contains_key(&b)
-                    || self.nodes[b].sessions.contains_key(&a);
-                let linked = self.network.links.contains_key(&(a, b));
-                if live && !self.network.splits(a, b) && !known && !linked {
-                    self.order += 1;
-                    let session = self.order;
-                    self.network.links.insert((a, b), session);
-                    for (at, peer) in [(a, b), (b, a)] {
-                        let up = self.now + self.random.between(1, 20);
-                        self.network.arrivals.insert((peer, at), up);
-                        self.push_at(up, Event::Up { at, peer, session });
-                    }
+        let keeps = |at: usize| self.nodes[at].config.roles.replica;
+        let all = self.nodes.len() <= FULL_MESH;
+        let hubs: Vec<usize> = (0..self.nodes.len()).filter(|at| all || keeps(*at)).collect();
+        for a in hubs {
+            for b in 0..self.nodes.len() {
+                // Hubs see each other twice; the first time is enough.
+                if a != b && (a < b || !all && !self.nodes[b].config.roles.replica) {
+                    self.connect(a.min(b), a.max(b));
                 }
             }
         }
         self.push(DIAL_EVERY, Event::Dial);
+    }
+
+    fn connect(&mut self, a: usize, b: usize) {
+        let live = self.nodes[a].core.is_some() && self.nodes[b].core.is_some();
+        if !live || self.network.links.contains_key(&(a, b)) || self.network.splits(a, b) {
+            return;
+        }
+        let known =
+            self.nodes[a].sessions.contains_key(&b) || self.nodes[b].sessions.contains_key(&a);
+        if known {
+            return;
+        }
+        self.order += 1;
+        let session = self.order;
+        self.network.links.insert((a, b), session);
+        for (at, peer) in [(a, b), (b, a)] {
+            let up = self.now + self.random.between(1, 20);
+            self.network.arrivals.insert((peer, at), up);
+            self.push_at(up, Event::Up { at, peer, session });
+        }
     }
 }

@@ -1,8 +1,8 @@
-//! One node: its process, its clock and its disk.
+//! One node: its process, its clocks and its disk.
 //!
 //! A crash loses what was not synced, but for some first part of it. A disk can also be lost whole,
-//! or be put back from a copy that was made earlier: the node's shell notices both, and starts with
-//! a new disk id, as it must.
+//! lose the end of its log, be put back from an older copy, or have a record that cannot be read:
+//! the node's shell notices all that, and starts with a new disk id, as it must.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -16,13 +16,16 @@ use carbonmesh_protocol::{
     id::{DiskId, JobId, NodeId, PipelineId},
     io::{Input, PersistId},
     record::{Component, JobRecord},
-    store::{Table, Write},
+    store::{ReadError, Table, Write},
     time::Timestamp,
 };
 use carbonmesh_storage::{MemoryStorage, Storage, StoreReader};
 
 use super::{Event, World, name, step_name};
 use crate::{Options, invariants::Fact, random::Random};
+
+/// The wall clock when a world begins.
+const WALL_START_MS: u64 = 1_700_000_000_000;
 
 /// See the [module](self).
 pub(crate) struct Node {
@@ -31,23 +34,73 @@ pub(crate) struct Node {
     pub(super) storage: Arc<MemoryStorage>,
     /// A copy of the disk as it once was.
     pub(super) backup: Arc<MemoryStorage>,
+    /// Whether something on the disk cannot be read.
+    pub(crate) damaged: bool,
     /// Writes that are not synced yet.
     pub(super) unsynced: VecDeque<(PersistId, Vec<Write>)>,
     /// Counts its processes.
     pub(crate) life: u64,
-    pub(super) clock_offset: Duration,
+    /// Whether it has left for good.
+    pub(crate) gone: bool,
+    clock: Clock,
     pub(super) paused_until: Timestamp,
     /// Which session it sees with each peer.
     pub(super) sessions: BTreeMap<usize, u64>,
     pub(super) sync_at: Timestamp,
+    /// When its core wants to be called, in the world's time.
+    pub(super) due: Option<Timestamp>,
+}
+
+/// A node's own time: begins anywhere, and may run too fast or too slow.
+#[derive(Clone, Copy, Debug)]
+struct Clock {
+    offset_ms: u64,
+    drift_ppm: i64,
+    /// How wrong its wall clock is.
+    wall_error_ms: i64,
+}
+
+impl Clock {
+    fn new(options: &Options, random: &mut Random) -> Self {
+        let drift = (random.next() % (2 * options.drift_ppm + 1)) as i64;
+        let wall = random.next() % 120_000;
+        Self {
+            offset_ms: random.next() % 1_000_000_000,
+            drift_ppm: drift - options.drift_ppm as i64,
+            wall_error_ms: if options.jump_every_ms > 0 { wall as i64 - 60_000 } else { 0 },
+        }
+    }
+
+    fn local(self, world: Timestamp) -> Timestamp {
+        let ms = world.as_millis() as i64;
+        let local = ms + ms * self.drift_ppm / 1_000_000 + self.offset_ms as i64;
+        Timestamp::from_millis(local as u64)
+    }
+
+    /// The first moment of the world at which the clock shows at least `local`.
+    fn world(self, local: Timestamp) -> Timestamp {
+        let ms = local.as_millis().saturating_sub(self.offset_ms) as i64;
+        let about = (ms as i128 * 1_000_000 / i128::from(1_000_000 + self.drift_ppm)) as i64;
+        let at = |ms: i64| Timestamp::from_millis(ms.max(0) as u64);
+        let first = (about - 2..=about + 2).find(|ms| self.local(at(*ms)) >= local);
+        at(first.unwrap_or(about + 3))
+    }
+
+    fn unix_ms(self, world: Timestamp) -> u64 {
+        (WALL_START_MS + world.as_millis()).saturating_add_signed(self.wall_error_ms)
+    }
 }
 
 impl Node {
     pub(super) fn new(index: usize, options: &Options, random: &mut Random) -> Self {
         let roles = options.roles[index];
         let phases = (0..options.phases).map(|at| (name(&step_name(at)), options.slots));
+        let timing = Timing {
+            replace_after: Duration::from_millis(options.replace_after_ms),
+            ..Timing::DEFAULT
+        };
         let config = Config {
-            node: NodeId::of_public_key(&[index as u8]),
+            node: NodeId::of_public_key(&(index as u32).to_le_bytes()),
             disk: DiskId(index as u64 + 1),
             boot: 0,
             name: format!("n{index}"),
@@ -55,7 +108,7 @@ impl Node {
             roles,
             phases: if roles.worker { phases.collect() } else { Vec::new() },
             labels: BTreeMap::new(),
-            timing: Timing::DEFAULT,
+            timing,
             limits: Limits::DEFAULT,
         };
         Self {
@@ -63,29 +116,71 @@ impl Node {
             config,
             storage: Arc::default(),
             backup: Arc::default(),
+            damaged: false,
             unsynced: VecDeque::new(),
             life: 0,
-            clock_offset: random.between(0, 1_000_000),
+            gone: false,
+            clock: Clock::new(options, random),
             paused_until: Timestamp::default(),
             sessions: BTreeMap::new(),
             sync_at: Timestamp::default(),
+            due: None,
         }
     }
 
-    /// What its disk holds of a job.
-    pub(crate) fn on_disk(&self, pipeline: PipelineId, job: JobId) -> Option<JobRecord> {
+    /// Its own time at a moment.
+    pub(super) fn local(&self, world: Timestamp) -> Timestamp {
+        self.clock.local(world)
+    }
+
+    /// When its core wants to be called next.
+    pub(super) fn next_due(&self) -> Option<Timestamp> {
+        let local = self.core.as_ref()?.poll_timeout()?;
+        Some(self.clock.world(local).max(self.paused_until))
+    }
+
+    /// Whether its disk has anything of a job.
+    pub(crate) fn has_on_disk(&self, pipeline: PipelineId, job: JobId) -> bool {
+        !self.rows(pipeline, job, 1).is_empty()
+    }
+
+    fn rows(
+        &self,
+        pipeline: PipelineId,
+        job: JobId,
+        most: usize,
+    ) -> Vec<carbonmesh_protocol::store::Row> {
         let mut start = pipeline.to_be_bytes().to_vec();
         start.extend_from_slice(&job.to_be_bytes());
         let mut end = start.clone();
         end.extend_from_slice(&[0xff; 3]);
-        let rows = self.storage.scan(Table::Jobs, &start, &end, usize::MAX);
-        let rows = rows.expect("memory can be read");
+        self.storage.scan(Table::Jobs, &start, &end, most).expect("memory can be read")
+    }
+
+    /// What its disk holds of a job, as far as that can be read.
+    pub(crate) fn on_disk(&self, pipeline: PipelineId, job: JobId) -> Option<JobRecord> {
+        let rows = self.rows(pipeline, job, usize::MAX);
         let mut record = JobRecord::default();
         for (key, bytes) in &rows {
             let tag = u16::from_be_bytes([key[32], key[33]]);
-            record.merge(&Component { tag, bytes: bytes.clone() }).expect("it reads back");
+            let read = record.merge(&Component { tag, bytes: bytes.clone() });
+            assert!(read.is_ok() || self.damaged, "it reads back");
         }
         (!rows.is_empty()).then_some(record)
+    }
+
+    /// Whether its disk has exactly this component of a job.
+    pub(crate) fn has_component(
+        &self,
+        pipeline: PipelineId,
+        job: JobId,
+        component: &Component,
+    ) -> bool {
+        let mut key = pipeline.to_be_bytes().to_vec();
+        key.extend_from_slice(&job.to_be_bytes());
+        key.extend_from_slice(&component.tag.to_be_bytes());
+        let value = self.storage.get(Table::Jobs, &key).expect("memory can be read");
+        value.is_some_and(|value| value == component.bytes)
     }
 
     /// How its disk is read.
@@ -97,15 +192,22 @@ impl Node {
 impl World {
     pub(super) fn start(&mut self, at: usize) {
         self.note(at, "start");
-        let (now, seed) = (self.local(at), self.random.next());
+        let seed = self.random.next();
+        let (now, world_now) = (self.local(at), self.now);
         let node = &mut self.nodes[at];
         node.life += 1;
         node.config.boot += 1;
-        node.sync_at = self.now;
+        node.sync_at = world_now;
         let reader = Box::new(node.reader());
-        let unix_ms = 1_700_000_000_000 + self.now.as_millis();
-        let core = Core::new(node.config.clone(), seed, now, unix_ms, reader);
-        node.core = Some(core.expect("the disk can be read"));
+        let unix_ms = node.clock.unix_ms(world_now);
+        let core = match Core::new(node.config.clone(), seed, now, unix_ms, reader) {
+            Ok(core) => core,
+            Err(error) => {
+                self.set_disk_aside(at, &error);
+                return self.start(at);
+            }
+        };
+        node.core = Some(core);
         #[cfg(feature = "mutants")]
         if let Some(core) = &mut node.core {
             core.mutate(self.options.mutant);
@@ -113,6 +215,20 @@ impl World {
         let (disk, boot) = (node.config.disk, node.config.boot);
         self.tell(Fact::Up { at, disk, boot });
         self.drain(at);
+        self.reschedule(at);
+    }
+
+    /// What a node found unreadable ends it; its operator sets the disk aside and starts it anew.
+    pub(super) fn on_read_error(&mut self, at: usize, error: &ReadError) {
+        self.crash(at);
+        self.set_disk_aside(at, error);
+        let after = self.random.between(100, 2000);
+        self.push(after, Event::Restart(at));
+    }
+
+    fn set_disk_aside(&mut self, at: usize, error: &ReadError) {
+        assert!(self.nodes[at].damaged, "the disk can be read: {error}");
+        self.replace_disk(at, Arc::default(), false);
     }
 
     /// A process is gone; of what waited for its disk, some first part may have got there.
@@ -130,23 +246,21 @@ impl World {
         node.unsynced.clear();
         node.sessions.clear();
         node.paused_until = self.now;
+        self.reschedule(at);
         self.tell(Fact::Crashed { at });
-        for peer in (0..self.nodes.len()).filter(|peer| *peer != at) {
+        for peer in self.network.peers_of(at) {
             let notice = self.random.between(0, 100);
             self.cut(at, peer, notice);
         }
     }
 
     /// The disk of a node that does not run is replaced: by an empty one, or by an older copy.
-    pub(super) fn replace_disk(&mut self, at: usize, restored: bool) {
+    pub(super) fn replace_disk(&mut self, at: usize, disk: Arc<MemoryStorage>, restored: bool) {
         self.note(at, "disk replaced");
         let fresh = DiskId(self.random.next());
         let node = &mut self.nodes[at];
         let old = std::mem::replace(&mut node.config.disk, fresh);
-        node.storage = match restored {
-            true => Arc::new(node.backup.copy()),
-            false => Arc::default(),
-        };
+        (node.storage, node.damaged) = (disk, false);
         self.tell(Fact::DiskReplaced { at, old, new: fresh, restored });
     }
 
@@ -174,5 +288,16 @@ impl World {
         node.storage.write(&writes, true).expect("memory takes it");
         self.note(at, "synced");
         self.input(at, Input::Persisted(id));
+    }
+
+    /// A wall clock is set to another time.
+    pub(super) fn set_wall_clock(&mut self, at: usize, error_ms: i64) {
+        let (now, world_now) = (self.local(at), self.now);
+        let node = &mut self.nodes[at];
+        node.clock.wall_error_ms = error_ms;
+        let unix_ms = node.clock.unix_ms(world_now);
+        if let Some(core) = &mut node.core {
+            core.set_wall_clock(now, unix_ms);
+        }
     }
 }

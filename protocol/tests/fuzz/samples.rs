@@ -1,0 +1,155 @@
+//! Valid inputs, made here rather than kept in files, so that they always are what nodes send.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::OnceLock,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use carbonmesh_protocol::{
+    advert::{Advert, PhaseSlots, Roles},
+    catalog::CatalogEntry,
+    codec,
+    id::{DiskId, JobId, Term, Token},
+    io::Refusal,
+    message::{Answer, Message, Question, StoreResult},
+    record::{Control, JobSpec, Progress},
+    view::{AttemptView, JobState, JobSummary},
+};
+
+use crate::world::{World, name, node, pipeline};
+
+/// The most messages of one kind: a few differ in more than their numbers.
+const OF_A_KIND: usize = 4;
+
+/// Messages of every kind, as they lie in frames: those that a cluster sends, and some more.
+pub(crate) fn messages() -> Vec<Vec<u8>> {
+    static MESSAGES: OnceLock<Vec<Vec<u8>>> = OnceLock::new();
+    MESSAGES.get_or_init(collect).clone()
+}
+
+fn collect() -> Vec<Vec<u8>> {
+    let mut kept: BTreeMap<u8, BTreeSet<Bytes>> = BTreeMap::new();
+    let rare = rare().into_iter().map(|message| codec::encode(&message));
+    for sealed in rare.chain(World::eventful().sent) {
+        let kind = kept.entry(sealed[codec::ENVELOPE_BYTES]).or_default();
+        if kind.len() < OF_A_KIND {
+            kind.insert(sealed);
+        }
+    }
+    kept.into_values().flatten().map(|sealed| sealed.to_vec()).collect()
+}
+
+/// What a healthy cluster seldom says.
+fn rare() -> Vec<Message> {
+    let (pipeline, token) = (pipeline().id(), token());
+    let job = JobId::of_key(pipeline, "k");
+    let summary = JobSummary {
+        job,
+        state: JobState::Dead,
+        created_ms: 1,
+        key: Some("k".to_owned()),
+        step: Some(name("one")),
+        error: Some("no".to_owned()),
+    };
+    let refusal = Refusal::Busy { waiting: 9, limit: 9 };
+    vec![
+        Message::CatalogPull,
+        Message::Stale { pipeline, term: token.term },
+        Message::Admit { pipeline, term: token.term, disk: DiskId(1), copy: 1 },
+        Message::Vote { pipeline, term: token.term, founding: true },
+        Message::SyncPush { session: 1, part: 1, pipeline, records: Vec::new() },
+        Message::SyncPushAck { session: 1, part: 1 },
+        Message::Stored {
+            store: 1,
+            admitted: true,
+            results: vec![
+                StoreResult::Stored,
+                StoreResult::Conflict,
+                StoreResult::Refused(refusal),
+            ],
+        },
+        Message::Declined(token),
+        Message::Cancel(token),
+        Message::Query {
+            query: 1,
+            question: Question::Job { pipeline, job, wait: Some(Duration::from_secs(1)) },
+        },
+        Message::Answer { query: 1, answer: Answer::Job(None) },
+        Message::Answer { query: 1, answer: Answer::Jobs { jobs: vec![summary], next: Some(job) } },
+    ]
+}
+
+/// Adverts and pipelines.
+pub(crate) fn others() -> Vec<Vec<u8>> {
+    let advert = Advert {
+        node: node(1),
+        disk: DiskId(2),
+        boot: 2,
+        sequence: 4,
+        name: "n1".to_owned(),
+        version: "0.1.0".to_owned(),
+        roles: Roles::ALL,
+        phases: vec![PhaseSlots { phase: name("one"), slots: 4, busy: 1 }],
+        labels: BTreeMap::from([("zone".to_owned(), "b".to_owned())]),
+        addresses: vec!["/ip4/127.0.0.1/tcp/1".to_owned()],
+        coordinates: vec![(pipeline().id(), token().term)],
+        catalog: 5,
+        refusing: Some("disk full".to_owned()),
+    };
+    let entry = CatalogEntry::new(pipeline(), BTreeSet::from([(node(1), DiskId(2))]));
+    let mut definition = pipeline();
+    definition.replicas = 5;
+    let changed = entry.changed(definition);
+    vec![
+        codec::encode(&advert).to_vec(),
+        codec::encode(&entry).to_vec(),
+        codec::encode(&changed).to_vec(),
+    ]
+}
+
+fn token() -> Token {
+    Token { term: Term { counter: 3, node: node(1), boot: 2 }, sequence: 300 }
+}
+
+/// What was enqueued.
+pub(crate) fn spec() -> Vec<u8> {
+    let spec = JobSpec {
+        revision: pipeline().revision(),
+        phases: 3,
+        created_ms: 1_700_000_000_000,
+        key: Some("k".to_owned()),
+        instructions: Bytes::from_static(b"{}"),
+    };
+    codec::encode(&spec).to_vec()
+}
+
+/// Phases that ended, run and wait.
+pub(crate) fn controls() -> Vec<Vec<u8>> {
+    let attempt = AttemptView {
+        number: 1,
+        worker: node(2),
+        token: token(),
+        started_ms: 1,
+        finished_ms: Some(2),
+        error: Some("no".to_owned()),
+        lost: false,
+    };
+    let progress = [
+        Progress::Succeeded { token: token(), result: Bytes::from_static(b"{}") },
+        Progress::Running { worker: node(2), token: token() },
+        Progress::Waiting { not_before_ms: 5 },
+    ];
+    let control = |progress| Control {
+        generation: 0,
+        term: token().term,
+        sequence: 300,
+        progress,
+        attempt_count: 1,
+        lost_count: 0,
+        late_count: 0,
+        attempts: vec![attempt.clone()],
+    };
+    progress.into_iter().map(|progress| codec::encode(&control(progress)).to_vec()).collect()
+}

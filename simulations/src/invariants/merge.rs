@@ -1,0 +1,110 @@
+//! MERGE, as far as it can be seen from outside: a node's view of a phase only moves up, and what a
+//! newer release wrote is kept byte for byte. The laws themselves are tested in `protocol/tests`.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use carbonmesh_protocol::{
+    id::{DiskId, JobId},
+    message::{Message, StoreResult},
+    record::Control,
+};
+
+use super::{Fact, Invariant, Seen, Verdict};
+use crate::{Options, world::newer_component};
+
+pub(super) struct Merge {
+    newer_per_mille: u32,
+    /// The last value of each phase that a process held, by disk and life.
+    last: BTreeMap<(DiskId, u64, JobId, u16), Control>,
+    /// What each store was about.
+    stores: BTreeMap<(usize, usize, u64), Vec<JobId>>,
+    /// Jobs that some disk took together with a component that it does not know.
+    newer: BTreeSet<JobId>,
+}
+
+impl Merge {
+    pub(super) fn new(options: &Options) -> Self {
+        Self {
+            newer_per_mille: options.newer_per_mille,
+            last: BTreeMap::new(),
+            stores: BTreeMap::new(),
+            newer: BTreeSet::new(),
+        }
+    }
+}
+
+impl Invariant for Merge {
+    fn name(&self) -> &'static str {
+        "merge"
+    }
+
+    fn see(&mut self, _: &Seen<'_>, fact: &Fact<'_>) -> Verdict {
+        if self.newer_per_mille == 0 {
+            return Ok(());
+        }
+        match fact {
+            Fact::Delivered { at, from, message: Message::Store { store, jobs, .. } } => {
+                let jobs = jobs.iter().map(|update| update.job).collect();
+                self.stores.insert((*at, *from, *store), jobs);
+            }
+            Fact::Sent { at, to, message: Message::Stored { store, results, .. } } => {
+                let jobs = self.stores.get(&(*at, *to, *store)).into_iter().flatten();
+                let stored = jobs.zip(results).filter(|(_, it)| **it == StoreResult::Stored);
+                self.newer.extend(stored.map(|(job, _)| *job));
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn inspect(&mut self, seen: &Seen<'_>) -> Verdict {
+        for (node, core) in seen.cores() {
+            let (disk, life) = (node.config.disk, node.life);
+            for (job, record) in core.records(seen.pipeline) {
+                for (step, control) in &record.controls {
+                    let key = (disk, life, job, *step);
+                    let before = self.last.get(&key);
+                    if before.is_some_and(|before| before == control) {
+                        continue;
+                    }
+                    if let Some(before) = before.filter(|before| *before > control) {
+                        return Err(format!(
+                            "{}: job {job} step {step} fell from {before:?} to {control:?}",
+                            node.config.name
+                        ));
+                    }
+                    self.last.insert(key, control.clone());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self, seen: &Seen<'_>) -> Verdict {
+        for job in &self.newer {
+            let Some(newer) = newer_component(*job, self.newer_per_mille) else { continue };
+            let holders: Vec<_> = seen
+                .nodes
+                .iter()
+                .filter(|it| !it.damaged && it.has_on_disk(seen.pipeline, *job))
+                .collect();
+            let keep = |it: &&_| crate::world::Node::has_component(it, seen.pipeline, *job, &newer);
+            // Disks that had it may all be gone; but whoever has it has given it to the others.
+            let kept = holders.iter().filter(|it| keep(it)).count();
+            if kept > 0 && kept < holders.len()
+                || kept == 0 && !holders.is_empty() && self.calm(seen)
+            {
+                return Err(format!("job {job} lost what a newer release wrote"));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Merge {
+    /// Whether every disk is still the one that it was at first.
+    fn calm(&self, seen: &Seen<'_>) -> bool {
+        let first = |(at, node): (usize, &crate::world::Node)| node.config.disk.0 == at as u64 + 1;
+        seen.nodes.iter().enumerate().all(first)
+    }
+}
