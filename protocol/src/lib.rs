@@ -9,6 +9,7 @@ pub mod catalog;
 pub mod codec;
 pub mod config;
 pub mod core;
+pub mod group_view;
 pub mod id;
 pub mod io;
 pub mod message;

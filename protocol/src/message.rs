@@ -19,6 +19,7 @@ use crate::{
     advert::Advert,
     catalog::CatalogEntry,
     codec::{Encoded, Kind},
+    group_view::GroupView,
     id::{DiskId, JobId, PipelineId, Term, Token},
     io::{Outcome, Refusal},
     name::Name,
@@ -89,6 +90,10 @@ pub enum Message {
         /// Jobs that are not, since the sender lacks what was enqueued: whole records, in a
         /// [`SyncPush`](Self::SyncPush) of session 0, bring them there.
         missing: Vec<(PipelineId, JobId)>,
+        /// Strict groups of which nothing was taken, since a later term is known.
+        refused: Vec<PipelineId>,
+        /// The sender's disk.
+        disk: DiskId,
     },
     /// One page of a comparison of what two nodes hold.
     SyncPage(SyncPage),
@@ -102,6 +107,8 @@ pub enum Message {
         part: u64,
         /// The pipeline.
         pipeline: PipelineId,
+        /// The coordinator's term in which they are sent.
+        term: Term,
         /// Whole records.
         records: Vec<JobUpdate>,
     },
@@ -111,6 +118,8 @@ pub enum Message {
         session: u64,
         /// Which part.
         part: u64,
+        /// The sender's disk.
+        disk: DiskId,
     },
     /// New jobs, from a gateway.
     Store {
@@ -127,8 +136,8 @@ pub enum Message {
     Stored {
         /// Which.
         store: u64,
-        /// Whether the sender's copies count.
-        admitted: bool,
+        /// How many copies there are by this answer: none, if the sender's does not count.
+        copies: u32,
         /// One answer per job.
         results: Vec<StoreResult>,
     },
@@ -206,6 +215,8 @@ pub struct BeatGroup {
     pub counts: Counts,
     /// Whether every node that should keep a copy has one that is complete.
     pub settled: bool,
+    /// Who a strict group consists of.
+    pub view: Option<GroupView>,
 }
 
 /// How many jobs, and an order-free hash of their states.
@@ -241,6 +252,8 @@ pub struct BeatAck {
     /// Of the coordinator's pipelines, those for which that disk is not admitted, and which copy it
     /// keeps: one that was dropped and begun anew has another number.
     pub unadmitted: Vec<(PipelineId, u64)>,
+    /// Of the coordinator's pipelines, those whose lease the sender does not grant.
+    pub refused: Vec<PipelineId>,
     /// All attempts of the coordinator's pipelines that the sender has: running, waiting for a
     /// slot, or ended and not yet acknowledged.
     pub attempts: Vec<Held>,
@@ -275,6 +288,10 @@ pub struct Ballot {
     pub admitted: bool,
     /// The highest term that it knows.
     pub highest: Term,
+    /// The sender's disk.
+    pub disk: DiskId,
+    /// The view that it knows, of a strict group.
+    pub view: Option<GroupView>,
 }
 
 /// Changes from a coordinator.
@@ -295,6 +312,8 @@ pub struct GroupUpdate {
     pub term: Term,
     /// What changed.
     pub updates: Vec<JobUpdate>,
+    /// The group's view, if it changed.
+    pub view: Option<GroupView>,
 }
 
 /// Some or all components of a job's record.
@@ -349,6 +368,8 @@ pub struct SyncReply {
     pub finished: Digest,
     /// Which copy the sender keeps.
     pub copy: u64,
+    /// On which disk.
+    pub disk: DiskId,
 }
 
 /// What became of one job of a [`Message::Store`].

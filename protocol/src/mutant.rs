@@ -29,4 +29,14 @@ pub enum Mutant {
     EndsOnce,
     /// A replica whose copy is complete is never admitted.
     NeverAdmitted,
+    /// A strict group's coordinator acts though its lease may be over.
+    LeaseIgnored,
+    /// A strict group counts the copies of nodes that are not in its view.
+    HintsCounted,
+    /// A strict group's view changes before anything is committed in the term.
+    ViewBeforeCommit,
+    /// A strict group's replica takes records of a coordinator that was deposed.
+    DeposedObeyed,
+    /// Whoever takes over a strict group does not write anew what its voters differ in.
+    NotDecidedAnew,
 }

@@ -148,16 +148,6 @@ pub enum PipelineError {
         /// What would do.
         allowed: String,
     },
-    /// The mode is not there yet.
-    #[error(
-        "pipeline `{pipeline}`: {field} = \"majority\" is not available in this version: use \"any\""
-    )]
-    NotYet {
-        /// The pipeline.
-        pipeline: Name,
-        /// Which of the two knobs.
-        field: &'static str,
-    },
 }
 
 /// A phase as a person describes it, before positions are known.
@@ -211,11 +201,6 @@ impl PipelineDef {
         accept: Quorum,
         execute: Quorum,
     ) -> Result<Self, PipelineError> {
-        for (field, quorum) in [("accept", accept), ("execute", execute)] {
-            if quorum == Quorum::Majority {
-                return Err(PipelineError::NotYet { pipeline: name, field });
-            }
-        }
         in_range(&name, || "replicas".into(), replicas.into(), 1, MAX_REPLICAS.into())?;
         if phases.is_empty() {
             return Err(PipelineError::NoPhases(name));
@@ -266,6 +251,11 @@ impl PipelineDef {
             && names.len() == self.phases.len()
             && (1..=MAX_REPLICAS).contains(&self.replicas)
             && self.phases.iter().enumerate().all(sound)
+    }
+
+    /// Whether only a coordinator that a majority backs may take or dispatch jobs.
+    pub fn is_strict(&self) -> bool {
+        (self.accept, self.execute) == (Quorum::Majority, Quorum::Majority)
     }
 
     /// The pipeline's identity.

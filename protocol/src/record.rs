@@ -9,7 +9,7 @@
 //! terminal becomes unfinished.
 
 use std::{
-    cmp::Ordering,
+    cmp::{Ordering, Reverse},
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
@@ -58,6 +58,8 @@ pub struct JobSpec {
     pub phases: u16,
     /// When it was enqueued, by the gateway's clock.
     pub created_ms: u64,
+    /// In which term it was taken, where only a coordinator takes jobs.
+    pub term: Option<Term>,
     /// The idempotency key.
     pub key: Option<String>,
     /// A JSON object.
@@ -143,6 +145,9 @@ pub struct Control {
     pub term: Term,
     /// The writer's counter within that term.
     pub sequence: u64,
+    /// Whether a coordinator wrote it that a majority backed: the later term then wins, whatever
+    /// it says, since an end that was not committed must not outlive what was decided after it.
+    pub strict: bool,
     /// Where the phase stands.
     pub progress: Progress,
     /// How often it was tried.
@@ -162,7 +167,8 @@ impl Encoded for Control {
 impl Ord for Control {
     fn cmp(&self, other: &Self) -> Ordering {
         let key = |control: &Self| {
-            (control.generation, control.progress.rank(), control.term, control.sequence)
+            let rank = if control.strict { 0 } else { control.progress.rank() };
+            (control.generation, control.strict, rank, control.term, control.sequence)
         };
         key(self)
             .cmp(&key(other))
@@ -281,8 +287,12 @@ impl JobRecord {
             self.spec = Some(Arc::clone(spec));
             return true;
         };
-        let older = (spec.created_ms, spec) < (mine.created_ms, &mine);
+        // Where only coordinators take jobs, the later one has seen all that counts.
+        let rank = |spec: &Arc<JobSpec>| (Reverse(spec.term), spec.created_ms, Arc::clone(spec));
+        let older = rank(spec) < rank(&mine);
         let conflict = mine.instructions != spec.instructions
+            && mine.term.is_none()
+            && spec.term.is_none()
             && self.note_payloads([payload_hash(&mine), payload_hash(spec)]);
         if older {
             self.spec = Some(Arc::clone(spec));
@@ -354,6 +364,7 @@ impl JobRecord {
         if let Some(spec) = &self.spec {
             hasher.update(&spec.revision.to_le_bytes());
             hasher.update(&spec.created_ms.to_le_bytes());
+            hasher.update(&spec.term.map_or(0, |term| term.counter).to_le_bytes());
             hasher.update(&spec.instructions);
         }
         for (step, control) in &self.controls {

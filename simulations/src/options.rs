@@ -1,7 +1,7 @@
 //! What kind of world a seed makes: drawn whole, so that rare mixtures come up too; and the ways to
 //! make one simpler, to see which of its faults a failure needs.
 
-use carbonmesh_protocol::advert::Roles;
+use carbonmesh_protocol::{advert::Roles, pipeline::Quorum};
 
 use crate::random::Random;
 
@@ -18,6 +18,8 @@ pub struct Options {
     pub leaver: bool,
     /// How long a member is away before its place is given to another.
     pub replace_after_ms: u64,
+    /// How many copies an acknowledgement needs, and how many must back who dispatches.
+    pub quorums: (Quorum, Quorum),
     /// How many phases the pipeline has.
     pub phases: usize,
     /// Attempts of one phase that a worker runs at once.
@@ -160,6 +162,12 @@ impl Options {
             leaver,
             // Where one leaves for good, the time until its place is given away is part of the run.
             replace_after_ms: if leaver { 15_000 } else { one_of(&[600_000, 15_000]).into() },
+            quorums: match one_of(&[0, 0, 0, 0, 0, 1, 1, 1, 2, 3]) {
+                0 => (Quorum::Any, Quorum::Any),
+                1 => (Quorum::Majority, Quorum::Majority),
+                2 => (Quorum::Any, Quorum::Majority),
+                _ => (Quorum::Majority, Quorum::Any),
+            },
             phases: one_of(&[1, 2, 3]) as usize,
             slots: one_of(&[1, 2, 3, 4]),
             requests: one_of(&[10, 30, 60]) as usize,
@@ -204,6 +212,7 @@ impl Options {
             roles: roles.collect(),
             joiners: 0,
             leaver: false,
+            quorums: (Quorum::Any, Quorum::Any),
             faults_ms: 20_000,
             requests: 40,
             partition_every_ms,
@@ -221,6 +230,11 @@ impl Options {
             }
         }
         Self { sync_ms: 5, delay_ms: 5, ..self }
+    }
+
+    /// Whether one coordinator at a time is promised.
+    pub fn is_strict(&self) -> bool {
+        self.quorums.1 == Quorum::Majority
     }
 
     /// Whether nothing goes wrong in it.

@@ -4,6 +4,8 @@
 //! Both show that the connection lives. A node that was stopped itself for a while does not blame
 //! the others for the silence: they get a lease's time to be heard again.
 
+use std::collections::VecDeque;
+
 use crate::{
     id::{NodeId, PipelineId},
     message::{Beat, BeatAck, BeatGroup, Message},
@@ -24,11 +26,29 @@ pub(super) struct Beats {
     sequence: u64,
     /// When the timer fired last.
     fired: Timestamp,
+    /// When each of the last beats was sent.
+    sent: VecDeque<(u64, Timestamp)>,
 }
 
 impl Beats {
     pub(super) fn new(now: Timestamp) -> Self {
-        Self { sequence: 0, fired: now }
+        Self { sequence: 0, fired: now, sent: VecDeque::new() }
+    }
+
+    /// Counts a beat that is sent now; those that are older than a lease are forgotten.
+    fn count(&mut self, now: Timestamp, lease: std::time::Duration) -> u64 {
+        self.sequence += 1;
+        while self.sent.front().is_some_and(|(_, at)| now.since(*at) > lease) {
+            self.sent.pop_front();
+        }
+        self.sent.push_back((self.sequence, now));
+        self.sequence
+    }
+
+    /// When a beat was sent, if that is not long ago.
+    fn sent_at(&self, sequence: u64) -> Option<Timestamp> {
+        let at = self.sent.binary_search_by_key(&sequence, |(sent, _)| *sent).ok()?;
+        Some(self.sent[at].1)
     }
 
     /// The number of the last beat that was sent to anybody.
@@ -55,6 +75,7 @@ impl Core {
         let pipelines: Vec<PipelineId> = self.groups.keys().copied().collect();
         for pipeline in pipelines {
             self.maintain_replicas(pipeline);
+            self.maintain_view(pipeline);
             self.expire_leader(pipeline);
             self.consider_election(pipeline);
             self.drop_if_removed(pipeline);
@@ -106,9 +127,9 @@ impl Core {
     }
 
     pub(super) fn send_beat_to(&mut self, peer: NodeId) {
-        self.beats.sequence += 1;
+        let sequence = self.beats.count(self.now, self.config.timing.lease);
         let beat = Beat {
-            sequence: self.beats.sequence,
+            sequence,
             catalog: self.catalog_digest,
             groups: self.coordinated(),
             demand: self.demand(),
@@ -131,6 +152,7 @@ impl Core {
                 finished: group.finished.digest,
                 counts: group.counts(),
                 settled: self.is_settled(group),
+                view: group.view.clone().filter(|_| self.is_strict(group.id)),
             })
             .collect()
     }
@@ -166,8 +188,12 @@ impl Core {
         }
         self.note_demand(from, beat.demand);
         let led: Vec<PipelineId> = beat.groups.iter().map(|group| group.pipeline).collect();
+        let mut refused = Vec::new();
         for group in beat.groups {
-            self.on_beat_group(from, group);
+            let pipeline = group.pipeline;
+            if !self.on_beat_group(from, group) {
+                refused.push(pipeline);
+            }
         }
         self.note_abdications(from, &led);
         let attempts = self.worker.held(|pipeline| led.contains(&pipeline));
@@ -175,7 +201,7 @@ impl Core {
         let copy = |pipeline: &PipelineId| self.groups.get(pipeline).map_or(0, |group| group.copy);
         let unadmitted = unadmitted.map(|pipeline| (*pipeline, copy(pipeline))).collect();
         let (sequence, disk) = (beat.sequence, self.config.disk);
-        let ack = BeatAck { sequence, disk, unadmitted, attempts };
+        let ack = BeatAck { sequence, disk, unadmitted, refused, attempts };
         self.send(from, Message::BeatAck(ack));
         if !led.is_empty() && self.worker.phases().next().is_some() {
             self.grant_to(from, true);
@@ -183,21 +209,29 @@ impl Core {
         led.into_iter().for_each(|pipeline| self.resend_completions(pipeline));
     }
 
-    fn on_beat_group(&mut self, from: NodeId, beat: BeatGroup) {
+    /// Says whether the lease is granted.
+    fn on_beat_group(&mut self, from: NodeId, beat: BeatGroup) -> bool {
         let (pipeline, term) = (beat.pipeline, beat.term);
         let Some(group) = self.groups.get(&pipeline) else {
-            return self.send(from, Message::CatalogPull);
+            self.send(from, Message::CatalogPull);
+            return false;
         };
         let highest = group.promise.highest.max(group.elected_term().unwrap_or(term));
         if term < highest {
-            return self.send(from, Message::Stale { pipeline, term: highest });
+            self.send(from, Message::Stale { pipeline, term: highest });
+            return false;
         }
         self.set_leader(pipeline, from, term);
+        self.pledge(pipeline, from);
+        if let Some(view) = &beat.view {
+            self.learn_view(pipeline, view);
+        }
         if let Some(group) = self.groups.get_mut(&pipeline)
             && group.leader.is_some_and(|leader| (leader.node, leader.term) == (from, term))
         {
             group.beat = Some(beat);
         }
+        true
     }
 
     /// A peer that coordinated a pipeline does not say so any more.
@@ -209,11 +243,19 @@ impl Core {
             .map(|group| group.id)
             .filter(|pipeline| !led.contains(pipeline))
             .collect();
-        left.into_iter().for_each(|pipeline| self.leader_lost(pipeline));
+        for pipeline in left {
+            if let Some(group) = self.groups.get_mut(&pipeline) {
+                group.pledge = group.pledge.filter(|(to, _)| *to != from);
+            }
+            self.leader_lost(pipeline);
+        }
     }
 
     /// A peer heard a beat, and says what it runs for this node.
     pub(super) fn on_beat_ack(&mut self, from: NodeId, ack: BeatAck) -> Result<(), ReadError> {
+        if let Some(sent) = self.beats.sent_at(ack.sequence) {
+            self.note_leases((from, ack.disk), sent, &ack.refused);
+        }
         for held in &ack.attempts {
             self.load_job(held.pipeline, held.job)?;
         }

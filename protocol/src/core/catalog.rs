@@ -13,7 +13,7 @@ use crate::{
     io::{Effect, Refusal, RequestId, Response},
     message::Message,
     name::Name,
-    pipeline::{PipelineDef, Revision},
+    pipeline::{PipelineDef, Quorum, Revision},
     store::{ReadError, Table, Write},
 };
 
@@ -32,6 +32,11 @@ pub(super) fn meta_key(prefix: u8, pipeline: PipelineId) -> Bytes {
     let mut key = vec![prefix];
     key.extend_from_slice(&pipeline.to_be_bytes());
     key.into()
+}
+
+/// What a pipeline keeps for as long as it lives.
+fn modes(definition: &PipelineDef) -> (Quorum, Quorum) {
+    (definition.accept, definition.execute)
 }
 
 /// A change of the catalog that its client waits for.
@@ -108,6 +113,14 @@ impl Core {
         let full = known >= self.config.limits.pipelines || self.is_catalog_full();
         let entry = match self.catalog.get(&id) {
             Some(entry) if !entry.removed && entry.current == revision => entry.clone(),
+            Some(entry) if entry.definition().is_some_and(|it| modes(it) != modes(&definition)) => {
+                let refusal = Refusal::InvalidPipeline(format!(
+                    "pipeline `{}` cannot change between the presets: `accept` and `execute` stay \
+                     as they were when it was made; give the new one another name",
+                    definition.name
+                ));
+                return self.reply(request, Response::Refused(refusal));
+            }
             Some(entry) => entry.changed(definition),
             None if full => {
                 let refusal = Refusal::TooManyPipelines(known);
@@ -117,6 +130,17 @@ impl Core {
                 let founders = self.founders(id, definition.replicas.into());
                 if founders.is_empty() {
                     return self.reply(request, Response::Refused(Refusal::NoReplica));
+                }
+                let known = self.replica_nodes();
+                let here = known.iter().filter(|node| self.is_reachable(**node)).count();
+                if definition.execute == Quorum::Majority && here <= known.len() / 2 {
+                    // Those beyond a partition might found it too.
+                    let refusal = Refusal::InvalidPipeline(format!(
+                        "execute = \"majority\" needs a majority of all replicas to begin with: \
+                         {here} of {} can be reached; start the others first",
+                        known.len()
+                    ));
+                    return self.reply(request, Response::Refused(refusal));
                 }
                 CatalogEntry::new(definition, founders)
             }

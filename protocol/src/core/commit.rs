@@ -17,7 +17,7 @@ use bytes::Bytes;
 
 use crate::{
     codec,
-    id::{JobId, NodeId, PipelineId, Term, Token},
+    id::{DiskId, JobId, NodeId, PipelineId, Term, Token},
     io::{Effect, PersistId},
     message::{Assignment, GroupUpdate, JobUpdate, Message, Replicate, StoreResult},
     record::FIRST_CONTROL,
@@ -60,6 +60,10 @@ pub(super) enum Held {
     Applied(crate::io::RequestId),
     /// An end that was accepted: its worker may forget it.
     Completed { worker: NodeId, token: Token },
+    /// Jobs that a strict group's coordinator took from a gateway.
+    Taken { gateway: NodeId, store: u64, pipeline: PipelineId, results: Vec<StoreResult> },
+    /// A strict group's view.
+    View { pipeline: PipelineId, sequence: u64 },
 }
 
 #[derive(Clone, Debug, Default)]
@@ -75,6 +79,10 @@ pub(super) struct Batch {
     writes: Vec<Write>,
     on_disk: Vec<Held>,
     settled: Vec<Held>,
+    /// What waits for a majority, by strict group.
+    pub(super) strict: BTreeMap<PipelineId, Vec<Held>>,
+    /// Strict groups whose view was written.
+    pub(super) views: BTreeSet<PipelineId>,
     bytes: usize,
 }
 
@@ -88,6 +96,8 @@ impl Batch {
             && self.writes.is_empty()
             && self.on_disk.is_empty()
             && self.settled.is_empty()
+            && self.strict.is_empty()
+            && self.views.is_empty()
     }
 }
 
@@ -158,18 +168,31 @@ impl Core {
         let mut writes = batch.writes;
         let mut groups: Vec<GroupUpdate> = Vec::new();
         let mut touched = Vec::with_capacity(batch.dirty.len());
+        let mut proposed: BTreeMap<PipelineId, Vec<JobId>> = BTreeMap::new();
         for ((pipeline, job), dirty) in batch.dirty {
             let Some((term, update)) = self.write_job(pipeline, job, &dirty, &mut writes) else {
                 continue;
             };
             touched.push((pipeline, job));
             let Some(term) = term.filter(|_| dirty.replicate) else { continue };
+            if self.is_strict(pipeline) {
+                proposed.entry(pipeline).or_default().push(job);
+            }
             match groups.last_mut() {
                 Some(last) if last.pipeline == pipeline => last.updates.push(update),
-                _ => groups.push(GroupUpdate { pipeline, term, updates: vec![update] }),
+                _ => {
+                    let updates = vec![update];
+                    groups.push(GroupUpdate { pipeline, term, updates, view: None });
+                }
             }
         }
         self.write_finished(&mut writes);
+        let mut held = batch.strict;
+        let strict: BTreeSet<PipelineId> =
+            proposed.keys().chain(held.keys()).chain(&batch.views).copied().collect();
+        for &pipeline in &strict {
+            self.add_proposal(&mut groups, pipeline, batch.views.contains(&pipeline));
+        }
         let waiting = self.replicate(id, groups);
         self.effects.push_back(Effect::Persist { id, writes });
         self.commits.push_back(Commit {
@@ -181,6 +204,27 @@ impl Core {
             when_on_disk: batch.on_disk,
             when_settled: batch.settled,
         });
+        for pipeline in strict {
+            let held = held.remove(&pipeline).unwrap_or_default();
+            let touched = proposed.remove(&pipeline).unwrap_or_default();
+            self.propose(pipeline, id, held, touched);
+        }
+    }
+
+    /// Whatever waits for a strict group's replicas has to be sent to them, if only to be answered.
+    fn add_proposal(
+        &mut self,
+        groups: &mut Vec<GroupUpdate>,
+        pipeline: PipelineId,
+        with_view: bool,
+    ) {
+        let Some(group) = self.groups.get(&pipeline) else { return };
+        let Some(term) = group.elected_term() else { return };
+        let view = group.view.clone().filter(|_| with_view);
+        match groups.iter_mut().find(|update| update.pipeline == pipeline) {
+            Some(update) => update.view = view,
+            None => groups.push(GroupUpdate { pipeline, term, updates: Vec::new(), view }),
+        }
     }
 
     /// Turns a job's changed components into writes; gives them back for the replicas, with the
@@ -257,18 +301,20 @@ impl Core {
             held.append(&mut commit.when_on_disk);
         }
         held.into_iter().for_each(|held| self.let_go(held));
+        self.on_kept_here(id);
         self.settle();
     }
 
     /// A replica has a batch on disk.
     pub(super) fn on_replicate_ack(
         &mut self,
-        from: NodeId,
+        (from, disk): (NodeId, DiskId),
         batch: u64,
         missing: &[(PipelineId, JobId)],
+        refused: &[PipelineId],
     ) -> Result<(), ReadError> {
         let Some(&(pipeline, _)) = missing.first() else {
-            self.on_batch_kept(from, batch);
+            self.on_batch_kept((from, disk), batch, refused);
             return Ok(());
         };
         let (mut records, mut bytes) = (Vec::new(), 0);
@@ -283,12 +329,20 @@ impl Core {
             return Ok(());
         }
         // Its acknowledgement stands for that of the batch.
-        self.send(from, Message::SyncPush { session: 0, part: batch, pipeline, records });
+        let term = self.groups.get(&pipeline).and_then(|group| group.elected_term());
+        let term = term.unwrap_or(Term::ZERO);
+        self.send(from, Message::SyncPush { session: 0, part: batch, pipeline, term, records });
         Ok(())
     }
 
     /// A replica has all of a batch on disk.
-    pub(super) fn on_batch_kept(&mut self, from: NodeId, batch: u64) {
+    pub(super) fn on_batch_kept(
+        &mut self,
+        (from, disk): (NodeId, DiskId),
+        batch: u64,
+        refused: &[PipelineId],
+    ) {
+        self.on_kept((from, disk), PersistId(batch), refused);
         if let Ok(at) = self.commits.binary_search_by_key(&PersistId(batch), |commit| commit.id) {
             self.commits[at].waiting.remove(&from);
         }
@@ -346,13 +400,17 @@ impl Core {
         }
     }
 
-    fn let_go(&mut self, held: Held) {
+    pub(super) fn let_go(&mut self, held: Held) {
         match held {
             Held::Effect(effect) => self.effects.push_back(effect),
             Held::Assign { to, assignment } => self.hand_over(to, *assignment),
             Held::OwnVote { pipeline, term } => self.on_own_vote(pipeline, term),
             Held::Adopted { pipeline, term } => self.on_adopted(pipeline, term),
             Held::Stored { store, results } => self.on_stored_here(store, results),
+            Held::Taken { gateway, store, pipeline, results } => {
+                self.on_taken(gateway, store, pipeline, results);
+            }
+            Held::View { pipeline, sequence } => self.on_view_committed(pipeline, sequence),
             Held::Dropped(pipeline) => {
                 if let Some(group) = self.groups.get_mut(&pipeline) {
                     group.dropping = group.dropping.saturating_sub(1);

@@ -82,6 +82,9 @@ impl Core {
         let mut wanted: BTreeMap<Name, Vec<PipelineId>> = BTreeMap::new();
         for group in self.groups.values() {
             let Role::Coordinator(reign) = &group.role else { continue };
+            if reign.ready.is_empty() || !self.may_act(group.id) {
+                continue;
+            }
             for (phase, queue) in &reign.ready {
                 if !queue.is_empty() {
                     wanted.entry(phase.clone()).or_default().push(group.id);
@@ -202,7 +205,7 @@ impl Core {
             return self.hand_over(worker, assignment);
         }
         let assignment = Box::new(assignment);
-        self.hold_until_settled(Held::Assign { to: worker, assignment });
+        self.hold_until_durable(pipeline, Held::Assign { to: worker, assignment });
     }
 
     /// What a worker needs to know.
@@ -241,6 +244,10 @@ impl Core {
             return;
         };
         running.after_beat = Some(sequence);
+        if !self.may_act(assignment.pipeline) {
+            // Its lease ran out while this became durable: another may have taken over.
+            return self.give_back(assignment.pipeline, assignment.token);
+        }
         if to == self.me() {
             self.on_assign(to, assignment);
         } else {

@@ -15,7 +15,11 @@
 //! are lost, nobody could ever admit one: then, when every member of the view is there and none of
 //! them is admitted, they found the group anew with what they hold.
 
-use std::{collections::BTreeSet, mem, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    mem,
+    time::Duration,
+};
 
 use crate::{
     id::{DiskId, NodeId, PipelineId, Term},
@@ -42,8 +46,20 @@ impl Core {
         if self.has(Mutant::AmnesiaCounts) {
             return self.groups.contains_key(&pipeline);
         }
+        if self.is_strict(pipeline) {
+            return self.is_in_group_view(pipeline);
+        }
         let disk = Some(self.config.disk);
         self.groups.get(&pipeline).is_some_and(|group| group.promise.admitted == disk)
+    }
+
+    /// Whether this node may answer a candidate with yes. In a strict group any disk may promise:
+    /// whether that counts is for the candidate to see, who knows the view.
+    fn may_vote(&self, pipeline: PipelineId, founding: bool) -> bool {
+        match self.is_strict(pipeline) {
+            true => !founding,
+            false => self.is_admitted(pipeline) != founding,
+        }
     }
 
     /// Whether this node coordinates, or hears who does or is about to.
@@ -78,6 +94,9 @@ impl Core {
     /// Whether those who are here may decide without a majority: nobody has coordinated for a
     /// while, and this node has been up for long enough to have found the others.
     fn may_decide_alone(&self, pipeline: PipelineId, group: &Group) -> bool {
+        if self.is_strict(pipeline) {
+            return false;
+        }
         let timing = &self.config.timing;
         let settled_in = self.now.since(self.started) >= timing.start_wait
             || self.view(pipeline).into_iter().all(|node| self.has_met(node));
@@ -98,7 +117,9 @@ impl Core {
     /// Those who are asked for their vote.
     fn electorate(&self, pipeline: PipelineId) -> BTreeSet<NodeId> {
         let mut nodes = self.view(pipeline);
-        nodes.append(&mut self.keepers(pipeline));
+        if !self.is_strict(pipeline) {
+            nodes.append(&mut self.keepers(pipeline));
+        }
         if !nodes.contains(&self.me()) {
             // Those who should keep the jobs are all new: whoever else there is may know of some.
             nodes = self.replica_nodes();
@@ -154,7 +175,8 @@ impl Core {
         let role = if may {
             let term = Term { counter, node: self.me(), boot: self.config.boot };
             let (granted, excluded) = (BTreeSet::from([self.me()]), BTreeSet::new());
-            Role::PreCandidate(Candidacy { term, founding, granted, excluded })
+            let disks = BTreeMap::from([(self.me(), self.config.disk)]);
+            Role::PreCandidate(Candidacy { term, founding, granted, disks, excluded })
         } else {
             Role::Follower
         };
@@ -209,7 +231,14 @@ impl Core {
             electorate.retain(|node| !candidacy.excluded.contains(node));
             electorate.is_subset(&candidacy.granted)
         };
+        let strict = self.is_strict(pipeline);
+        let backed = || {
+            let granted = |node: &NodeId| candidacy.granted.contains(node);
+            self.group_view(pipeline)
+                .has_quorum(|(node, disk)| granted(node) && candidacy.disks.get(node) == Some(disk))
+        };
         let elected = match candidacy.founding {
+            _ if strict => backed(),
             true => self.may_found(pipeline, group) && all_here(),
             false => for_us > view.len() / 2 || alone && all_here(),
         };
@@ -230,19 +259,21 @@ impl Core {
         group.promise.voted = term;
         group.promise.highest = group.promise.highest.max(term);
         let (granted, excluded) = (BTreeSet::new(), candidacy.excluded.clone());
-        group.role = Role::Candidate(Candidacy { term, founding, granted, excluded });
+        let disks = BTreeMap::new();
+        group.role = Role::Candidate(Candidacy { term, founding, granted, disks, excluded });
         self.write_promise(pipeline);
         self.hold_until_on_disk(Held::OwnVote { pipeline, term });
     }
 
     pub(super) fn on_own_vote(&mut self, pipeline: PipelineId, term: Term) {
-        let me = self.me();
+        let (me, disk) = (self.me(), self.config.disk);
         let Some(group) = self.groups.get_mut(&pipeline) else { return };
         let Role::Candidate(candidacy) = &mut group.role else { return };
         if candidacy.term != term {
             return;
         }
         candidacy.granted.insert(me);
+        candidacy.disks.insert(me, disk);
         let founding = candidacy.founding;
         self.ask(pipeline, &Message::Vote { pipeline, term, founding });
         self.count_votes(pipeline);
@@ -257,12 +288,16 @@ impl Core {
     ) {
         let admitted = self.is_admitted(pipeline);
         let group = self.groups.get(&pipeline);
-        let granted = admitted != founding
+        let granted = self.may_vote(pipeline, founding)
             && group.is_some_and(|group| {
-                !self.hears_other_leader(group, from) && counter > group.promise.voted.counter
+                !self.hears_other_leader(group, from)
+                    && !self.is_pledged(pipeline, group, from)
+                    && counter > group.promise.voted.counter
             });
         let highest = group.map_or(Term::ZERO, |group| group.promise.highest);
-        let ballot = Ballot { pipeline, counter, pre: true, granted, admitted, highest };
+        let (disk, view) = (self.config.disk, group.and_then(|group| group.view.clone()));
+        let pre = true;
+        let ballot = Ballot { pipeline, counter, pre, granted, admitted, highest, disk, view };
         self.send(from, Message::Ballot(ballot));
     }
 
@@ -277,9 +312,11 @@ impl Core {
         let Some(group) = self.groups.get(&pipeline) else { return };
         let promise = group.promise;
         let fresh = term.counter > promise.voted.counter && term >= promise.highest;
-        let granted = admitted != founding
+        let view = group.view.clone();
+        let granted = self.may_vote(pipeline, founding)
             && term.node == from
             && !self.hears_other_leader(group, from)
+            && !self.is_pledged(pipeline, group, from)
             && (fresh || term == promise.voted);
         if granted {
             self.set_role(pipeline, Role::Follower);
@@ -292,8 +329,8 @@ impl Core {
             self.stand_after(pipeline, self.config.timing.lease);
         }
         let highest = promise.highest.max(if granted { term } else { Term::ZERO });
-        let counter = term.counter;
-        let ballot = Ballot { pipeline, counter, pre: false, granted, admitted, highest };
+        let (counter, disk, pre) = (term.counter, self.config.disk, false);
+        let ballot = Ballot { pipeline, counter, pre, granted, admitted, highest, disk, view };
         let answer = Effect::Send { to: from, message: Message::Ballot(ballot) };
         if self.has(Mutant::VoteBeforeSync) {
             return self.effects.push_back(answer);
@@ -314,11 +351,15 @@ impl Core {
         }
         if ballot.granted {
             candidacy.granted.insert(from);
+            candidacy.disks.insert(from, ballot.disk);
         } else if candidacy.founding && ballot.admitted {
             // There is somebody who knows more: it is for them to coordinate, and to admit others.
             group.role = Role::Follower;
         } else if !candidacy.founding && !ballot.admitted {
             candidacy.excluded.insert(from);
+        }
+        if let Some(view) = &ballot.view {
+            self.learn_view(ballot.pipeline, view);
         }
         self.note_term(ballot.pipeline, ballot.highest);
         self.count_votes(ballot.pipeline);
@@ -336,7 +377,9 @@ impl Core {
         group.leader = None;
         let voters: BTreeSet<NodeId> =
             candidacy.granted.into_iter().filter(|node| *node != me).collect();
-        group.role = Role::TakingOver(Reign::new(candidacy.term, voters.clone()));
+        let mut reign = Reign::new(candidacy.term, voters.clone());
+        reign.strict.voter_disks = candidacy.disks;
+        group.role = Role::TakingOver(reign);
         for voter in voters {
             self.start_live_sync(voter, pipeline, Purpose::Reign(candidacy.term));
         }
@@ -351,6 +394,10 @@ impl Core {
         };
         if reign.unmerged.is_empty() || self.has(Mutant::DispatchBeforeMerge) {
             let term = reign.term;
+            if self.is_strict(pipeline) {
+                // What differs is read from the disk first: the timer's errors stop the node.
+                return self.arm(Duration::ZERO, Timer::Adopt(pipeline));
+            }
             // Whoever founds a group anew is its first complete copy.
             self.admit_self(pipeline);
             self.hold_until_on_disk(Held::Adopted { pipeline, term });
@@ -384,6 +431,7 @@ impl Core {
     /// Coordinates no longer.
     pub(super) fn step_down(&mut self, pipeline: PipelineId) {
         let now = self.now;
+        self.give_up_proposals(pipeline);
         let Some(group) = self.groups.get_mut(&pipeline) else { return };
         group.role = Role::Follower;
         group.leader = None;
@@ -456,7 +504,7 @@ impl Core {
         if let Some(member) = self.members.get_mut(&from) {
             member.unadmitted = Some(unadmitted.iter().map(|(pipeline, _)| *pipeline).collect());
         }
-        let now = self.now;
+        let (now, mut complete) = (self.now, Vec::new());
         for &(pipeline, copy) in unadmitted {
             let Some(reign) = self.groups.get_mut(&pipeline).and_then(|group| group.reign()) else {
                 continue;
@@ -465,9 +513,7 @@ impl Core {
             let Some(sync) = reign.peers.get_mut(&from) else { continue };
             match *sync {
                 PeerSync::Complete { copy: synced } if synced == copy => {
-                    if !self.has(Mutant::NeverAdmitted) {
-                        self.send(from, Message::Admit { pipeline, term, disk, copy });
-                    }
+                    complete.push(Message::Admit { pipeline, term, disk, copy });
                 }
                 PeerSync::InSync { copy: synced } | PeerSync::Complete { copy: synced }
                     if synced != copy =>
@@ -476,6 +522,9 @@ impl Core {
                 }
                 _ => {}
             }
+        }
+        if !self.has(Mutant::NeverAdmitted) {
+            complete.into_iter().for_each(|admit| self.send(from, admit));
         }
     }
 

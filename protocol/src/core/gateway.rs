@@ -56,8 +56,10 @@ struct Store {
     /// What is known of each job of the request, in its order.
     answers: Vec<Progress>,
     waiting: BTreeSet<NodeId>,
-    /// How many were asked at first.
+    /// How many were asked.
     asked: usize,
+    /// Whether only the pipeline's coordinator is asked.
+    by_coordinator: bool,
     since: Timestamp,
 }
 
@@ -168,9 +170,25 @@ impl Core {
         // Whoever coordinates without being a keeper has to know of the jobs too.
         let leader = self.groups.get(&pipeline).and_then(|group| group.leader);
         waiting.extend(leader.map(|leader| leader.node).filter(|node| self.is_reachable(*node)));
+        let by_coordinator = self.takes_by_coordinator(pipeline);
+        if by_coordinator {
+            waiting = self.coordinator_of(pipeline).into_iter().collect();
+        }
         let (asked, since) = (waiting.len(), self.now);
-        let store = Store { request, pipeline, revision, updates, answers, waiting, asked, since };
-        self.gateway.stores.insert(id, store);
+        self.gateway.stores.insert(
+            id,
+            Store {
+                request,
+                pipeline,
+                revision,
+                updates,
+                answers,
+                waiting,
+                asked,
+                by_coordinator,
+                since,
+            },
+        );
         self.arm(self.config.timing.ack_timeout, Timer::Store(id));
         self.send_store(id)
     }
@@ -201,7 +219,9 @@ impl Core {
             }
         };
         let NewJob { key, instructions } = job;
-        let record = JobRecord::new(JobSpec { revision, phases, created_ms, key, instructions });
+        let term = None;
+        let spec = JobSpec { revision, phases, created_ms, term, key, instructions };
+        let record = JobRecord::new(spec);
         Ok(JobUpdate { job: id, components: record.components() })
     }
 
@@ -221,10 +241,19 @@ impl Core {
         Ok(())
     }
 
+    /// Who coordinates a pipeline, as far as this node knows and can reach it.
+    fn coordinator_of(&self, pipeline: PipelineId) -> Option<NodeId> {
+        let group = self.groups.get(&pipeline)?;
+        match group.is_coordinator() {
+            true => Some(self.me()),
+            false => group.leader.map(|leader| leader.node).filter(|node| self.is_reachable(*node)),
+        }
+    }
+
     pub(super) fn on_stored_here(&mut self, store: u64, results: Vec<StoreResult>) {
         let pipeline = self.gateway.stores.get(&store).map(|store| store.pipeline);
         let admitted = pipeline.is_some_and(|pipeline| self.is_admitted(pipeline));
-        self.on_stored(self.me(), store, admitted, results);
+        self.on_stored(self.me(), store, admitted.into(), results);
     }
 
     /// A replica has jobs on disk, or does not take them.
@@ -232,9 +261,15 @@ impl Core {
         &mut self,
         from: NodeId,
         id: u64,
-        admitted: bool,
+        told: u32,
         results: Vec<StoreResult>,
     ) {
+        let Some(pipeline) = self.gateway.stores.get(&id).map(|store| store.pipeline) else {
+            return;
+        };
+        // Whoever stands in for a member does not count where a majority of these is needed.
+        let counts = self.least_copies(pipeline) <= 1 || self.view(pipeline).contains(&from);
+        let told = if counts || self.takes_by_coordinator(pipeline) { told } else { 0 };
         let Some(store) = self.gateway.stores.get_mut(&id) else { return };
         if results.len() != store.updates.len() || !store.waiting.remove(&from) {
             return;
@@ -244,9 +279,9 @@ impl Core {
                 continue;
             };
             match &results[*at] {
-                StoreResult::Stored => *copies += u32::from(admitted),
+                StoreResult::Stored => *copies += told,
                 StoreResult::Existed => {
-                    *copies += u32::from(admitted);
+                    *copies += told;
                     *existed = true;
                 }
                 StoreResult::Conflict => *conflict = true,
@@ -265,7 +300,9 @@ impl Core {
     pub(super) fn gateway_lost(&mut self, peer: NodeId) {
         let mut done = Vec::new();
         for (id, store) in &mut self.gateway.stores {
-            if store.waiting.remove(&peer) && store.waiting.is_empty() {
+            let last = store.waiting.remove(&peer) && store.waiting.is_empty();
+            // A coordinator has a successor.
+            if last && !store.by_coordinator {
                 done.push(*id);
             }
         }
@@ -292,19 +329,28 @@ impl Core {
             self.finish_store(id);
             return Ok(());
         }
+        let coordinator = self.coordinator_of(store.pipeline);
         self.arm(timing.ack_timeout, Timer::Store(id));
+        let store = self.gateway.stores.get_mut(&id).filter(|store| store.by_coordinator);
+        if let (Some(coordinator), Some(store)) = (coordinator, store) {
+            store.waiting = BTreeSet::from([coordinator]);
+            store.asked = 1;
+        }
         self.send_store(id)
     }
 
     /// How many copies there must be for an answer without reservation.
     fn fewest_copies(&self, pipeline: PipelineId) -> usize {
-        self.replica_nodes().len().min(self.replicas_of(pipeline)).min(FEWEST_COPIES)
+        let few = self.replica_nodes().len().min(self.replicas_of(pipeline)).min(FEWEST_COPIES);
+        few.max(self.least_copies(pipeline))
     }
 
     fn finish_store(&mut self, id: u64) {
         let Some(store) = self.gateway.stores.remove(&id) else { return };
         let fewest = self.fewest_copies(store.pipeline) as u32;
         let target = self.replicas_of(store.pipeline).min(self.replica_nodes().len()) as u32;
+        let least = self.least_copies(store.pipeline) as u32;
+        let name = self.catalog.get(&store.pipeline).map(|entry| entry.name.to_string());
         let answers = store.answers.into_iter().map(|answer| match answer {
             Progress::Refused(refusal) => Err(refusal),
             Progress::Sent { at, conflict: true, .. } => {
@@ -316,7 +362,10 @@ impl Core {
             Progress::Sent { copies: 0, refused, refusal, .. } if refused == store.asked => {
                 Err(refusal.unwrap_or(Refusal::Unknown))
             }
-            Progress::Sent { copies: 0, .. } => Err(Refusal::Unknown),
+            Progress::Sent { .. } if store.asked == 0 => {
+                Err(Refusal::NoCoordinator(name.clone().unwrap_or_default()))
+            }
+            Progress::Sent { copies, .. } if copies < least => Err(Refusal::Unknown),
             Progress::Sent { at, copies, existed, .. } => {
                 let (job, degraded) = (store.updates[at].job, copies < fewest);
                 Ok(Receipt { job, copies, target, degraded, existed })

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     codec::{Encoded, Kind},
+    group_view::GroupView,
     id::{DiskId, JobId, NodeId, PipelineId, Term, Token},
     message::{BeatGroup, Digest},
     name::Name,
@@ -20,7 +21,7 @@ use crate::{
     view::{Counts, JobState},
 };
 
-use super::query::Watcher;
+use super::{query::Watcher, strict::StrictReign};
 
 /// What a node has promised within a group; on disk before any promise is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -115,6 +116,8 @@ pub(super) struct Candidacy {
     /// Whether the group is founded anew, by disks of which none is admitted.
     pub(super) founding: bool,
     pub(super) granted: BTreeSet<NodeId>,
+    /// With which disks.
+    pub(super) disks: BTreeMap<NodeId, DiskId>,
     /// Those who said that they may not vote.
     pub(super) excluded: BTreeSet<NodeId>,
 }
@@ -137,6 +140,8 @@ pub(super) struct Reign {
     pub(super) running: BTreeMap<Token, Running>,
     /// Invocations whose backoff runs.
     pub(super) delayed: BTreeSet<(Timestamp, JobId, u16)>,
+    /// What a strict group needs beside.
+    pub(super) strict: StrictReign,
 }
 
 /// How far a replica is.
@@ -186,6 +191,7 @@ impl Reign {
             ready: BTreeMap::new(),
             running: BTreeMap::new(),
             delayed: BTreeSet::new(),
+            strict: StrictReign::default(),
         }
     }
 
@@ -224,6 +230,10 @@ pub(super) struct Group {
     running: u64,
     /// Batches that drop all jobs and are not on disk yet.
     pub(super) dropping: u32,
+    /// The latest view of a strict group that is known here, if one was ever written.
+    pub(super) view: Option<GroupView>,
+    /// To whom a strict group's lease was granted, and until when nobody else gets it.
+    pub(super) pledge: Option<(NodeId, Timestamp)>,
     /// Counts how often this node began anew to keep a copy, since it started.
     pub(super) copy: u64,
 }
@@ -261,6 +271,8 @@ impl Group {
             bytes: 0,
             running: 0,
             dropping: 0,
+            view: None,
+            pledge: None,
             copy: 0,
         }
     }

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
+    group_view::GroupView,
     id::{JobId, NodeId, PipelineId, Term},
     message::Digest,
     record::JobRecord,
@@ -73,6 +74,8 @@ pub struct GroupSnapshot {
     pub finished: Digest,
     /// Attempts that it believes to be at workers.
     pub running: usize,
+    /// Who a strict group consists of, as far as is known.
+    pub view: GroupView,
 }
 
 impl Core {
@@ -94,6 +97,7 @@ impl Core {
                 live: group.live,
                 finished: group.finished.digest,
                 running,
+                view: self.group_view(*pipeline),
             };
             (*pipeline, snapshot)
         });
@@ -106,6 +110,7 @@ impl Core {
                 ("commits", self.commits.len()),
                 ("sessions", self.sessions.len()),
                 ("timers", self.timers.len()),
+                ("proposals", self.proposed.len()),
                 ("requests", self.gateway.waiting() + self.queries.waiting()),
                 ("attempts", self.worker.held(|_| true).len()),
             ],

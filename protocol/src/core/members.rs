@@ -206,6 +206,7 @@ impl Core {
     pub(super) fn is_long_gone(&self, node: NodeId) -> bool {
         match self.members.get(&node) {
             Some(member) => self.is_retired(member),
+            None if node == self.me() => false,
             None => self.now.since(self.started) > self.config.timing.replace_after,
         }
     }
@@ -222,6 +223,11 @@ impl Core {
 
     /// Who should keep a pipeline's jobs, best first, whether or not they can be reached.
     pub(super) fn view(&self, pipeline: PipelineId) -> Vec<NodeId> {
+        if self.is_strict(pipeline) {
+            let holders = self.group_view(pipeline).holders();
+            let nodes: BTreeSet<NodeId> = holders.into_iter().map(|(node, _)| node).collect();
+            return placement::rank(pipeline, nodes);
+        }
         let mut ranked = placement::rank(pipeline, self.replica_nodes());
         ranked.truncate(self.replicas_of(pipeline));
         ranked
@@ -229,6 +235,9 @@ impl Core {
 
     /// Who keeps a pipeline's jobs now: while one of the view is away, the next by rank stands in.
     pub(super) fn keepers(&self, pipeline: PipelineId) -> Vec<NodeId> {
+        if self.is_strict(pipeline) {
+            return self.strict_keepers(pipeline);
+        }
         let reachable = self.replica_nodes().into_iter().filter(|node| self.is_reachable(*node));
         let mut ranked = placement::rank(pipeline, reachable);
         ranked.truncate(self.replicas_of(pipeline));

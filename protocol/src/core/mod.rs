@@ -25,6 +25,7 @@ mod members;
 mod query;
 mod reign;
 mod replica;
+mod strict;
 mod sync;
 mod timer;
 mod worker;
@@ -97,6 +98,8 @@ pub struct Core {
     batch: Batch,
     commits: VecDeque<Commit>,
     next_persist: u64,
+    /// Batches that wait for a majority of some strict groups.
+    proposed: BTreeMap<PersistId, BTreeSet<PipelineId>>,
     sessions: BTreeMap<u64, Session>,
     next_session: u64,
 
@@ -150,6 +153,7 @@ impl Core {
             batch: Batch::default(),
             commits: VecDeque::new(),
             next_persist: first,
+            proposed: BTreeMap::new(),
             sessions: BTreeMap::new(),
             next_session: first,
             beats: Beats::new(now),
@@ -272,22 +276,22 @@ impl Core {
                 self.on_admit(pipeline, term, disk, copy);
             }
             Message::Replicate(replicate) => self.on_replicate(from, replicate)?,
-            Message::ReplicateAck { batch, missing } => {
-                self.on_replicate_ack(from, batch, &missing)?;
+            Message::ReplicateAck { batch, missing, refused, disk } => {
+                self.on_replicate_ack((from, disk), batch, &missing, &refused)?;
             }
             Message::SyncPage(page) => self.on_sync_page(from, page)?,
             Message::SyncReply(reply) => self.on_sync_reply(from, reply)?,
-            Message::SyncPush { session, part, pipeline, records } => {
-                self.on_sync_push(from, (session, part), pipeline, &records)?;
+            Message::SyncPush { session, part, pipeline, term, records } => {
+                self.on_sync_push(from, (session, part), (pipeline, term), &records)?;
             }
-            Message::SyncPushAck { session, part } => {
-                self.on_sync_push_ack(from, session, part)?;
+            Message::SyncPushAck { session, part, disk } => {
+                self.on_sync_push_ack((from, disk), session, part)?;
             }
             Message::Store { store, pipeline, revision, jobs } => {
                 self.on_store(from, store, pipeline, revision, &jobs)?;
             }
-            Message::Stored { store, admitted, results } => {
-                self.on_stored(from, store, admitted, results);
+            Message::Stored { store, copies, results } => {
+                self.on_stored(from, store, copies, results);
             }
             Message::Assign(assignment) => self.on_assign(from, assignment),
             Message::Declined(token) => self.on_declined(from, token),
@@ -313,6 +317,7 @@ impl Core {
             Timer::Query(query) => self.on_query_timer(query),
             Timer::Watch(pipeline) => self.on_watch_timer(pipeline)?,
             Timer::Sync(session) => self.on_sync_timer(session)?,
+            Timer::Adopt(pipeline) => self.on_adopt_timer(pipeline)?,
         }
         Ok(())
     }

@@ -351,6 +351,7 @@ impl Core {
             }
             // Its end is on its way to the disk; the worker listed it before it heard of that.
             Some(control) if has_ended(&control, token) => {}
+            _ if self.is_strict(pipeline) => self.cancel_at(worker, token),
             _ => {
                 let Some(phase) = self.phase_of(pipeline, job, step) else { return };
                 let wall_ms = self.wall_ms();
@@ -473,20 +474,22 @@ impl Core {
         let group = self.groups.get_mut(&pipeline)?;
         let reign = group.reign()?;
         let (term, sequence) = (reign.term, reign.next_sequence());
+        let strict = self.is_strict(pipeline);
+        let Some(group) = self.groups.get_mut(&pipeline) else { return None };
         let record = &mut group.jobs.get_mut(&job)?.record;
         let before = record.controls.get(&step).cloned();
         let mut control = before.clone().unwrap_or(Control {
             generation: 0,
             term,
             sequence,
+            strict,
             progress: Progress::Waiting { not_before_ms: 0 },
             attempt_count: 0,
             lost_count: 0,
             late_count: 0,
             attempts: Vec::new(),
         });
-        control.term = term;
-        control.sequence = sequence;
+        (control.term, control.sequence, control.strict) = (term, sequence, strict);
         change(&mut control);
         debug_assert!(before.is_none_or(|before| before < control), "a local step moves up");
         record.controls.insert(step, control);
@@ -510,7 +513,7 @@ impl Core {
             let settled = self.groups.get(&pipeline).is_some_and(|group| self.is_settled(group));
             if settled {
                 // Nobody has it any more: it was dropped with its pipeline.
-                self.hold_until_settled(Held::Completed { worker: from, token });
+                self.hold_until_durable(pipeline, Held::Completed { worker: from, token });
             }
             return Ok(());
         }
@@ -528,6 +531,10 @@ impl Core {
             }
             Some(Progress::Running { token: current, .. }) if current == token => {
                 recorded = self.record_end(pipeline, job, step, token, outcome);
+            }
+            // Only the attempt that was given out last counts.
+            _ if self.is_strict(pipeline) => {
+                self.note_late_end(pipeline, job, step, token, outcome);
             }
             other => {
                 // In this preset the first end that is durable wins: it is real work, and done.
@@ -553,7 +560,7 @@ impl Core {
         if recorded && self.has(Mutant::CompletionBeforeSync) && from != self.me() {
             self.send(from, Message::CompletionAck(token));
         } else if recorded {
-            self.hold_until_settled(Held::Completed { worker: from, token });
+            self.hold_until_durable(pipeline, Held::Completed { worker: from, token });
         }
         self.forget_if_settled(pipeline, job);
         Ok(())

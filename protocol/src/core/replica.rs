@@ -2,7 +2,7 @@
 //!
 //! Unfinished jobs are in memory too; finished ones are read from disk when somebody asks.
 
-use std::{collections::BTreeSet, ops::RangeInclusive};
+use std::{collections::BTreeSet, ops::RangeInclusive, sync::Arc};
 
 use crate::{
     codec,
@@ -19,7 +19,8 @@ use super::{
     Core,
     catalog::meta_key,
     commit::{FINISHED, Held, PROMISE},
-    group::Group,
+    group::{Group, Role},
+    strict::VIEW,
 };
 
 /// How many rows of [`Table::Live`] are read at once.
@@ -55,9 +56,11 @@ impl Core {
         for id in ids {
             let promise = read_meta(&*self.reader, PROMISE, id)?;
             let finished = read_meta(&*self.reader, FINISHED, id)?;
+            let view = read_meta(&*self.reader, VIEW, id)?;
             let Some(group) = self.groups.get_mut(&id) else { continue };
             group.promise = promise.unwrap_or(group.promise);
             group.finished = finished.unwrap_or_default();
+            group.view = view;
             self.load_jobs(id)?;
             self.consider_election(id);
         }
@@ -178,6 +181,14 @@ impl Core {
         update: &JobUpdate,
         replicate: bool,
     ) -> Result<bool, ReadError> {
+        if self.is_strict(pipeline) {
+            match self.groups.get(&pipeline).map(|group| &group.role) {
+                Some(Role::Coordinator(_)) => return self.absorb_as_coordinator(pipeline, update),
+                // What its voters hold is joined first.
+                Some(Role::TakingOver(_)) => return Ok(false),
+                _ => {}
+            }
+        }
         self.load_job(pipeline, update.job)?;
         let (now, dirty) = (self.now, self.is_dirty(pipeline, update.job));
         let dirty = dirty && !self.has(Mutant::SecondCopyDrops);
@@ -232,7 +243,7 @@ impl Core {
         from: NodeId,
         replicate: Replicate,
     ) -> Result<(), ReadError> {
-        let mut missing = Vec::new();
+        let (mut missing, mut refused) = (Vec::new(), Vec::new());
         for update in replicate.groups {
             let pipeline = update.pipeline;
             if !self.groups.contains_key(&pipeline) {
@@ -242,6 +253,13 @@ impl Core {
             let highest = self.groups.get(&pipeline).map(|group| group.promise.highest);
             if let Some(term) = highest.filter(|highest| *highest > update.term) {
                 self.send(from, Message::Stale { pipeline, term });
+                if self.is_strict(pipeline) && !self.has(Mutant::DeposedObeyed) {
+                    refused.push(pipeline);
+                    continue;
+                }
+            }
+            if let Some(view) = &update.view {
+                self.learn_view(pipeline, view);
             }
             for job in &update.updates {
                 // What is known of a job without what was enqueued is of no use, and could not even
@@ -254,7 +272,8 @@ impl Core {
                 }
             }
         }
-        let ack = Message::ReplicateAck { batch: replicate.batch, missing };
+        let (batch, disk) = (replicate.batch, self.config.disk);
+        let ack = Message::ReplicateAck { batch, missing, refused, disk };
         if self.has(Mutant::ReplicateBeforeSync) {
             self.send(from, ack);
             return Ok(());
@@ -294,6 +313,11 @@ impl Core {
             self.send(from, Message::CatalogPull);
             return Ok(());
         }
+        let takes = self.takes_by_coordinator(pipeline);
+        if takes && !self.may_act(pipeline) || self.is_taking_over(pipeline) {
+            // The gateway asks again, and by then somebody coordinates.
+            return Ok(());
+        }
         let mut results = Vec::with_capacity(jobs.len());
         for job in jobs {
             results.push(self.store_job(pipeline, job)?);
@@ -302,11 +326,14 @@ impl Core {
         if from == self.me() && nothing_done {
             // Nothing waits for the disk, which may be why the jobs were refused.
             self.on_stored_here(store, results);
+        } else if takes && !nothing_done {
+            let taken = Held::Taken { gateway: from, store, pipeline, results };
+            self.hold_until_durable(pipeline, taken);
         } else if from == self.me() {
             self.hold_until_on_disk(Held::Stored { store, results });
         } else {
-            let admitted = self.is_admitted(pipeline);
-            let message = Message::Stored { store, admitted, results };
+            let copies = u32::from(self.is_admitted(pipeline));
+            let message = Message::Stored { store, copies, results };
             if nothing_done || self.has(Mutant::StoreBeforeSync) {
                 self.send(from, message);
                 return Ok(());
@@ -314,6 +341,24 @@ impl Core {
             self.hold_until_on_disk(Held::Effect(Effect::Send { to: from, message }));
         }
         Ok(())
+    }
+
+    /// Jobs from a gateway are committed.
+    pub(super) fn on_taken(
+        &mut self,
+        gateway: NodeId,
+        store: u64,
+        pipeline: PipelineId,
+        results: Vec<StoreResult>,
+    ) {
+        if !self.may_act(pipeline) {
+            return;
+        }
+        let copies = self.least_copies(pipeline) as u32;
+        match gateway == self.me() {
+            true => self.on_stored(gateway, store, copies, results),
+            false => self.send(gateway, Message::Stored { store, copies, results }),
+        }
     }
 
     fn store_job(
@@ -327,13 +372,14 @@ impl Core {
             // What cannot be read is not there, and the next line says so.
             let _ = incoming.merge(component);
         }
-        let Some(spec) = incoming.spec else {
+        let Some(mut spec) = incoming.spec else {
             return Ok(StoreResult::Refused(Refusal::Unknown));
         };
         if self.load_job(pipeline, job)? {
             let entry = self.groups.get(&pipeline).and_then(|group| group.jobs.get(&job));
             let known = entry.and_then(|entry| entry.record.spec.clone());
             if let Some(known) = known {
+                Arc::make_mut(&mut spec).term = known.term;
                 if known == spec {
                     // The coordinator's copy of this very request was faster. A newer release may
                     // have put more into the request than that.

@@ -14,8 +14,8 @@ use std::{
 };
 
 use crate::{
-    id::{JobId, NodeId, PipelineId, Term},
-    io::Effect,
+    id::{DiskId, JobId, NodeId, PipelineId, Term},
+    io::{Effect, PersistId},
     message::{BeatGroup, Digest, JobUpdate, Message, Scope, SyncPage, SyncReply},
     record::JobRecord,
     store::{ReadError, Table, Write, component_key, job_key},
@@ -46,8 +46,8 @@ type Listing = (Vec<(JobId, u64)>, JobId);
 pub(super) enum Purpose {
     /// This node coordinates, or is about to, and brings a replica up to date.
     Reign(Term),
-    /// This node offers what it holds to the coordinator.
-    Offer,
+    /// This node offers what it holds to the coordinator of a term.
+    Offer(Term),
     /// This node should hold nothing any more: what it holds is handed on, then dropped.
     HandOff {
         /// What it held when it began; if that changed since, nothing is dropped.
@@ -57,6 +57,15 @@ pub(super) enum Purpose {
         /// In which term of the coordinator's.
         term: Term,
     },
+}
+
+impl Purpose {
+    /// The coordinator's term to which it belongs.
+    fn term(self) -> Term {
+        match self {
+            Self::Reign(term) | Self::Offer(term) | Self::HandOff { term, .. } => term,
+        }
+    }
 }
 
 /// A comparison that this node began.
@@ -78,6 +87,10 @@ pub(super) struct Session {
     copy: Option<u64>,
     /// How often it stood still and was begun again.
     restarts: u32,
+    /// The other's disk.
+    disk: Option<DiskId>,
+    /// The last batch that was sealed before it began.
+    sealed: PersistId,
     /// Jobs whose records are to be pushed: those that did not fit into the message under way.
     owed: VecDeque<JobId>,
     /// When it counts as standing still.
@@ -111,6 +124,8 @@ impl Core {
             theirs: Digest::default(),
             copy: None,
             restarts: 0,
+            disk: None,
+            sealed: PersistId(self.next_persist),
             owed: VecDeque::new(),
             deadline: self.now + self.config.timing.lease,
         };
@@ -156,7 +171,7 @@ impl Core {
         let restarts = session.restarts + 1;
         match session.purpose {
             // Anti-entropy offers again when it is due.
-            Purpose::Offer | Purpose::HandOff { .. } => {}
+            Purpose::Offer(_) | Purpose::HandOff { .. } => {}
             // It is heard, and yet does not answer: its disk hangs, and all would wait for it.
             Purpose::Reign(_) if restarts > MAX_RESTARTS => self.put_out(session.peer),
             Purpose::Reign(_) => {
@@ -288,10 +303,11 @@ impl Core {
         }
         let finished =
             self.groups.get(&pipeline).map_or(Digest::default(), |group| group.finished.digest);
-        let reply = SyncReply { session, from: first, upto, records, want, finished, copy };
+        let disk = self.config.disk;
+        let reply = SyncReply { session, from: first, upto, records, want, finished, copy, disk };
         // The other may drop what is said to be here: it has to be durable by then.
         let answer = Effect::Send { to: from, message: Message::SyncReply(reply) };
-        self.hold_until_settled(Held::Effect(answer));
+        self.hold_until_durable(pipeline, Held::Effect(answer));
         Ok(())
     }
 
@@ -308,7 +324,9 @@ impl Core {
         if session.peer != from || !fits {
             return Ok(());
         }
-        if session.copy.is_some_and(|copy| copy != reply.copy) {
+        let other = session.copy.is_some_and(|copy| copy != reply.copy)
+            || session.disk.is_some_and(|disk| disk != reply.disk);
+        if other {
             if let Some(session) = self.sessions.remove(&id) {
                 let restarts = session.restarts;
                 self.restart(session, restarts);
@@ -317,9 +335,19 @@ impl Core {
         }
         session.page = None;
         session.copy = Some(reply.copy);
+        session.disk = Some(reply.disk);
         session.theirs = reply.finished;
         session.next = (reply.upto < JobId::MAX).then(|| reply.upto.next());
-        let pipeline = session.pipeline;
+        let (pipeline, purpose) = (session.pipeline, session.purpose);
+        if self.is_taking_over(pipeline) {
+            self.note_difference(pipeline, &reply.records, &reply.want)?;
+            self.note_step(id);
+            return self.go_on(id);
+        }
+        if !self.is_in_order(pipeline, purpose.term()) {
+            self.sessions.remove(&id);
+            return Ok(());
+        }
         let mut push = reply.want;
         for update in &reply.records {
             self.absorb(pipeline, update, true)?;
@@ -333,6 +361,19 @@ impl Core {
         self.note_step(id);
         self.push_records(id)?;
         self.go_on(id)
+    }
+
+    /// Whether this node was elected for a strict group, and only looks at what its voters hold.
+    pub(super) fn is_taking_over(&self, pipeline: PipelineId) -> bool {
+        let role = self.groups.get(&pipeline).map(|group| &group.role);
+        matches!(role, Some(Role::TakingOver(_))) && self.is_strict(pipeline)
+    }
+
+    /// Whether records that go with a coordinator's term may be taken: in a strict group only while
+    /// no later term is known.
+    fn is_in_order(&self, pipeline: PipelineId, term: Term) -> bool {
+        let highest = self.groups.get(&pipeline).map_or(Term::ZERO, |group| group.promise.highest);
+        !self.is_strict(pipeline) || term >= highest
     }
 
     /// Compares the next page, once all that the last one showed is on its way.
@@ -372,7 +413,7 @@ impl Core {
         if !session.unacknowledged.is_empty() {
             return Ok(());
         }
-        let (peer, pipeline) = (session.peer, session.pipeline);
+        let (peer, pipeline, term) = (session.peer, session.pipeline, session.purpose.term());
         let (mut records, mut bytes) = (Vec::new(), 0);
         while bytes < RECORDS_BYTES
             && let Some(job) = self.sessions.get_mut(&id).and_then(|it| it.owed.pop_front())
@@ -388,7 +429,7 @@ impl Core {
         session.last_part += 1;
         session.unacknowledged.insert(session.last_part);
         let part = session.last_part;
-        self.send(peer, Message::SyncPush { session: id, part, pipeline, records });
+        self.send(peer, Message::SyncPush { session: id, part, pipeline, term, records });
         Ok(())
     }
 
@@ -397,35 +438,43 @@ impl Core {
         &mut self,
         from: NodeId,
         (session, part): (u64, u64),
-        pipeline: PipelineId,
+        (pipeline, term): (PipelineId, Term),
         records: &[JobUpdate],
     ) -> Result<(), ReadError> {
+        if !self.is_in_order(pipeline, term) || self.is_taking_over(pipeline) {
+            let highest = self.groups.get(&pipeline).map(|group| group.promise.highest);
+            if let Some(term) = highest.filter(|highest| *highest > term) {
+                self.send(from, Message::Stale { pipeline, term });
+            }
+            return Ok(());
+        }
         if session > 0 {
             self.note_takeover(from, pipeline);
         }
         for record in records {
             self.absorb(pipeline, record, true)?;
         }
-        let message = Message::SyncPushAck { session, part };
-        self.hold_until_settled(Held::Effect(Effect::Send { to: from, message }));
+        let disk = self.config.disk;
+        let message = Message::SyncPushAck { session, part, disk };
+        self.hold_until_durable(pipeline, Held::Effect(Effect::Send { to: from, message }));
         Ok(())
     }
 
     pub(super) fn on_sync_push_ack(
         &mut self,
-        from: NodeId,
+        (from, disk): (NodeId, DiskId),
         id: u64,
         part: u64,
     ) -> Result<(), ReadError> {
         if id == 0 {
             // What a batch was about, and this replica lacked.
-            self.on_batch_kept(from, part);
+            self.on_batch_kept((from, disk), part, &[]);
             return Ok(());
         }
-        let Some(session) = self.sessions.get_mut(&id).filter(|session| session.peer == from)
-        else {
-            return Ok(());
-        };
+        let session = self.sessions.get_mut(&id).filter(|session| {
+            session.peer == from && session.disk.is_none_or(|known| known == disk)
+        });
+        let Some(session) = session else { return Ok(()) };
         session.unacknowledged.remove(&part);
         self.note_step(id);
         self.push_records(id)?;
@@ -444,13 +493,17 @@ impl Core {
             return;
         }
         let Some(session) = self.sessions.remove(&id) else { return };
-        let Session { peer, pipeline, scope, purpose, theirs, copy, .. } = session;
+        let Session { peer, pipeline, scope, purpose, theirs, copy, disk, sealed, .. } = session;
         let copy = copy.unwrap_or_default();
         match purpose {
             Purpose::Reign(term) => {
+                let taking_over = self.is_taking_over(pipeline);
                 self.on_replica_synced((peer, copy), pipeline, scope, term, theirs);
+                if let Some(disk) = disk.filter(|_| !taking_over) {
+                    self.on_caught_up(pipeline, (peer, disk), sealed);
+                }
             }
-            Purpose::Offer => self.note_anti_entropy(pipeline),
+            Purpose::Offer(_) => self.note_anti_entropy(pipeline),
             Purpose::HandOff { live, finished, term } => {
                 self.drop_copies(pipeline, (peer, term), live, finished);
             }
@@ -474,12 +527,21 @@ impl Core {
         theirs: Digest,
     ) {
         let in_view = self.view(pipeline).contains(&peer);
+        let (strict, taking_over) = (self.is_strict(pipeline), self.is_taking_over(pipeline));
         let Some(group) = self.groups.get_mut(&pipeline) else { return };
         if group.elected_term() != Some(term) {
             return;
         }
-        let lacks = scope == Scope::Live && in_view && group.finished.digest != theirs;
+        // Whoever is to come into a strict group's view needs all that ever was.
+        let needs_all = scope == Scope::Live && (in_view || strict);
+        let lacks = needs_all && group.finished.digest != theirs;
         let Some(reign) = group.elected() else { return };
+        if taking_over && lacks {
+            // Whoever coordinates a strict group knows all that ever was: a key whose job is
+            // finished must not begin another.
+            self.start_sync(peer, pipeline, Scope::All, Purpose::Reign(term));
+            return;
+        }
         let merged = reign.unmerged.remove(&peer);
         match reign.peers.get_mut(&peer) {
             Some(sync) if lacks => *sync = PeerSync::InSync { copy },
@@ -531,7 +593,7 @@ impl Core {
             () if live.count == 0 && finished != beat.finished => Scope::All,
             () => return None,
         };
-        (keeps || holds).then_some((scope, Purpose::Offer))
+        (keeps || holds).then_some((scope, Purpose::Offer(term)))
     }
 
     /// All is handed on and durable elsewhere: this node's copies go, if nothing came since.

@@ -34,6 +34,8 @@ pub(super) enum Timer {
     Watch(PipelineId),
     /// A comparison has not moved, or its next page is due.
     Sync(u64),
+    /// A strict group's voters have shown what they hold.
+    Adopt(PipelineId),
 }
 
 impl Core {

@@ -6,13 +6,20 @@ use std::collections::BTreeSet;
 use carbonmesh_protocol::{id::DiskId, message::Message};
 
 use super::{Fact, Invariant, Seen, Verdict};
-use crate::world::Node;
+use crate::{Options, world::Node};
 
-#[derive(Default)]
 pub(super) struct Amnesia {
+    /// Whether who counts is said by the group's view.
+    strict: bool,
     fresh: BTreeSet<DiskId>,
     /// Whether there was anything yet that a disk could forget.
     founded: bool,
+}
+
+impl Amnesia {
+    pub(super) fn new(options: &Options) -> Self {
+        Self { strict: options.is_strict(), fresh: BTreeSet::new(), founded: false }
+    }
 }
 
 impl Invariant for Amnesia {
@@ -28,6 +35,12 @@ impl Invariant for Amnesia {
             Fact::Delivered { message: Message::Admit { disk, .. }, .. } => {
                 self.fresh.remove(disk);
             }
+            Fact::Sent { message: Message::Replicate(replicate), .. } => {
+                let views = replicate.groups.iter().filter_map(|group| group.view.as_ref());
+                for (_, disk) in views.flat_map(|view| view.holders()) {
+                    self.fresh.remove(&disk);
+                }
+            }
             Fact::Sent { at, message: Message::Admit { .. }, .. } => {
                 // Whoever admits others is the founder, or was admitted before.
                 self.fresh.remove(&seen.nodes[*at].config.disk);
@@ -38,8 +51,9 @@ impl Invariant for Amnesia {
                 let counts = match message {
                     // Those who found a group anew say that they are not admitted.
                     Message::Ballot(ballot) => ballot.granted && ballot.admitted,
-                    Message::Vote { founding, .. } => !founding,
-                    Message::Stored { admitted, .. } => *admitted,
+                    // It is among the candidate's questions whether its disk is in the view.
+                    Message::Vote { founding, .. } => !founding && !self.strict,
+                    Message::Stored { copies, .. } => *copies > 0,
                     _ => false,
                 };
                 // Should all disks be such, they found the group anew.

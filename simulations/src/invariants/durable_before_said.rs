@@ -85,13 +85,13 @@ impl DurableBeforeSaid {
                     }
                 }
             }
-            Message::ReplicateAck { batch, missing } => {
+            Message::ReplicateAck { batch, missing, refused, .. } => {
                 let asked = self.batches.remove(&(at, to, life, *batch, 0));
-                let mut kept = asked.unwrap_or_default();
+                let mut kept = asked.filter(|_| refused.is_empty()).unwrap_or_default();
                 kept.retain(|update| !missing.iter().any(|(_, job)| *job == update.job));
                 return all_on_disk(seen, at, &kept);
             }
-            Message::SyncPushAck { session, part } => {
+            Message::SyncPushAck { session, part, .. } => {
                 let asked = self.pushes.remove(&(at, to, life, *session, *part));
                 return all_on_disk(seen, at, &asked.unwrap_or_default());
             }

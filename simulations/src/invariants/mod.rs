@@ -14,6 +14,7 @@ mod fact;
 mod fenced;
 mod merge;
 mod no_lost_job;
+mod one_coordinator;
 mod one_vote;
 mod order;
 mod same_key;
@@ -126,14 +127,15 @@ impl Invariants {
                 Box::new(durable_before_said::DurableBeforeSaid::default()),
                 Box::new(acked_survives::AckedSurvives::default()),
                 Box::new(merge::Merge::new(options)),
-                Box::new(terminal_stays::TerminalStays::default()),
+                Box::new(terminal_stays::TerminalStays::new(options)),
                 Box::new(one_vote::OneVote::default()),
                 Box::new(adopt_first::AdoptFirst::default()),
                 Box::new(order::Order),
                 Box::new(fenced::Fenced::default()),
                 Box::new(bounded_rerun::BoundedRerun::new(options)),
                 Box::new(same_key::SameKey::default()),
-                Box::new(amnesia::Amnesia::default()),
+                Box::new(amnesia::Amnesia::new(options)),
+                Box::new(one_coordinator::OneCoordinator::new(options)),
                 Box::new(convergence::Convergence::default()),
                 Box::new(bounded::Bounded),
             ],

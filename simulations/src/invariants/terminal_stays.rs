@@ -1,17 +1,25 @@
 //! TERMINAL-STAYS: within a generation nothing terminal becomes unfinished on any disk, through any
-//! crash; and of two ends the higher stays.
+//! crash. In a strict group an end counts once a majority has it: then the phase never begins again,
+//! and in the end all have that very end.
 
 use std::collections::BTreeMap;
 
 use carbonmesh_protocol::{
-    id::{DiskId, JobId},
-    record::Control,
+    id::{DiskId, JobId, Token},
+    message::Message,
+    record::{Control, Progress},
 };
 
 use super::{Fact, Invariant, Seen, Verdict};
+use crate::Options;
 
-#[derive(Default)]
 pub(super) struct TerminalStays {
+    /// Whether only what a majority holds is an end.
+    strict: bool,
+    /// What each attempt is for.
+    attempts: BTreeMap<Token, (JobId, u16)>,
+    /// Phases whose end was committed.
+    committed: BTreeMap<(JobId, u16), Token>,
     /// Phases that had ended on a disk.
     ended: BTreeMap<(DiskId, JobId, u16), u32>,
     /// Jobs that were taken: those whose disks are looked at.
@@ -31,8 +39,21 @@ impl Invariant for TerminalStays {
     fn see(&mut self, seen: &Seen<'_>, fact: &Fact<'_>) -> Verdict {
         match fact {
             Fact::Acknowledged { receipt, .. } => self.jobs.push(receipt.job),
+            // What was given out before may begin late: it counts for nothing then.
+            Fact::Sent { message: Message::Assign(assignment), .. } if self.strict => {
+                return self.dispatched(assignment.token, assignment.job, assignment.step);
+            }
+            Fact::Started { at, attempt } if self.strict => {
+                let step = attempt.step.as_str()[1..].parse().expect("our own name");
+                if attempt.token.term.node == seen.nodes[*at].config.node {
+                    return self.dispatched(attempt.token, attempt.job, step);
+                }
+            }
+            Fact::Sent { at, message: Message::CompletionAck(token), .. } if self.strict => {
+                self.note_committed(seen, *at, *token);
+            }
             // What is on disk when a process ends is what the next one begins with.
-            Fact::Crashed { at } | Fact::Up { at, .. } => {
+            Fact::Crashed { at } | Fact::Up { at, .. } if !self.strict => {
                 for job in self.jobs.clone() {
                     self.look(seen, *at, job)?;
                 }
@@ -43,7 +64,7 @@ impl Invariant for TerminalStays {
     }
 
     fn inspect(&mut self, seen: &Seen<'_>) -> Verdict {
-        for _ in 0..AT_ONCE.min(self.jobs.len()) {
+        for _ in 0..AT_ONCE.min(self.jobs.len()).min(if self.strict { 0 } else { AT_ONCE }) {
             self.next = (self.next + 1) % self.jobs.len();
             let job = self.jobs[self.next];
             for at in 0..seen.nodes.len() {
@@ -56,7 +77,10 @@ impl Invariant for TerminalStays {
     fn finish(&mut self, seen: &Seen<'_>) -> Verdict {
         for job in self.jobs.clone() {
             for at in 0..seen.nodes.len() {
-                self.look(seen, at, job)?;
+                match self.strict {
+                    true => self.kept(seen, at, job)?,
+                    false => self.look(seen, at, job)?,
+                }
             }
         }
         Ok(())
@@ -64,6 +88,56 @@ impl Invariant for TerminalStays {
 }
 
 impl TerminalStays {
+    pub(super) fn new(options: &Options) -> Self {
+        Self {
+            strict: options.is_strict(),
+            attempts: BTreeMap::new(),
+            committed: BTreeMap::new(),
+            ended: BTreeMap::new(),
+            jobs: Vec::new(),
+            next: 0,
+        }
+    }
+
+    fn dispatched(&mut self, token: Token, job: JobId, step: u16) -> Verdict {
+        self.attempts.insert(token, (job, step));
+        match self.committed.get(&(job, step)) {
+            Some(by) => Err(format!("{job} step {step} is given out again, {by} had ended it")),
+            None => Ok(()),
+        }
+    }
+
+    /// A worker is told that its end is durable: if it is the one that was accepted, it stays so.
+    fn note_committed(&mut self, seen: &Seen<'_>, at: usize, token: Token) {
+        let Some(&(job, step)) = self.attempts.get(&token) else { return };
+        let core = seen.nodes[at].core.as_ref();
+        let record = core.and_then(|core| core.record(seen.pipeline, job).ok().flatten());
+        let progress = record.and_then(|record| Some(record.controls.get(&step)?.progress.clone()));
+        if matches!(progress, Some(Progress::Succeeded { token: accepted, .. }) if accepted == token)
+        {
+            self.committed.insert((job, step), token);
+        }
+    }
+
+    /// In the end, all who hold a job hold the ends that were committed.
+    fn kept(&self, seen: &Seen<'_>, at: usize, job: JobId) -> Verdict {
+        let Some(record) = seen.on_disk(at, job).filter(|_| !seen.nodes[at].damaged) else {
+            return Ok(());
+        };
+        for ((_, step), token) in self.committed.range((job, 0)..=(job, u16::MAX)) {
+            let control = record.controls.get(step);
+            let kept = control.is_some_and(
+                |it| matches!(it.progress, Progress::Succeeded { token: now, .. } if now == *token),
+            );
+            if !kept {
+                return Err(format!(
+                    "job {job} step {step}: {token} was committed, there is {control:?}"
+                ));
+            }
+        }
+        Ok(())
+    }
+
     fn look(&mut self, seen: &Seen<'_>, at: usize, job: JobId) -> Verdict {
         let node = &seen.nodes[at];
         let Some(record) = seen.on_disk(at, job) else { return Ok(()) };

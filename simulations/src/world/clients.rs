@@ -42,7 +42,8 @@ impl World {
             self.enqueue(jobs, 1);
         } else {
             let steps = (0..self.options.phases).map(|at| PhaseInput::named(name(&step_name(at))));
-            let pipeline = PipelineDef::new(name(PIPELINE), steps.collect());
+            let (accept, execute) = self.options.quorums;
+            let pipeline = PipelineDef::with(name(PIPELINE), steps.collect(), 3, accept, execute);
             self.request(Request::Apply(pipeline.expect("a valid pipeline")));
         }
         if self.clients.enqueued < self.options.requests && !self.peace {

@@ -102,7 +102,7 @@ impl World {
 
     fn crash_some(&mut self) {
         let at = self.some_node();
-        let ran = self.nodes[at].core.is_some();
+        let ran = self.nodes[at].core.is_some() && self.may_lose_disk(at);
         self.crash(at);
         if ran && self.random.per_mille(self.options.disk_losses_per_mille) {
             let restored = self.random.per_mille(500);
@@ -118,7 +118,7 @@ impl World {
 
     fn tear_log(&mut self) {
         let at = self.some_node();
-        if self.nodes[at].damaged {
+        if self.nodes[at].damaged || !self.may_lose_disk(at) {
             return;
         }
         let torn = self.nodes[at].storage.copy().into();
@@ -133,6 +133,9 @@ impl World {
         torn: Arc<carbonmesh_storage::MemoryStorage>,
     ) {
         if self.peace || self.nodes[at].life != life || self.nodes[at].core.is_none() {
+            return;
+        }
+        if !self.may_lose_disk(at) {
             return;
         }
         self.crash(at);
@@ -205,7 +208,7 @@ impl World {
 
     fn damage_some(&mut self) {
         let (at, pick) = (self.some_node(), self.random.next());
-        if self.nodes[at].storage.damage(pick) {
+        if self.may_lose_disk(at) && self.nodes[at].storage.damage(pick) {
             self.nodes[at].damaged = true;
             let disk = self.nodes[at].config.disk;
             self.tell(Fact::Damaged { at, disk });
@@ -233,9 +236,35 @@ impl World {
         }
     }
 
+    /// Whether a disk may be lost: a strict group that has lost a majority can do nothing any more,
+    /// and so one is lost at a time, the next when another has taken its place.
+    fn may_lose_disk(&self, at: usize) -> bool {
+        if !self.options.is_strict() {
+            return true;
+        }
+        let groups = self
+            .nodes
+            .iter()
+            .filter_map(|node| node.core.as_ref()?.snapshot().groups.remove(&super::pipeline()));
+        let latest = groups.max_by_key(|group| (group.view.term, group.view.sequence));
+        let Some(group) = latest else { return false };
+        let view = group.view;
+        let sound = |holder: &carbonmesh_protocol::group_view::Holder| {
+            let node = &self.nodes[self.by_id[&holder.0]];
+            node.config.disk == holder.1 && !node.damaged && !node.gone
+        };
+        let me = (self.nodes[at].config.node, self.nodes[at].config.disk);
+        !view.has(me)
+            || view.next.is_none() && view.members.len() >= 3 && view.members.iter().all(sound)
+    }
+
     /// The last node is told to stop, and never comes back.
     pub(super) fn leave(&mut self) {
         let at = self.nodes.len() - 1;
+        if !self.may_lose_disk(at) {
+            let after = self.random.between(1000, 3000);
+            return self.push(after, Event::Leave);
+        }
         self.tell(Fact::Leaves { at });
         self.input(at, Input::Draining);
         let after = self.random.between(500, 5000);
@@ -244,6 +273,10 @@ impl World {
 
     /// The node that leaves has gone, and its disk with it.
     pub(super) fn be_gone(&mut self, at: usize) {
+        if !self.may_lose_disk(at) {
+            let after = self.random.between(1000, 3000);
+            return self.push(after, Event::Gone(at));
+        }
         self.nodes[at].gone = true;
         self.crash(at);
         self.replace_disk(at, Arc::default(), false);
