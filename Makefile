@@ -2,6 +2,7 @@
 # make test      builds what is missing and runs every check and test
 # make bench     measures clusters of three processes; OUT=FOLDER writes results.json
 # make simulate  simulates many clusters under faults; SEEDS=n JOBS=n
+# make model     explores elections and takeovers in every order, within wider bounds; JOBS=n MODEL="..."
 # make fuzz      feeds damaged bytes to every decoder; SECONDS=n for each target
 # make chaos     real nodes in namespaces of their own, under faults; MINUTES=n SEED=n OUT=FOLDER
 # make help      lists these and the long runs
@@ -10,6 +11,8 @@
 export CARGO_TARGET_DIR ?= $(HOME)/.cache/carbonmesh/target
 SEEDS ?= 10000
 JOBS ?= 2
+# What is given to the model checker: scenarios, bounds in place of theirs; `--help` lists them.
+MODEL ?= --wide
 SECONDS ?= 60
 OUT_CHAOS := $(or $(OUT),$(CARGO_TARGET_DIR)/chaos)
 
@@ -21,7 +24,7 @@ endif
 
 BIN := $(CARGO_TARGET_DIR)/debug
 
-.PHONY: help setup build demo test verify bench simulate chaos fuzz doc clean
+.PHONY: help setup build demo test verify bench simulate model chaos fuzz doc clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -51,11 +54,14 @@ verify: setup
 test: verify
 	cargo build --locked --workspace --all-targets
 	cargo test --locked --workspace
-	cargo test --locked -p carbonmesh-simulations --features mutants --test mutants
-	@$(MAKE) --no-print-directory chaos
+	cargo test --locked -p carbonmesh-simulations --features mutants --test mutants --test model_mutants
+	@$(MAKE) --no-print-directory chaos SEED=$(or $(SEED),1)
 
 simulate: setup
 	cargo run --locked -p carbonmesh-simulations -- --seeds $(SEEDS) --jobs $(JOBS)
+
+model: setup
+	cargo run --locked -p carbonmesh-simulations --bin carbonmesh-model -- --jobs $(JOBS) $(MODEL)
 
 # The targets are tests as well; here they run for longer, JOBS of them at a time.
 fuzz: setup

@@ -3,6 +3,8 @@
 //! Keys sort so that one pipeline's jobs lie together, and one job's components behind each other:
 //! `Jobs: pipeline(16) job(16) tag(2)`, `Live: pipeline(16) job(16)`, `Meta: kind(1) rest`.
 
+use std::fmt;
+
 use bytes::Bytes;
 use thiserror::Error;
 
@@ -79,7 +81,7 @@ pub type Row = (Bytes, Bytes);
 /// How the core reads what it once asked to persist.
 ///
 /// A read sees every write that was reported as persisted, and may see later ones.
-pub trait Reader: Send {
+pub trait Reader: Send + Sync {
     /// The value of a key.
     ///
     /// # Errors
@@ -97,6 +99,12 @@ pub trait Reader: Send {
         end: &[u8],
         limit: usize,
     ) -> Result<Vec<Row>, ReadError>;
+}
+
+impl fmt::Debug for dyn Reader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Reader")
+    }
 }
 
 /// The key of one component of a job's record.

@@ -11,6 +11,7 @@
 //! ```
 
 mod invariants;
+pub mod model;
 mod options;
 mod random;
 mod shrink;

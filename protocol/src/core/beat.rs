@@ -20,7 +20,7 @@ use super::{
 };
 
 /// What is known of beats.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Beats {
     /// The last beat that was sent.
     sequence: u64,

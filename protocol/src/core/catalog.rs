@@ -40,7 +40,7 @@ fn modes(definition: &PipelineDef) -> (Quorum, Quorum) {
 }
 
 /// A change of the catalog that its client waits for.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Pending {
     pipeline: PipelineId,
     digest: u64,

@@ -42,7 +42,7 @@ pub(super) const PROMISE: u8 = 0x02;
 pub(super) const FINISHED: u8 = 0x04;
 
 /// What waits for durability.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum Held {
     /// The pipeline's jobs are gone from the disk.
     Dropped(PipelineId),
@@ -66,14 +66,14 @@ pub(super) enum Held {
     View { pipeline: PipelineId, sequence: u64 },
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Dirty {
     tags: BTreeSet<u16>,
     replicate: bool,
 }
 
 /// What changed since the last round.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Batch {
     dirty: BTreeMap<(PipelineId, JobId), Dirty>,
     writes: Vec<Write>,
@@ -102,7 +102,7 @@ impl Batch {
 }
 
 /// A batch under way.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Commit {
     id: PersistId,
     sealed_at: Timestamp,

@@ -23,7 +23,7 @@ use super::{
 };
 
 /// What a worker lets this node run there.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Window {
     phases: BTreeMap<Name, Slots>,
 }

@@ -27,7 +27,7 @@ const MAX_KEY_BYTES: usize = 256;
 const FEWEST_COPIES: usize = 2;
 
 /// Clients that wait.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Gateway {
     stores: BTreeMap<u64, Store>,
     last_store: u64,
@@ -47,7 +47,7 @@ impl Gateway {
 }
 
 /// Jobs on their way to the replicas.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Store {
     request: RequestId,
     pipeline: PipelineId,
@@ -63,7 +63,7 @@ struct Store {
     since: Timestamp,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Progress {
     /// Refused before it was sent.
     Refused(Refusal),

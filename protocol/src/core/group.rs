@@ -76,7 +76,7 @@ impl Finished {
 }
 
 /// A job in memory: unfinished, or finished and not yet settled on disk.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Job {
     pub(super) record: JobRecord,
     /// Under which hash and state the digests count it.
@@ -95,7 +95,7 @@ pub(super) struct Leader {
 }
 
 /// The part that this node plays.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum Role {
     /// It follows, or only looks on.
     Follower,
@@ -110,7 +110,7 @@ pub(super) enum Role {
 }
 
 /// An election under way.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Candidacy {
     pub(super) term: Term,
     /// Whether the group is founded anew, by disks of which none is admitted.
@@ -123,7 +123,7 @@ pub(super) struct Candidacy {
 }
 
 /// A term of this node's as the group's coordinator.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Reign {
     pub(super) term: Term,
     /// The last sequence used in this term.
@@ -203,7 +203,7 @@ impl Reign {
 }
 
 /// A pipeline's group.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Group {
     pub(super) id: PipelineId,
     pub(super) promise: Promise,

@@ -27,7 +27,7 @@ const MEMBER: u8 = 0x03;
 const MAX_MEMBERS: usize = 10_000;
 
 /// Another node.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Member {
     pub(super) advert: Advert,
     /// Whether a connection stands and it is heard over it.

@@ -17,6 +17,7 @@ mod catalog;
 mod commit;
 mod dispatch;
 mod election;
+mod fork;
 mod gateway;
 mod group;
 mod inspect;
@@ -34,6 +35,7 @@ mod tests;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::Arc,
     time::Duration,
 };
 
@@ -67,10 +69,11 @@ use timer::Timer;
 use worker::Worker;
 
 /// See the [module](self).
+#[derive(Clone, Debug)]
 pub struct Core {
     config: Config,
     rng: ChaCha8Rng,
-    reader: Box<dyn Reader>,
+    reader: Arc<dyn Reader>,
     now: Timestamp,
     started: Timestamp,
     /// The wall clock at timestamp zero, in ms since 1970.
@@ -130,7 +133,7 @@ impl Core {
         let mut core = Self {
             config,
             rng: ChaCha8Rng::seed_from_u64(seed),
-            reader,
+            reader: reader.into(),
             now,
             started: now,
             wall_base_ms: unix_ms.saturating_sub(now.as_millis()),

@@ -42,20 +42,20 @@ pub(super) enum Asker {
 }
 
 /// Somebody who waits for a job's end.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Watcher {
     asker: Asker,
     until: Timestamp,
 }
 
 /// Questions that were passed on.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Queries {
     pending: BTreeMap<u64, Pending>,
     last: u64,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Pending {
     request: RequestId,
     question: Question,

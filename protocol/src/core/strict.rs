@@ -42,7 +42,7 @@ use super::{
 pub(super) const VIEW: u8 = 0x05;
 
 /// What a strict group's coordinator keeps beside what every coordinator does.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct StrictReign {
     /// With which disks its voters voted.
     pub(super) voter_disks: BTreeMap<NodeId, DiskId>,
@@ -58,7 +58,7 @@ pub(super) struct StrictReign {
 }
 
 /// Changes that are not committed yet.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Proposal {
     batch: PersistId,
     since: Timestamp,

@@ -69,7 +69,7 @@ impl Purpose {
 }
 
 /// A comparison that this node began.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Session {
     peer: NodeId,
     pipeline: PipelineId,

@@ -20,7 +20,7 @@ use super::Core;
 const MAX_UNACKNOWLEDGED: usize = 10_000;
 
 /// What runs here.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Worker {
     phases: BTreeMap<Name, Host>,
     attempts: BTreeMap<Token, Running>,
@@ -34,7 +34,7 @@ pub(super) struct Worker {
     given: BTreeMap<(NodeId, PipelineId), Token>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Host {
     slots: u32,
     busy: u32,
@@ -42,7 +42,7 @@ struct Host {
     queue: VecDeque<Token>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Running {
     held: Held,
     phase: Name,
