@@ -47,7 +47,12 @@ const WALL_CLOCK_EVERY: Duration = Duration::from_secs(10);
 pub enum DriverError {
     /// The store cannot be written: nothing more is acknowledged.
     #[error("cannot write to the data folder, so nothing more can be acknowledged: {0}")]
-    Write(#[from] StorageError),
+    Write(StorageError),
+    /// What the store holds is damaged.
+    #[error(
+        "the data folder is damaged ({0}): move it away and start with an empty one; the cluster's other replicas fill it again"
+    )]
+    Damaged(String),
     /// The store cannot be read.
     #[error("cannot read the data folder: {0}")]
     Read(#[from] ReadError),
@@ -57,6 +62,15 @@ pub enum DriverError {
     /// A thread of the node died.
     #[error("a thread of the node died: see the log above; this is a bug")]
     Died,
+}
+
+impl From<StorageError> for DriverError {
+    fn from(error: StorageError) -> Self {
+        match error {
+            StorageError::Corrupt(reason) => Self::Damaged(reason),
+            error => Self::Write(error),
+        }
+    }
 }
 
 /// What the node tells its driver.

@@ -10,10 +10,16 @@ use carbonmesh_protocol::{
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 
-/// The node has stopped; the request may or may not have been done.
+/// The node has stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[error("the node has stopped")]
-pub struct Stopped;
+pub enum Stopped {
+    /// It did not take the request: nothing was done.
+    #[error("the node has stopped")]
+    Before,
+    /// It had taken the request: that may have been done.
+    #[error("the node has stopped before it answered")]
+    Unanswered,
+}
 
 /// What the driver receives from handles.
 #[derive(Debug)]
@@ -50,9 +56,9 @@ impl NodeHandle {
     pub async fn request(&self, request: Request) -> Result<Response, Stopped> {
         let id = RequestId(self.next.fetch_add(1, Ordering::Relaxed));
         let (answer, answered) = oneshot::channel();
-        self.calls.send(Call::Ask { id, request, answer }).await.map_err(|_| Stopped)?;
+        self.calls.send(Call::Ask { id, request, answer }).await.map_err(|_| Stopped::Before)?;
         let forget = Forget { id, calls: &self.calls, armed: true };
-        let response = answered.await.map_err(|_| Stopped);
+        let response = answered.await.map_err(|_| Stopped::Unanswered);
         forget.disarm();
         response
     }

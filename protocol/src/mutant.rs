@@ -35,8 +35,16 @@ pub enum Mutant {
     HintsCounted,
     /// A strict group's view changes before anything is committed in the term.
     ViewBeforeCommit,
-    /// A strict group's replica takes records of a coordinator that was deposed.
-    DeposedObeyed,
+    /// Components of a newer release are thrown away.
+    NewerDropped,
+    /// Of two values of a phase the one that came last stays.
+    LastComesStays,
+    /// Attempts are not counted where they outlive a process.
+    AttemptsUncounted,
+    /// A shell that does not notice that its disk is an older copy.
+    RestoredDiskUnnoticed,
+    /// A shell that does not count its starts.
+    BootReused,
     /// Whoever takes over a strict group does not write anew what its voters differ in.
     NotDecidedAnew,
 }

@@ -155,6 +155,15 @@ impl Options {
         let jump_every_ms = rarely(10_000);
         let leaver = count > 3 && random.below(4) == 0;
         let mut one_of = |choices: &[u32]| choices[random.below(choices.len())];
+        let quorums = match one_of(&[0, 0, 0, 0, 0, 1, 1, 1, 2, 3]) {
+            0 => (Quorum::Any, Quorum::Any),
+            1 => (Quorum::Majority, Quorum::Majority),
+            2 => (Quorum::Any, Quorum::Majority),
+            _ => (Quorum::Majority, Quorum::Any),
+        };
+        let delay_ms = one_of(&[2, 20, 150]).into();
+        // A lease cannot be held over a link that takes about as long both ways.
+        let patient = quorums.1 == Quorum::Any || delay_ms < 100;
         Self {
             seed,
             roles,
@@ -162,20 +171,15 @@ impl Options {
             leaver,
             // Where one leaves for good, the time until its place is given away is part of the run.
             replace_after_ms: if leaver { 15_000 } else { one_of(&[600_000, 15_000]).into() },
-            quorums: match one_of(&[0, 0, 0, 0, 0, 1, 1, 1, 2, 3]) {
-                0 => (Quorum::Any, Quorum::Any),
-                1 => (Quorum::Majority, Quorum::Majority),
-                2 => (Quorum::Any, Quorum::Majority),
-                _ => (Quorum::Majority, Quorum::Any),
-            },
+            quorums,
             phases: one_of(&[1, 2, 3]) as usize,
             slots: one_of(&[1, 2, 3, 4]),
             requests: one_of(&[10, 30, 60]) as usize,
             faults_ms: 60_000 + u64::from(one_of(&[0, 5000, 20_000])),
             wire: one_of(&[0, 0, 0, 1]) == 1,
             newer_per_mille: one_of(&[0, 0, 0, 300]),
-            delay_ms: one_of(&[2, 20, 150]).into(),
-            slow_links_per_mille: one_of(&[0, 0, 200]),
+            delay_ms,
+            slow_links_per_mille: if patient { one_of(&[0, 0, 200]) } else { 0 },
             lost_per_mille: one_of(&[0, 0, 2, 30]),
             repeated_per_mille: one_of(&[0, 0, 5, 50]),
             overtaken_per_mille: one_of(&[0, 0, 5, 50]),

@@ -113,8 +113,11 @@ impl IntoResponse for Problem {
 }
 
 impl From<Stopped> for Problem {
-    fn from(_: Stopped) -> Self {
-        Refusal::Stopping.into()
+    fn from(stopped: Stopped) -> Self {
+        match stopped {
+            Stopped::Before => Refusal::Stopping.into(),
+            Stopped::Unanswered => Refusal::Unknown.into(),
+        }
     }
 }
 
@@ -218,6 +221,12 @@ impl From<Refusal> for Problem {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_node_that_stopped_before_it_answered_refused_nothing() {
+        assert_eq!(Problem::from(Stopped::Before).status, 503);
+        assert_eq!(Problem::from(Stopped::Unanswered).status, 504);
+    }
 
     #[test]
     fn every_refusal_has_its_status_and_kind() {

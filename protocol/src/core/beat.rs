@@ -164,6 +164,15 @@ impl Core {
         coordinated.into_iter().for_each(|pipeline| self.step_down(pipeline));
     }
 
+    /// A node that takes no jobs does not hear of those that others take: it leaves it to one of
+    /// these to coordinate.
+    pub(super) fn resign(&mut self) {
+        let coordinated = self.groups.values().filter(|group| group.elected_term().is_some());
+        let mut coordinated: Vec<PipelineId> = coordinated.map(|group| group.id).collect();
+        coordinated.retain(|pipeline| self.others_accept(*pipeline));
+        coordinated.into_iter().for_each(|pipeline| self.step_down(pipeline));
+    }
+
     /// Whether this node coordinates, and all who should keep a copy have one that is complete.
     pub(super) fn is_settled(&self, group: &Group) -> bool {
         let Role::Coordinator(reign) = &group.role else { return false };

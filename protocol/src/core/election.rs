@@ -141,9 +141,11 @@ impl Core {
         }
         let (step, patience) = (self.config.timing.election_step, self.config.timing.minority_wait);
         let rank = self.keepers(pipeline).iter().position(|node| *node == self.me());
-        let delay = match rank {
+        let willing = self.refusing.is_none() || !self.others_accept(pipeline);
+        let delay = match rank.filter(|_| willing) {
             Some(rank) => step * rank as u32 + self.jitter(step / 2),
-            // Should none of those who keep the jobs be admitted yet, only this node can admit them.
+            // Should none of those who keep the jobs be admitted yet, only this node can admit them;
+            // and one that takes no jobs lets the others go first.
             None if self.is_admitted(pipeline) => patience + step * 3 + self.jitter(patience),
             None => return,
         };

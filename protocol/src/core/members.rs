@@ -38,6 +38,8 @@ pub(super) struct Member {
     pub(super) met: bool,
     /// Since when it cannot be reached.
     pub(super) away_since: Timestamp,
+    /// Since when it can be.
+    pub(super) here_since: Timestamp,
     /// The number of its last beat on this connection.
     pub(super) last_beat: u64,
     /// Which of the pipelines that this node coordinates it has no admitted copy of, as it said
@@ -68,6 +70,7 @@ impl Core {
             met: false,
             heard,
             away_since,
+            here_since: heard,
             last_beat: 0,
             unadmitted: None,
             busy: Vec::new(),
@@ -139,6 +142,7 @@ impl Core {
         member.heard = self.now;
         if !member.reachable && self.connections.contains(&peer) {
             member.reachable = true;
+            member.here_since = self.now;
             member.met = true;
             self.on_reachable(peer);
         }
@@ -244,6 +248,16 @@ impl Core {
         ranked
     }
 
+    /// Whether everybody who may hold jobs has been here for long enough to have offered them.
+    pub(super) fn has_heard_all(&self) -> bool {
+        let long = self.config.timing.anti_entropy * 2;
+        let heard = |member: &Member| {
+            self.is_retired(member) || member.reachable && self.now.since(member.here_since) > long
+        };
+        let holders = self.members.values().filter(|member| member.advert.roles.replica);
+        self.now.since(self.started) > long && holders.into_iter().all(heard)
+    }
+
     /// How a member looks from here.
     pub(super) fn liveness(&self, member: &Member) -> Liveness {
         let away = self.now.since(member.away_since);
@@ -264,6 +278,17 @@ impl Core {
         let refusing = accepting.err();
         self.advert_changed |= refusing != self.refusing;
         self.refusing = refusing;
+        if self.refusing.is_some() {
+            self.resign();
+        }
+    }
+
+    /// Whether somebody else who keeps a pipeline's jobs takes new ones.
+    pub(super) fn others_accept(&self, pipeline: PipelineId) -> bool {
+        let accepts = |node: &NodeId| {
+            self.members.get(node).is_some_and(|member| member.advert.refusing.is_none())
+        };
+        self.keepers(pipeline).iter().any(accepts)
     }
 
     /// The operator wants the node to stop.

@@ -511,8 +511,8 @@ impl Core {
         // Without the job nothing can be said of it: the worker keeps the outcome and asks again.
         if !self.load_job(pipeline, job)? {
             let settled = self.groups.get(&pipeline).is_some_and(|group| self.is_settled(group));
-            if settled {
-                // Nobody has it any more: it was dropped with its pipeline.
+            if settled && self.has_heard_all() {
+                // Nobody has it any more: it was dropped with its pipeline, or is lost.
                 self.hold_until_durable(pipeline, Held::Completed { worker: from, token });
             }
             return Ok(());
@@ -654,6 +654,7 @@ impl Core {
             let Some(phase) = phase else { return false };
             (phase.max_attempts, phase.backoff)
         };
+        let uncounted = self.has(Mutant::AttemptsUncounted);
         self.update_control(pipeline, job, step, |control| match outcome {
             Outcome::Succeeded(result) => {
                 end_attempt(control, token, wall_ms, None, false);
@@ -662,6 +663,7 @@ impl Core {
             Outcome::Failed { error, retry } => {
                 end_attempt(control, token, wall_ms, Some(error), false);
                 let failed = control.attempt_count.saturating_sub(control.lost_count);
+                let failed = if uncounted { 1 } else { failed };
                 control.progress = if retry && failed < max_attempts {
                     let wait_ms = millis(backoff.after(failed));
                     Progress::Waiting { not_before_ms: wall_ms.saturating_add(wait_ms) }

@@ -192,13 +192,23 @@ impl Core {
         self.load_job(pipeline, update.job)?;
         let (now, dirty) = (self.now, self.is_dirty(pipeline, update.job));
         let dirty = dirty && !self.has(Mutant::SecondCopyDrops);
+        let newer_dropped = self.has(Mutant::NewerDropped);
+        let last_stays = self.has(Mutant::LastComesStays);
         let group = self.groups.entry(pipeline).or_insert_with(|| Group::new(pipeline, now));
         let entry = group.jobs.entry(update.job).or_default();
+        if last_stays {
+            let steps = update.components.iter().filter_map(|it| it.tag.checked_sub(FIRST_CONTROL));
+            steps.for_each(|step| drop(entry.record.controls.remove(&step)));
+        }
         // Bytes that were damaged on the way change nothing; the comparison of digests finds it.
         let conflicts = entry.record.payload_conflicts();
         let mut changed: BTreeSet<u16> = update
             .components
             .iter()
+            .filter(|component| {
+                let newer = component.tag > PAYLOADS && component.tag < FIRST_CONTROL;
+                !newer || !newer_dropped
+            })
             .filter(|component| entry.record.merge(component).unwrap_or(false))
             .map(|component| component.tag)
             .collect();
@@ -253,7 +263,7 @@ impl Core {
             let highest = self.groups.get(&pipeline).map(|group| group.promise.highest);
             if let Some(term) = highest.filter(|highest| *highest > update.term) {
                 self.send(from, Message::Stale { pipeline, term });
-                if self.is_strict(pipeline) && !self.has(Mutant::DeposedObeyed) {
+                if self.is_strict(pipeline) {
                     refused.push(pipeline);
                     continue;
                 }

@@ -412,6 +412,7 @@ impl Core {
         let by_coordinator = self.takes_by_coordinator(pipeline);
         self.load_job(pipeline, update.job)?;
         let Some(group) = self.groups.get_mut(&pipeline) else { return Ok(false) };
+        let Some(term) = group.elected_term() else { return Ok(false) };
         let entry = group.jobs.entry(update.job).or_default();
         let is_new = entry.counted.is_none();
         let mut theirs = JobRecord::default();
@@ -434,13 +435,16 @@ impl Core {
                 entry.record.spec = Some(spec);
                 (spec_changed, _) = (true, tags.insert(SPEC));
             }
-            (Some(mine), Some(spec)) if by_coordinator => spec_changed = spec.term > mine.term,
+            (Some(mine), Some(spec)) if by_coordinator && spec.term > mine.term => {
+                spec_changed = true
+            }
             _ => {}
         }
+        if let Some(mine) = entry.record.spec.as_mut().filter(|_| spec_changed && by_coordinator) {
+            std::sync::Arc::make_mut(mine).term = Some(term);
+        }
         for component in theirs.components() {
-            // Payloads, what a newer release wrote, and what gateways gave to replicas directly.
-            let own = component.tag == SPEC && by_coordinator;
-            if !own && entry.record.merge(&component).unwrap_or(false) {
+            if entry.record.merge(&component).unwrap_or(false) {
                 tags.insert(component.tag);
             }
         }

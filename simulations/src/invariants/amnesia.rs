@@ -35,6 +35,12 @@ impl Invariant for Amnesia {
             Fact::Delivered { message: Message::Admit { disk, .. }, .. } => {
                 self.fresh.remove(disk);
             }
+            // Whoever is asked to make the pipeline, and has not heard of it, founds it.
+            Fact::Sent { message: Message::Catalog(entries), .. } => {
+                for (_, disk) in entries.iter().flat_map(|entry| &entry.founders) {
+                    self.fresh.remove(disk);
+                }
+            }
             Fact::Sent { message: Message::Replicate(replicate), .. } => {
                 let views = replicate.groups.iter().filter_map(|group| group.view.as_ref());
                 for (_, disk) in views.flat_map(|view| view.holders()) {
@@ -60,6 +66,7 @@ impl Invariant for Amnesia {
                 let old = |node: &Node| {
                     node.config.roles.replica
                         && !node.gone
+                        && node.life > 0
                         && !self.fresh.contains(&node.config.disk)
                 };
                 if counts && self.fresh.contains(&disk) && seen.nodes.iter().any(old) {

@@ -63,7 +63,9 @@ impl DurableBeforeSaid {
                 self.batches.insert((at, from, life, replicate.batch, 0), updates.collect());
             }
             Message::SyncPush { session, part, records, .. } => {
-                self.pushes.insert((at, from, life, *session, *part), records.clone());
+                // What is sent again under the same numbers may say more by then.
+                let key = (at, from, life, *session, *part);
+                self.pushes.entry(key).or_insert_with(|| records.clone());
             }
             // What a node thought that it gave to nobody, and cancelled, may be forgotten.
             Message::Completed(end) if matches!(end.outcome, Outcome::Succeeded(_)) => {

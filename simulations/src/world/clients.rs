@@ -21,6 +21,9 @@ const PATIENCE: Duration = Duration::from_secs(7);
 /// How often a client asks at most.
 const TRIES: u32 = 4;
 
+/// A job that no worker can do.
+pub(super) const POISON: &[u8] = b"{\"poison\":1}";
+
 /// What clients did so far.
 #[derive(Debug, Default)]
 pub(super) struct Clients {
@@ -99,7 +102,12 @@ impl World {
         // A client that uses a key for something else is wrong, and must be told.
         let shared = key.as_ref().is_some_and(|key| key.starts_with("shared"));
         let wrong = shared && self.random.per_mille(100);
-        let instructions: &[u8] = if wrong { b"{\"wrong\":1}" } else { b"{}" };
+        let poison = !shared && self.random.per_mille(self.options.failures_per_mille);
+        let instructions: &[u8] = match () {
+            () if wrong => b"{\"wrong\":1}",
+            () if poison => POISON,
+            () => b"{}",
+        };
         NewJob { key, instructions: Bytes::from_static(instructions) }
     }
 

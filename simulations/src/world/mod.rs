@@ -198,7 +198,11 @@ impl World {
         self.make_peace();
         let mut unfinished = self.unfinished();
         let (mut progress, mut progress_at) = (self.attempts, self.now);
-        while self.invariants.hold() && unfinished.is_some() && self.now.since(progress_at) < PEACE
+        let latest = self.now + PEACE * 10;
+        while self.invariants.hold()
+            && unfinished.is_some()
+            && self.now.since(progress_at) < PEACE
+            && self.now < latest
         {
             let until = self.now + Duration::from_millis(500);
             while self.step(until) && self.invariants.hold() {}
@@ -374,7 +378,9 @@ impl World {
                 if self.random.per_mille(self.options.hangs_per_mille) {
                     after += self.random.between(10_000, 30_000);
                 }
-                let outcome = match self.random.per_mille(self.options.failures_per_mille) {
+                let fails = self.random.per_mille(self.options.failures_per_mille)
+                    || attempt.instructions.starts_with(clients::POISON);
+                let outcome = match fails {
                     true => Outcome::Failed { error: "by chance".to_owned(), retry: true },
                     false => Outcome::Succeeded(format!("{{\"{}\":1}}", attempt.step).into()),
                 };

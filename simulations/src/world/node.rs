@@ -15,6 +15,7 @@ use carbonmesh_protocol::{
     core::Core,
     id::{DiskId, JobId, NodeId, PipelineId},
     io::{Input, PersistId},
+    mutant::Mutant,
     record::{Component, JobRecord},
     store::{ReadError, Table, Write},
     time::Timestamp,
@@ -194,9 +195,10 @@ impl World {
         self.note(at, "start");
         let seed = self.random.next();
         let (now, world_now) = (self.local(at), self.now);
+        let counts = !self.is_mutated(Mutant::BootReused) || self.nodes[at].config.boot == 0;
         let node = &mut self.nodes[at];
         node.life += 1;
-        node.config.boot += 1;
+        node.config.boot += u64::from(counts);
         node.sync_at = world_now;
         let reader = Box::new(node.reader());
         let unix_ms = node.clock.unix_ms(world_now);
@@ -258,9 +260,13 @@ impl World {
     pub(super) fn replace_disk(&mut self, at: usize, disk: Arc<MemoryStorage>, restored: bool) {
         self.note(at, "disk replaced");
         let fresh = DiskId(self.random.next());
+        let unnoticed = restored && self.is_mutated(Mutant::RestoredDiskUnnoticed);
         let node = &mut self.nodes[at];
-        let old = std::mem::replace(&mut node.config.disk, fresh);
         (node.storage, node.damaged) = (disk, false);
+        if unnoticed {
+            return;
+        }
+        let old = std::mem::replace(&mut node.config.disk, fresh);
         self.tell(Fact::DiskReplaced { at, old, new: fresh, restored });
     }
 
@@ -288,6 +294,14 @@ impl World {
         node.storage.write(&writes, true).expect("memory takes it");
         self.note(at, "synced");
         self.input(at, Input::Persisted(id));
+    }
+
+    /// Whether the shell has a bug.
+    fn is_mutated(&self, _mutant: Mutant) -> bool {
+        #[cfg(feature = "mutants")]
+        return self.options.mutant == Some(_mutant);
+        #[cfg(not(feature = "mutants"))]
+        false
     }
 
     /// A wall clock is set to another time.
