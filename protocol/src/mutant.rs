@@ -33,8 +33,6 @@ pub enum Mutant {
     LeaseIgnored,
     /// A strict group counts the copies of nodes that are not in its view.
     HintsCounted,
-    /// A strict group's view changes before anything is committed in the term.
-    ViewBeforeCommit,
     /// Components of a newer release are thrown away.
     NewerDropped,
     /// Of two values of a phase the one that came last stays.

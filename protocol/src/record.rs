@@ -291,8 +291,6 @@ impl JobRecord {
         let rank = |spec: &Arc<JobSpec>| (Reverse(spec.term), spec.created_ms, Arc::clone(spec));
         let older = rank(spec) < rank(&mine);
         let conflict = mine.instructions != spec.instructions
-            && mine.term.is_none()
-            && spec.term.is_none()
             && self.note_payloads([payload_hash(&mine), payload_hash(spec)]);
         if older {
             self.spec = Some(Arc::clone(spec));

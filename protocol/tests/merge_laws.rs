@@ -49,11 +49,13 @@ fn attempt() -> impl Strategy<Value = AttemptView> {
 }
 
 fn control() -> impl Strategy<Value = Control> {
-    (0u32..2, term(), 0u64..4, progress(), 0u32..3, vec(attempt(), 0..2)).prop_map(
-        |(generation, term, sequence, progress, attempt_count, attempts)| Control {
+    let stamp = (0u32..2, term(), 0u64..4, any::<bool>());
+    (stamp, progress(), 0u32..3, vec(attempt(), 0..2)).prop_map(
+        |((generation, term, sequence, strict), progress, attempt_count, attempts)| Control {
             generation,
             term,
             sequence,
+            strict,
             progress,
             attempt_count,
             lost_count: 0,
@@ -80,10 +82,12 @@ fn foreign() -> impl Strategy<Value = Component> {
 }
 
 fn record() -> impl Strategy<Value = Vec<Component>> {
-    let spec = (0u64..3, vec(0u8..2, 0..2)).prop_map(|(created_ms, body)| JobSpec {
+    let taken = proptest::option::of(term());
+    let spec = (0u64..3, taken, vec(0u8..2, 0..2)).prop_map(|(created_ms, term, body)| JobSpec {
         revision: 1,
         phases: 3,
         created_ms,
+        term,
         key: None,
         instructions: body.into(),
     });
@@ -143,7 +147,9 @@ proptest! {
         record.merge_control(0, b.clone());
         let end = &record.controls[&0];
         for seen in [a, b] {
-            if seen.is_terminal() && seen.generation == end.generation {
+            // In a strict group the later term wins: an end that was not committed may go.
+            let same = seen.generation == end.generation && !seen.strict && !end.strict;
+            if seen.is_terminal() && same {
                 prop_assert!(end.is_terminal());
             }
         }

@@ -49,7 +49,6 @@ mutants! {
     a_replica_that_is_never_admitted: NeverAdmitted => ["no-lost-job"];
     a_lease_that_nobody_heeds: LeaseIgnored => ["one-coordinator"];
     hints_that_count: HintsCounted => ["acked-survives", "one-coordinator", "terminal-stays"];
-    a_view_that_changes_too_early: ViewBeforeCommit => ["one-coordinator", "terminal-stays", "acked-survives"];
     differences_that_are_not_decided: NotDecidedAnew => ["terminal-stays", "convergence", "no-lost-job"];
     a_newer_component_that_is_dropped: NewerDropped => ["merge"];
     a_value_that_stays_because_it_came_last: LastComesStays => ["merge", "terminal-stays"];

@@ -244,9 +244,9 @@ fn amnesia(
 
 /// Whether the store has nothing but its identity.
 fn holds_nothing(store: &RocksStorage) -> Result<bool, StorageError> {
-    let (after_identity, end) = ([&IDENTITY_KEY[..], &[0]].concat(), [u8::MAX; 32]);
+    let (after_identity, end) = ([IDENTITY_KEY, &[0]].concat(), [u8::MAX; 32]);
     for (table, start) in
-        [(Table::Meta, &after_identity[..]), (Table::Jobs, &[]), (Table::Live, &[])]
+        [(Table::Meta, after_identity.as_slice()), (Table::Jobs, &[]), (Table::Live, &[])]
     {
         if !store.scan(table, start, &end, 1)?.is_empty() {
             return Ok(false);

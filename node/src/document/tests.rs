@@ -72,7 +72,6 @@ fn values_are_refused_with_their_place() {
         ),
         (r#"{"name":"p","phases":["a"],"preset":"strict","accept":"any"}"#, "preset: it stands"),
         (r#"{"name":"p","phases":["a"],"replicas":0}"#, "pipeline `p`: replicas is 0"),
-        (r#"{"name":"p","phases":["a"],"preset":"strict"}"#, "pipeline `p`: accept = \"majority\""),
         (r#"{"name":"p","phases":[]}"#, "pipeline `p` has no phases"),
     ];
     for (json, start) in cases {

@@ -137,7 +137,6 @@ async fn documents_that_cannot_be_are_refused_with_the_place() {
         (r#"{"name":"p","phases":["a"],"x":1}"#, 422, "invalid-pipeline", "unknown field `x`"),
         (r#"{"name":"q","phases":["a"]}"#, 422, "invalid-pipeline", "`q`"),
         (r#"{"name":"p","phases":["a","a"]}"#, 422, "invalid-pipeline", "phases[1].name"),
-        (r#"{"name":"p","phases":["a"],"preset":"strict"}"#, 422, "invalid-pipeline", "majority"),
     ];
     for (body, status, kind, part) in cases {
         let found = problem(put(body)).await;

@@ -198,7 +198,7 @@ impl Core {
         let Some(group) = self.groups.get_mut(&pipeline) else { return step };
         let doubled = 1u32 << group.stood.min(10);
         group.stood += 1;
-        let wait = (step * 3).saturating_mul(doubled).min(lease);
+        let wait = (step * 3).saturating_mul(doubled).min(lease / 2);
         wait + self.jitter(wait / 2)
     }
 

@@ -475,7 +475,7 @@ impl Core {
         let reign = group.reign()?;
         let (term, sequence) = (reign.term, reign.next_sequence());
         let strict = self.is_strict(pipeline);
-        let Some(group) = self.groups.get_mut(&pipeline) else { return None };
+        let group = self.groups.get_mut(&pipeline)?;
         let record = &mut group.jobs.get_mut(&job)?.record;
         let before = record.controls.get(&step).cloned();
         let mut control = before.clone().unwrap_or(Control {

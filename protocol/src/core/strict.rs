@@ -297,10 +297,9 @@ impl Core {
 
     fn give_up_touched(&mut self, pipeline: PipelineId, touched: Vec<JobId>) {
         for job in touched {
-            if let Some(group) = self.groups.get_mut(&pipeline) {
-                if let Some(entry) = group.jobs.get_mut(&job) {
-                    entry.pending = entry.pending.saturating_sub(1);
-                }
+            let group = self.groups.get_mut(&pipeline);
+            if let Some(entry) = group.and_then(|group| group.jobs.get_mut(&job)) {
+                entry.pending = entry.pending.saturating_sub(1);
             }
             self.forget_if_settled(pipeline, job);
         }
@@ -506,7 +505,7 @@ impl Core {
         else {
             return;
         };
-        let committed = reign.strict.view_committed || self.has(Mutant::ViewBeforeCommit);
+        let committed = reign.strict.view_committed;
         if self.now.since(reign.strict.since) > lease * 2 && !self.may_act(pipeline) {
             return self.step_down(pipeline);
         }

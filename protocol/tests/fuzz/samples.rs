@@ -59,11 +59,11 @@ fn rare() -> Vec<Message> {
         Message::Stale { pipeline, term: token.term },
         Message::Admit { pipeline, term: token.term, disk: DiskId(1), copy: 1 },
         Message::Vote { pipeline, term: token.term, founding: true },
-        Message::SyncPush { session: 1, part: 1, pipeline, records: Vec::new() },
-        Message::SyncPushAck { session: 1, part: 1 },
+        Message::SyncPush { session: 1, part: 1, pipeline, term: token.term, records: Vec::new() },
+        Message::SyncPushAck { session: 1, part: 1, disk: DiskId(1) },
         Message::Stored {
             store: 1,
-            admitted: true,
+            copies: 1,
             results: vec![
                 StoreResult::Stored,
                 StoreResult::Conflict,
@@ -119,6 +119,7 @@ pub(crate) fn spec() -> Vec<u8> {
         revision: pipeline().revision(),
         phases: 3,
         created_ms: 1_700_000_000_000,
+        term: None,
         key: Some("k".to_owned()),
         instructions: Bytes::from_static(b"{}"),
     };
@@ -145,6 +146,7 @@ pub(crate) fn controls() -> Vec<Vec<u8>> {
         generation: 0,
         term: token().term,
         sequence: 300,
+        strict: false,
         progress,
         attempt_count: 1,
         lost_count: 0,
