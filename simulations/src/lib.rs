@@ -36,6 +36,8 @@ pub struct Report {
     pub virtual_ms: u64,
     /// The same, summed over its nodes.
     pub node_ms: u64,
+    /// How long it took from the last fault until all was at its end, in virtual ms.
+    pub peace_ms: u64,
     /// How many jobs were acknowledged.
     pub acknowledged: usize,
     /// How many attempts were started.

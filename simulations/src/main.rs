@@ -104,8 +104,11 @@ fn run_large(seed: u64, nodes: usize) -> ExitCode {
     let report = run(&Options::large(seed, nodes));
     let (virtual_s, took) = (report.virtual_ms as f64 / 1000.0, began.elapsed().as_secs_f64());
     println!(
-        "{nodes} nodes, {virtual_s:.0} simulated seconds in {took:.0} s, {} events, {} jobs",
-        report.events, report.acknowledged
+        "{nodes} nodes, {virtual_s:.0} simulated seconds in {took:.0} s, {} events, {} jobs, at one \
+         {:.1} s after the last fault",
+        report.events,
+        report.acknowledged,
+        report.peace_ms as f64 / 1000.0
     );
     let failed = [(seed, report)];
     tell(&failed[0]);

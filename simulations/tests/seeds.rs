@@ -1,4 +1,4 @@
-//! A thousand seeds; `make simulate` runs more.
+//! Some thousand seeds, and one large cluster; `make simulate` runs more.
 
 use carbonmesh_simulations::{Options, run};
 
@@ -15,13 +15,21 @@ fn check(options: &Options) {
 
 #[test]
 fn invariants_hold_under_faults() {
-    (0..500).for_each(|seed| check(&Options::from_seed(seed)));
+    (0..1500).for_each(|seed| check(&Options::from_seed(seed)));
 }
 
 // The test runner takes both halves at once.
 #[test]
 fn invariants_hold_under_other_faults() {
-    (500..1000).for_each(|seed| check(&Options::from_seed(seed)));
+    (1500..3000).for_each(|seed| check(&Options::from_seed(seed)));
+}
+
+#[test]
+fn a_thousand_nodes_come_together_after_they_were_split_in_half() {
+    let report = run(&Options::large(1, 1000));
+    assert!(report.violations.is_empty(), "{report:?}");
+    assert!(report.acknowledged > 100, "it does something: {report:?}");
+    assert!(report.peace_ms < 60_000, "it takes {} ms", report.peace_ms);
 }
 
 #[test]

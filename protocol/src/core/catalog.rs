@@ -133,12 +133,13 @@ impl Core {
                 }
                 let known = self.replica_nodes();
                 let here = known.iter().filter(|node| self.is_reachable(**node)).count();
-                if definition.execute == Quorum::Majority && here <= known.len() / 2 {
+                let wanted = known.len().max(definition.replicas.into());
+                if definition.execute == Quorum::Majority && here <= wanted / 2 {
                     // Those beyond a partition might found it too.
                     let refusal = Refusal::InvalidPipeline(format!(
                         "execute = \"majority\" needs a majority of all replicas to begin with: \
-                         {here} of {} can be reached; start the others first",
-                        known.len()
+                         {here} of {wanted} can be reached; start the others first, or ask for \
+                         fewer `replicas`"
                     ));
                     return self.reply(request, Response::Refused(refusal));
                 }

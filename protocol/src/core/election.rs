@@ -172,6 +172,7 @@ impl Core {
         let may = (!founding || self.may_found(pipeline, group))
             && !self.draining
             && !self.hears_leader(group)
+            && !self.is_pledged(pipeline, group, self.me())
             && (!founding || self.keepers(pipeline).contains(&self.me()));
         let counter = group.promise.highest.counter.max(group.promise.voted.counter) + 1;
         let role = if may {
@@ -198,7 +199,7 @@ impl Core {
         let Some(group) = self.groups.get_mut(&pipeline) else { return step };
         let doubled = 1u32 << group.stood.min(10);
         group.stood += 1;
-        let wait = (step * 3).saturating_mul(doubled).min(lease / 2);
+        let wait = (step * 3).saturating_mul(doubled).min(lease);
         wait + self.jitter(wait / 2)
     }
 
@@ -255,6 +256,10 @@ impl Core {
 
     /// Votes for itself; the others are asked once that is on disk.
     fn stand(&mut self, pipeline: PipelineId) {
+        let pledged = |group| self.is_pledged(pipeline, group, self.me());
+        if self.groups.get(&pipeline).is_some_and(pledged) {
+            return self.set_role(pipeline, Role::Follower);
+        }
         let Some(group) = self.groups.get_mut(&pipeline) else { return };
         let Role::PreCandidate(candidacy) = &group.role else { return };
         let (term, founding) = (candidacy.term, candidacy.founding);
@@ -506,7 +511,7 @@ impl Core {
         if let Some(member) = self.members.get_mut(&from) {
             member.unadmitted = Some(unadmitted.iter().map(|(pipeline, _)| *pipeline).collect());
         }
-        let (now, mut complete) = (self.now, Vec::new());
+        let (now, mut complete, mut dropped) = (self.now, Vec::new(), Vec::new());
         for &(pipeline, copy) in unadmitted {
             let Some(reign) = self.groups.get_mut(&pipeline).and_then(|group| group.reign()) else {
                 continue;
@@ -521,10 +526,12 @@ impl Core {
                     if synced != copy =>
                 {
                     *sync = PeerSync::Lagging(now);
+                    dropped.push(pipeline);
                 }
                 _ => {}
             }
         }
+        dropped.into_iter().for_each(|pipeline| self.drop_sessions_of(from, pipeline));
         if !self.has(Mutant::NeverAdmitted) {
             complete.into_iter().for_each(|admit| self.send(from, admit));
         }

@@ -333,8 +333,10 @@ impl Core {
         self.arm(timing.ack_timeout, Timer::Store(id));
         let store = self.gateway.stores.get_mut(&id).filter(|store| store.by_coordinator);
         if let (Some(coordinator), Some(store)) = (coordinator, store) {
-            store.waiting = BTreeSet::from([coordinator]);
-            store.asked = 1;
+            let whom = BTreeSet::from([coordinator]);
+            // What one coordinator refuses, an earlier one may have taken.
+            store.asked += usize::from(store.waiting != whom);
+            store.waiting = whom;
         }
         self.send_store(id)
     }

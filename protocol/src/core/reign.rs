@@ -49,6 +49,9 @@ impl Core {
         if let Role::TakingOver(reign) = mem::replace(&mut group.role, Role::Follower) {
             group.role = Role::Coordinator(reign);
         }
+        if let Some(reign) = group.reign() {
+            reign.strict.begin(now);
+        }
         group.leader = Some(Leader { node: me, term, heard: now });
         self.advert_changed = true;
         let jobs: Vec<JobId> = group.jobs.keys().copied().collect();

@@ -57,6 +57,13 @@ pub(super) struct StrictReign {
     since: Timestamp,
 }
 
+impl StrictReign {
+    /// Leases are asked for from now on.
+    pub(super) fn begin(&mut self, now: Timestamp) {
+        self.since = now;
+    }
+}
+
 /// Changes that are not committed yet.
 #[derive(Clone, Debug)]
 struct Proposal {
@@ -86,8 +93,12 @@ impl Core {
     pub(super) fn least_copies(&self, pipeline: PipelineId) -> usize {
         let Some(entry) = self.catalog.get(&pipeline) else { return 1 };
         let replicas = entry.definition().map_or(1, |definition| definition.replicas.into());
+        let members = self.replica_nodes().len().max(entry.founders.len());
         match entry.definition().map(|definition| definition.accept) {
-            Some(Quorum::Majority) => replicas.min(entry.founders.len()) / 2 + 1,
+            Some(Quorum::Majority) if self.is_strict(pipeline) => {
+                self.group_view(pipeline).members.len() / 2 + 1
+            }
+            Some(Quorum::Majority) => replicas.min(members) / 2 + 1,
             _ => 1,
         }
     }
@@ -149,7 +160,9 @@ impl Core {
     pub(super) fn note_leases(&mut self, from: Holder, sent: Timestamp, refused: &[PipelineId]) {
         for group in self.groups.values_mut() {
             let id = group.id;
-            if let Some(reign) = group.elected().filter(|_| !refused.contains(&id)) {
+            // What was sent before it coordinated did not ask for its lease.
+            let reign = group.reign().filter(|reign| sent >= reign.strict.since);
+            if let Some(reign) = reign.filter(|_| !refused.contains(&id)) {
                 reign.strict.leases.insert(from.0, (from.1, sent));
             }
         }
@@ -331,7 +344,7 @@ impl Core {
 
     /// All voters have shown what they hold: what differs is decided anew, in this term.
     pub(super) fn on_adopt_timer(&mut self, pipeline: PipelineId) -> Result<(), ReadError> {
-        let (view, me, now) = (self.group_view(pipeline), self.myself(), self.now);
+        let (view, me) = (self.group_view(pipeline), self.myself());
         let Some(group) = self.groups.get_mut(&pipeline) else { return Ok(()) };
         let Role::TakingOver(reign) = &mut group.role else { return Ok(()) };
         if !reign.unmerged.is_empty() {
@@ -343,10 +356,12 @@ impl Core {
             self.step_down(pipeline);
             return Ok(());
         }
-        reign.strict.since = now;
         let term = reign.term;
         for (job, joined) in std::mem::take(&mut reign.strict.merged) {
             self.decide_anew(pipeline, job, joined)?;
+            if self.batch.is_large() {
+                self.seal();
+            }
         }
         self.write_view(pipeline, view.members, view.next);
         self.hold_until_durable(pipeline, Held::Adopted { pipeline, term });
@@ -520,8 +535,10 @@ impl Core {
             return self.step_down(pipeline);
         }
         let desired = self.desired_members(pipeline, &view);
-        if desired != view.members && self.are_complete(pipeline, desired.difference(&view.members))
-        {
+        // Fewer members are a majority of less: all of them have to be complete then.
+        let shrinks = desired.len() < view.members.len();
+        let others = desired.iter().filter(|it| shrinks || !view.members.contains(it));
+        if desired != view.members && self.are_complete(pipeline, others) {
             self.write_view(pipeline, view.members, Some(desired));
         }
     }
@@ -545,9 +562,14 @@ impl Core {
         let first = reign.strict.proposals.front();
         let Some(first) = first.filter(|first| now.since(first.since) > patience) else { return };
         let acked: BTreeSet<NodeId> = first.acked.iter().map(|(node, _)| *node).collect();
-        for (peer, sync) in &mut reign.peers {
-            if sync.is_in_step() && !acked.contains(peer) {
-                *sync = PeerSync::Lagging(now);
+        let late =
+            reign.peers.iter().filter(|(peer, sync)| sync.is_in_step() && !acked.contains(peer));
+        let mut late: Vec<NodeId> = late.map(|(peer, _)| *peer).collect();
+        // Finished jobs take their time, and bring it all.
+        late.retain(|peer| !self.is_syncing(*peer, pipeline));
+        for peer in late {
+            if let Some(reign) = self.groups.get_mut(&pipeline).and_then(|group| group.reign()) {
+                reign.peers.insert(peer, PeerSync::Lagging(now));
             }
         }
     }

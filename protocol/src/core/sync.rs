@@ -146,6 +146,17 @@ impl Core {
         self.sessions.retain(|_, session| session.peer != peer);
     }
 
+    /// Whether a replica is being brought up to date.
+    pub(super) fn is_syncing(&self, peer: NodeId, pipeline: PipelineId) -> bool {
+        let of = |session: &Session| session.peer == peer && session.pipeline == pipeline;
+        self.sessions.values().any(of)
+    }
+
+    /// What was compared with a replica counts for nothing: all begins again.
+    pub(super) fn drop_sessions_of(&mut self, peer: NodeId, pipeline: PipelineId) {
+        self.sessions.retain(|_, it| (it.peer, it.pipeline) != (peer, pipeline));
+    }
+
     pub(super) fn drop_sessions_for(&mut self, pipeline: PipelineId) {
         self.sessions.retain(|_, session| session.pipeline != pipeline);
     }
@@ -499,7 +510,12 @@ impl Core {
             Purpose::Reign(term) => {
                 let taking_over = self.is_taking_over(pipeline);
                 self.on_replica_synced((peer, copy), pipeline, scope, term, theirs);
-                if let Some(disk) = disk.filter(|_| !taking_over) {
+                // Unfinished jobs alone do not tell of those that have ended meanwhile.
+                let group = self.groups.get_mut(&pipeline);
+                let reign = group.and_then(|group| group.elected());
+                let complete =
+                    reign.is_some_and(|it| it.peers.get(&peer).is_some_and(|it| it.is_complete()));
+                if let Some(disk) = disk.filter(|_| complete && !taking_over) {
                     self.on_caught_up(pipeline, (peer, disk), sealed);
                 }
             }

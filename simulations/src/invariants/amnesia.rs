@@ -35,6 +35,10 @@ impl Invariant for Amnesia {
             Fact::Delivered { message: Message::Admit { disk, .. }, .. } => {
                 self.fresh.remove(disk);
             }
+            // Where nobody else can be reached or is known, a group is founded anew.
+            Fact::Sent { at, message: Message::Beat(beat), .. } if !beat.groups.is_empty() => {
+                self.fresh.remove(&seen.nodes[*at].config.disk);
+            }
             // Whoever is asked to make the pipeline, and has not heard of it, founds it.
             Fact::Sent { message: Message::Catalog(entries), .. } => {
                 for (_, disk) in entries.iter().flat_map(|entry| &entry.founders) {

@@ -60,7 +60,14 @@ impl World {
     }
 
     fn request(&mut self, request: Request) -> RequestId {
-        let at = self.random.below(self.nodes.len());
+        let gateways = (0..self.nodes.len()).filter(|at| self.nodes[*at].config.roles.gateway);
+        let mut gateways: Vec<usize> = gateways.collect();
+        // A node with a new disk that has not heard of the pipeline would make it anew.
+        let old = |at: &usize| self.nodes[*at].config.disk.0 == *at as u64 + 1;
+        if !self.clients.applied && gateways.iter().any(old) {
+            gateways.retain(old);
+        }
+        let at = gateways[self.random.below(gateways.len())];
         self.clients.last_request += 1;
         let id = RequestId(self.clients.last_request);
         let life = self.nodes[at].life;

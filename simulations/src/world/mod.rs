@@ -195,6 +195,7 @@ impl World {
         self.schedule_faults();
         let end = self.now + Duration::from_millis(self.options.faults_ms);
         while self.step(end) && self.invariants.hold() {}
+        let peace_began = self.now;
         self.make_peace();
         let mut unfinished = self.unfinished();
         let (mut progress, mut progress_at) = (self.attempts, self.now);
@@ -216,6 +217,7 @@ impl World {
             events: self.events,
             trace: self.trace.finish(),
             virtual_ms: self.now.as_millis(),
+            peace_ms: self.now.since(peace_began).as_millis() as u64,
             node_ms: self.now.as_millis() * self.nodes.len() as u64,
             acknowledged: self.invariants.acknowledged(),
             attempts: self.attempts,
