@@ -360,12 +360,13 @@ impl Core {
                 let key = key_of(&store.updates[at]);
                 Err(Refusal::KeyConflict { key, job })
             }
+            // Nobody was there to be asked.
+            Progress::Sent { .. } if store.asked == 0 => {
+                Err(Refusal::NoCoordinator(name.clone().unwrap_or_default()))
+            }
             // Only if all have refused is it known that nothing was done.
             Progress::Sent { copies: 0, refused, refusal, .. } if refused == store.asked => {
                 Err(refusal.unwrap_or(Refusal::Unknown))
-            }
-            Progress::Sent { .. } if store.asked == 0 => {
-                Err(Refusal::NoCoordinator(name.clone().unwrap_or_default()))
             }
             Progress::Sent { copies, .. } if copies < least => Err(Refusal::Unknown),
             Progress::Sent { at, copies, existed, .. } => {
