@@ -47,7 +47,7 @@ const WALL_CLOCK_EVERY: Duration = Duration::from_secs(10);
 pub enum DriverError {
     /// The store cannot be written: nothing more is acknowledged.
     #[error("cannot write to the data folder, so nothing more can be acknowledged: {0}")]
-    Write(StorageError),
+    Write(#[source] StorageError),
     /// What the store holds is damaged.
     #[error(
         "the data folder is damaged ({0}): move it away and start with an empty one; the cluster's other replicas fill it again"

@@ -393,3 +393,18 @@ fn a_lost_replicas_place_is_taken_and_given_back_with_all_that_was_kept() {
     cluster.run_until("the spare keeps nothing", |cluster| kept(cluster, spare) == Some(0));
     assert_eq!(kept(&cluster, lost), Some(40));
 }
+
+#[test]
+fn a_minority_of_a_strict_group_takes_nothing_and_says_why() {
+    let mut cluster = three();
+    let phases = vec![crate::pipeline::PhaseInput::named(name("a"))];
+    let majority = crate::pipeline::Quorum::Majority;
+    let strict = crate::pipeline::PipelineDef::with(name("q"), phases, 3, majority, majority);
+    cluster.apply_pipeline(0, strict.expect("a valid pipeline"));
+    cluster.run_for(Duration::from_secs(5));
+    assert!(cluster.enqueue(0, "q", None, "{}").is_ok());
+    (1..3).for_each(|index| cluster.kill(index));
+    cluster.run_for(Duration::from_secs(10));
+    let refused = cluster.enqueue(0, "q", None, "{}");
+    assert!(matches!(refused, Err(Refusal::NoCoordinator(_))), "{refused:?}");
+}
