@@ -38,6 +38,9 @@ use crate::{
     phase::{self, PhaseHost, PhaseRegistry},
 };
 
+/// How long a node that failed waits for its threads to let go of the store.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// How long a node that stops waits for what runs on it.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -191,10 +194,19 @@ impl Node {
 
     /// Waits until the node fails, for as long as it does not.
     pub async fn failed(&mut self) -> RunError {
-        match (&mut self.ended).await {
+        let error = match (&mut self.ended).await {
             Ok(Err(error)) => error.into(),
             Ok(Ok(())) | Err(_) => DriverError::Died.into(),
+        };
+        // Other threads let go of the store now. It has to be closed before the process ends: a
+        // store that closes beside that ends it by a signal.
+        self.cancel.0.cancel();
+        let _ = (&mut self.mark).await;
+        let began = tokio::time::Instant::now();
+        while Arc::strong_count(&self.data.storage) > 1 && began.elapsed() < CLOSE_TIMEOUT {
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
+        error
     }
 
     /// Stops the node: it takes no new work, lets what runs end for up to 10 s, and closes its

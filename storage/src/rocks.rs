@@ -90,7 +90,12 @@ impl Storage for RocksStorage {
         }
         let mut options = WriteOptions::default();
         options.set_sync(durable);
-        self.db.write_opt(rows, &options).map_err(failed)
+        self.db.write_opt(rows, &options).map_err(|error| {
+            // Nothing is written after that. RocksDB would try to recover in a thread of its own,
+            // which ends the process by a signal if that is about to end.
+            self.db.cancel_all_background_work(true);
+            failed(error)
+        })
     }
 
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, StorageError> {
