@@ -41,6 +41,8 @@ pub(crate) enum Fact<'a> {
     Lost { at: usize, to: usize },
     /// It will arrive twice.
     Repeated { at: usize, to: usize },
+    /// It takes long, and holds up all behind it.
+    HeldUp { at: usize, to: usize },
     /// Later ones will arrive before it.
     Overtaken { at: usize, to: usize },
     /// A message arrives.
@@ -70,6 +72,7 @@ impl Fact<'_> {
             | Self::Disconnected { .. }
             | Self::Lost { .. }
             | Self::Repeated { .. }
+            | Self::HeldUp { .. }
             | Self::Overtaken { .. } => true,
             Self::Up { .. }
             | Self::Sent { .. }
@@ -105,6 +108,7 @@ impl fmt::Display for Fact<'_> {
             Self::Sent { at, to, message } => write!(f, "n{at} -> n{to} {message:?}"),
             Self::Lost { at, to } => write!(f, "n{at} -> n{to} LOST"),
             Self::Repeated { at, to } => write!(f, "n{at} -> n{to} COMES TWICE"),
+            Self::HeldUp { at, to } => write!(f, "n{at} -> n{to} HELD UP"),
             Self::Overtaken { at, to } => write!(f, "n{at} -> n{to} OVERTAKEN"),
             Self::Delivered { at, from, message } => write!(f, "n{at} <- n{from} {message:?}"),
             Self::Started { at, attempt } => {

@@ -149,6 +149,7 @@ impl World {
             // A heavy tail: the longer, the rarer.
             let most = 8 << self.random.below(10);
             way += self.random.between(0, most);
+            self.tell(Fact::HeldUp { at, to });
         }
         let arrives = self.now + way;
         let overtaken = !self.peace && self.random.per_mille(self.options.overtaken_per_mille);
