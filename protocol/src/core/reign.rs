@@ -430,7 +430,7 @@ impl Core {
     pub(super) fn lose_attempt(&mut self, pipeline: PipelineId, token: Token, why: &str) {
         let wall_ms = self.wall_ms();
         self.requeue(pipeline, token, |control| {
-            control.lost_count += 1;
+            control.lost_count = control.lost_count.saturating_add(1);
             end_attempt(control, token, wall_ms, Some(why.to_owned()), true);
             control.progress = if control.lost_count >= MAX_LOST_ATTEMPTS {
                 Progress::Dead
@@ -520,6 +520,10 @@ impl Core {
             }
             return Ok(());
         }
+        if self.is_beyond(pipeline, job, step) {
+            // No phase of the job: nothing that a worker of this cluster was given.
+            return Ok(());
+        }
         let wall_ms = self.wall_ms();
         let control = self.control(pipeline, job, step);
         let knows = |control: &Control| control.attempts.iter().any(|it| it.token == token);
@@ -569,6 +573,13 @@ impl Core {
         Ok(())
     }
 
+    /// Whether a job is known to have fewer phases than that.
+    fn is_beyond(&self, pipeline: PipelineId, job: JobId, step: u16) -> bool {
+        let entry = self.groups.get(&pipeline).and_then(|group| group.jobs.get(&job));
+        let spec = entry.and_then(|entry| entry.record.spec.as_ref());
+        spec.is_some_and(|spec| step >= spec.phases)
+    }
+
     /// An attempt ended that does not count any more: it is noted once, for people to see, and so
     /// that nobody takes it for running.
     fn note_late_end(
@@ -590,13 +601,15 @@ impl Core {
         self.update_control(pipeline, job, step, |control| {
             // One that was given back has failed at nothing: it stays among those that were lost.
             match (&outcome, lost) {
-                (Outcome::Cancelled, false) => control.lost_count += 1,
+                (Outcome::Cancelled, false) => {
+                    control.lost_count = control.lost_count.saturating_add(1)
+                }
                 (Outcome::Cancelled, true) | (_, false) => {}
                 (_, true) => control.lost_count = control.lost_count.saturating_sub(1),
             }
             let error = match outcome {
                 Outcome::Succeeded(_) => {
-                    control.late_count += 1;
+                    control.late_count = control.late_count.saturating_add(1);
                     None
                 }
                 Outcome::Failed { error, .. } => Some(error),
@@ -676,7 +689,7 @@ impl Core {
             }
             Outcome::Cancelled => {
                 end_attempt(control, token, wall_ms, Some(GIVEN_BACK.to_owned()), false);
-                control.lost_count += 1;
+                control.lost_count = control.lost_count.saturating_add(1);
                 control.progress = Progress::Waiting { not_before_ms: 0 };
             }
         })
@@ -706,7 +719,7 @@ pub(super) fn push_attempt(control: &mut Control, worker: NodeId, token: Token, 
     if control.attempts.len() == MAX_ATTEMPTS_KEPT {
         control.attempts.remove(0);
     }
-    control.attempt_count += 1;
+    control.attempt_count = control.attempt_count.saturating_add(1);
     control.attempts.push(AttemptView {
         number: control.attempt_count,
         worker,

@@ -408,3 +408,21 @@ fn a_minority_of_a_strict_group_takes_nothing_and_says_why() {
     let refused = cluster.enqueue(0, "q", None, "{}");
     assert!(matches!(refused, Err(Refusal::NoCoordinator(_))), "{refused:?}");
 }
+
+#[test]
+fn an_end_of_a_phase_that_a_job_does_not_have_changes_nothing() {
+    let mut cluster = three();
+    let receipt = cluster.enqueue(0, "p", None, "{}").expect("it is taken");
+    let at = cluster.coordinator();
+    let from = cluster.nodes[0].config.node;
+    let core = cluster.nodes[at].core.as_mut().expect("it runs");
+    let pipeline = crate::id::PipelineId::of_name("p");
+    let term = crate::id::Term { counter: 1, node: from, boot: 1 };
+    let token = crate::id::Token { term, sequence: 9 };
+    let outcome = crate::io::Outcome::Succeeded("{}".into());
+    let (job, step) = (receipt.job, 9);
+    let end = crate::message::Completion { token, pipeline, job, step, outcome };
+    core.on_completed(from, end).expect("it reads");
+    let record = core.record(pipeline, job).expect("it reads").expect("it is there");
+    assert!(!record.controls.contains_key(&9), "{record:?}");
+}
