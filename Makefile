@@ -58,7 +58,7 @@ test: verify
 	@$(MAKE) --no-print-directory chaos SEED=$(or $(SEED),1)
 
 simulate: setup
-	cargo run --locked -p carbonmesh-simulations -- --seeds $(SEEDS) --jobs $(JOBS)
+	cargo run --locked --profile simulate -p carbonmesh-simulations -- --seeds $(SEEDS) --jobs $(JOBS)
 
 model: setup
 	cargo run --locked -p carbonmesh-simulations --bin carbonmesh-model -- --jobs $(JOBS) $(MODEL)

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use carbonmesh_protocol::id::{DiskId, JobId};
 
 use super::{Fact, Invariant, Seen, Verdict};
+use crate::world::Node;
 
 #[derive(Default)]
 pub(super) struct AckedSurvives {
@@ -12,6 +13,8 @@ pub(super) struct AckedSurvives {
     holders: BTreeMap<JobId, BTreeSet<DiskId>>,
     /// Disks that were replaced.
     gone: BTreeSet<DiskId>,
+    /// Whether the holders of all jobs have to be found anew.
+    anew: bool,
 }
 
 impl Invariant for AckedSurvives {
@@ -26,6 +29,7 @@ impl Invariant for AckedSurvives {
             }
             Fact::DiskReplaced { old: disk, .. } | Fact::Damaged { disk, .. } => {
                 self.gone.insert(*disk);
+                self.anew = true;
             }
             _ => {}
         }
@@ -33,7 +37,15 @@ impl Invariant for AckedSurvives {
     }
 
     fn inspect(&mut self, seen: &Seen<'_>) -> Verdict {
+        let anew = std::mem::take(&mut self.anew);
         for (job, before) in &mut self.holders {
+            let has = |node: &Node| node.disk.job(seen.pipeline, *job).is_some();
+            // Mostly it still is where it was: that is quickly seen.
+            if !anew
+                && seen.nodes.iter().any(|node| before.contains(&node.config.disk) && has(node))
+            {
+                continue;
+            }
             let now = holders(seen, *job);
             if now.is_empty() && !before.is_subset(&self.gone) {
                 let disks: Vec<u64> = before.difference(&self.gone).map(|disk| disk.0).collect();

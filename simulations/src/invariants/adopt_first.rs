@@ -1,7 +1,10 @@
 //! ADOPT-FIRST: nothing is dispatched in a term before all that its voters held when they voted is
 //! merged and on the coordinator's disk.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use carbonmesh_protocol::{
     id::{JobId, NodeId, Term},
@@ -14,7 +17,7 @@ use super::{Fact, Invariant, Seen, Verdict};
 #[derive(Default)]
 pub(super) struct AdoptFirst {
     /// What each voter held on disk when its vote for a term left.
-    held: BTreeMap<(Term, NodeId), BTreeMap<JobId, JobRecord>>,
+    held: BTreeMap<(Term, NodeId), BTreeMap<JobId, Arc<JobRecord>>>,
     /// Terms that have dispatched.
     checked: BTreeSet<Term>,
 }
@@ -49,7 +52,7 @@ impl AdoptFirst {
         if !self.checked.insert(term) {
             return Ok(());
         }
-        let coordinator = seen.by_id(term.node).filter(|node| !node.damaged);
+        let coordinator = seen.by_id(term.node).filter(|node| !node.disk.is_damaged());
         let Some(coordinator) = coordinator else { return Ok(()) };
         // Who counted is known only while it coordinates.
         let Some(core) = &coordinator.core else { return Ok(()) };
@@ -61,7 +64,8 @@ impl AdoptFirst {
         for voter in &group.voters {
             let held = self.held.get(&(term, *voter)).into_iter().flatten();
             for (job, theirs) in held {
-                let mut mine = coordinator.on_disk(seen.pipeline, *job).unwrap_or_default();
+                let mine = coordinator.disk.job(seen.pipeline, *job).unwrap_or_default();
+                let mut mine = Arc::unwrap_or_clone(mine);
                 for component in theirs.components() {
                     if mine.merge(&component).expect("it reads back") {
                         let name = &coordinator.config.name;

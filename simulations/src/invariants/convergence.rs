@@ -26,7 +26,7 @@ impl Invariant for Convergence {
     fn finish(&mut self, seen: &Seen<'_>) -> Verdict {
         let mut first: BTreeMap<JobId, u64> = BTreeMap::new();
         // A damaged copy is for its node to find, when it reads it.
-        let sound = seen.nodes.iter().enumerate().filter(|(_, node)| !node.damaged);
+        let sound = seen.nodes.iter().enumerate().filter(|(_, node)| !node.disk.is_damaged());
         for (at, node) in sound {
             for job in &self.jobs {
                 let Some(record) = seen.on_disk(at, *job) else { continue };

@@ -1,7 +1,7 @@
 //! DURABLE-BEFORE-SAID: acknowledgements, votes and completion answers leave only after what they
 //! speak of is on the sender's disk.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use carbonmesh_protocol::{
     core::stored_promise,
@@ -97,7 +97,7 @@ impl DurableBeforeSaid {
                 let asked = self.pushes.remove(&(at, to, life, *session, *part));
                 return all_on_disk(seen, at, &asked.unwrap_or_default());
             }
-            Message::CompletionAck(token) if !seen.nodes[at].damaged => {
+            Message::CompletionAck(token) if !seen.nodes[at].disk.is_damaged() => {
                 let Some((job, step)) = self.ends.get(&(at, *token)) else { return Ok(()) };
                 let record = seen.on_disk(at, *job).unwrap_or_default();
                 let still = record.controls.get(step).is_some_and(|control| {
@@ -125,10 +125,11 @@ fn voted(
     pipeline: carbonmesh_protocol::id::PipelineId,
     term: carbonmesh_protocol::id::Term,
 ) -> Verdict {
-    if seen.nodes[at].damaged {
+    if seen.nodes[at].disk.is_damaged() {
         return Ok(());
     }
-    let promise = stored_promise(&seen.nodes[at].reader(), pipeline).expect("memory can be read");
+    let promise =
+        stored_promise(&seen.nodes[at].disk.reader(), pipeline).expect("memory can be read");
     match promise {
         Some(promise) if promise.voted >= term => Ok(()),
         found => Err(format!("n{at} says that it voted for {term}, on disk is {found:?}")),
@@ -138,12 +139,12 @@ fn voted(
 /// Whether a node's disk has all that these updates say.
 fn all_on_disk(seen: &Seen<'_>, at: usize, updates: &[JobUpdate]) -> Verdict {
     let node = &seen.nodes[at];
-    for update in updates.iter().filter(|_| !node.damaged) {
-        let equal = |it: &Component| node.has_component(seen.pipeline, update.job, it);
+    for update in updates.iter().filter(|_| !node.disk.is_damaged()) {
+        let equal = |it: &Component| node.disk.has(seen.pipeline, update.job, it);
         if update.components.iter().all(equal) {
             continue;
         }
-        let mut record = seen.on_disk(at, update.job).unwrap_or_default();
+        let mut record = Arc::unwrap_or_clone(seen.on_disk(at, update.job).unwrap_or_default());
         for component in &update.components {
             if record.merge(component).expect("it reads back") {
                 let job = update.job;

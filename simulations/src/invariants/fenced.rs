@@ -34,7 +34,8 @@ impl Invariant for Fenced {
         let jobs: Vec<JobId> = self.started.values().map(|(job, _)| *job).collect();
         for at in 0..seen.nodes.len() {
             for job in &jobs {
-                let Some(record) = seen.on_disk(at, *job).filter(|_| !seen.nodes[at].damaged)
+                let Some(record) =
+                    seen.on_disk(at, *job).filter(|_| !seen.nodes[at].disk.is_damaged())
                 else {
                     continue;
                 };

@@ -86,9 +86,9 @@ impl Invariant for Merge {
             let holders: Vec<_> = seen
                 .nodes
                 .iter()
-                .filter(|it| !it.damaged && it.has_on_disk(seen.pipeline, *job))
+                .filter(|it| !it.disk.is_damaged() && it.disk.job(seen.pipeline, *job).is_some())
                 .collect();
-            let keep = |it: &&_| crate::world::Node::has_component(it, seen.pipeline, *job, &newer);
+            let keep = |it: &&&crate::world::Node| it.disk.has(seen.pipeline, *job, &newer);
             // Disks that had it may all be gone; but whoever has it has given it to the others.
             let kept = holders.iter().filter(|it| keep(it)).count();
             if kept > 0 && kept < holders.len()

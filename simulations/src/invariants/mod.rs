@@ -20,7 +20,7 @@ mod order;
 mod same_key;
 mod terminal_stays;
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
 use carbonmesh_protocol::{
     core::{Core, GroupSnapshot},
@@ -100,7 +100,7 @@ impl Seen<'_> {
 
     /// Whether a node's disk has anything of a job.
     fn has_on_disk(&self, at: usize, job: JobId) -> bool {
-        self.nodes[at].has_on_disk(self.pipeline, job)
+        self.nodes[at].disk.job(self.pipeline, job).is_some()
     }
 
     fn by_id(&self, id: NodeId) -> Option<&Node> {
@@ -108,8 +108,8 @@ impl Seen<'_> {
     }
 
     /// What a node's disk holds of a job.
-    fn on_disk(&self, at: usize, job: JobId) -> Option<JobRecord> {
-        self.nodes[at].on_disk(self.pipeline, job)
+    fn on_disk(&self, at: usize, job: JobId) -> Option<Arc<JobRecord>> {
+        self.nodes[at].disk.job(self.pipeline, job)
     }
 }
 

@@ -33,18 +33,6 @@ pub(super) fn unfinished(seen: &Seen<'_>, acknowledged: &BTreeSet<JobId>) -> Opt
     if live > 0 {
         return Some(format!("{live} copies of jobs are unfinished"));
     }
-    for job in acknowledged {
-        let record = |core: &carbonmesh_protocol::core::Core| {
-            // A damaged copy is for the node to find; the others count.
-            core.record(seen.pipeline, *job).ok().flatten()
-        };
-        let states: Vec<_> =
-            seen.cores().filter_map(|(_, core)| record(core)).map(|it| it.state()).collect();
-        // A job whose disks are all gone is the business of acked-survives.
-        if !states.iter().all(|state| state.is_terminal()) {
-            return Some(format!("job {job} is {states:?}"));
-        }
-    }
     // While a place that is not given to another yet is empty, whoever stands in keeps copies.
     let complete = seen.nodes.iter().all(|node| !node.gone);
     for (node, group) in seen.groups().filter(|_| complete) {
@@ -58,5 +46,20 @@ pub(super) fn unfinished(seen: &Seen<'_>, acknowledged: &BTreeSet<JobId>) -> Opt
         .map(|(live, finished)| (live.count, finished.count, finished.xor))
         .collect();
     let same = held.len() < 2 && held.iter().all(|(live, ..)| *live == 0);
-    (!same).then(|| format!("copies differ, or jobs are unfinished: {held:?}"))
+    if !same {
+        return Some(format!("copies differ, or jobs are unfinished: {held:?}"));
+    }
+    for job in acknowledged {
+        let record = |core: &carbonmesh_protocol::core::Core| {
+            // A damaged copy is for the node to find; the others count.
+            core.record(seen.pipeline, *job).ok().flatten()
+        };
+        let states: Vec<_> =
+            seen.cores().filter_map(|(_, core)| record(core)).map(|it| it.state()).collect();
+        // A job whose disks are all gone is the business of acked-survives.
+        if !states.iter().all(|state| state.is_terminal()) {
+            return Some(format!("job {job} is {states:?}"));
+        }
+    }
+    None
 }

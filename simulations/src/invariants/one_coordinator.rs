@@ -51,8 +51,8 @@ fn is_committed(
     let holds = |(node, disk): &Holder| {
         // What cannot be read any more, or went with its disk, may have been there.
         seen.by_id(*node).is_some_and(|node| {
-            let gone = node.damaged || node.config.disk != *disk;
-            gone || node.on_disk(seen.pipeline, job).is_some_and(|record| has(&record))
+            let gone = node.disk.is_damaged() || node.config.disk != *disk;
+            gone || node.disk.job(seen.pipeline, job).is_some_and(|record| has(&record))
         })
     };
     match group.view.has_quorum(holds) {

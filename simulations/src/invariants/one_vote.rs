@@ -45,8 +45,8 @@ impl Invariant for OneVote {
                 return Err(format!("{name} coordinates in {mine:?} and knows of {highest:?}"));
             }
         }
-        for node in seen.nodes.iter().filter(|node| !node.damaged) {
-            let promise = stored_promise(&node.reader(), seen.pipeline);
+        for node in seen.nodes.iter().filter(|node| !node.disk.is_damaged()) {
+            let promise = stored_promise(&node.disk.reader(), seen.pipeline);
             let Some(promise) = promise.expect("memory can be read") else { continue };
             let highest = self.highest.entry(node.config.disk).or_insert(promise.highest);
             if promise.highest < *highest {

@@ -35,7 +35,7 @@ impl Invariant for Order {
 
 /// Whether all steps before one have ended on a coordinator's disk.
 fn ended(seen: &Seen<'_>, at: usize, job: JobId, before: u16) -> Verdict {
-    if seen.nodes[at].damaged {
+    if seen.nodes[at].disk.is_damaged() {
         return Ok(());
     }
     let record = seen.on_disk(at, job).unwrap_or_default();

@@ -38,7 +38,8 @@ impl Invariant for SameKey {
         }
         for (job, payloads) in self.payloads.iter().filter(|(_, payloads)| payloads.len() > 1) {
             for at in 0..seen.nodes.len() {
-                let Some(record) = seen.on_disk(at, *job).filter(|_| !seen.nodes[at].damaged)
+                let Some(record) =
+                    seen.on_disk(at, *job).filter(|_| !seen.nodes[at].disk.is_damaged())
                 else {
                     continue;
                 };

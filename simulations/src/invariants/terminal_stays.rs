@@ -121,7 +121,8 @@ impl TerminalStays {
 
     /// In the end, all who hold a job hold the ends that were committed.
     fn kept(&self, seen: &Seen<'_>, at: usize, job: JobId) -> Verdict {
-        let Some(record) = seen.on_disk(at, job).filter(|_| !seen.nodes[at].damaged) else {
+        let Some(record) = seen.on_disk(at, job).filter(|_| !seen.nodes[at].disk.is_damaged())
+        else {
             return Ok(());
         };
         for ((_, step), token) in self.committed.range((job, 0)..=(job, u16::MAX)) {

@@ -1,10 +1,8 @@
 //! What goes wrong, and when; and the peace that ends it.
 
-use std::sync::Arc;
-
 use carbonmesh_protocol::io::Input;
 
-use super::{Event, World};
+use super::{Disk, Event, World};
 use crate::invariants::Fact;
 
 /// Something that goes wrong now and then.
@@ -107,8 +105,8 @@ impl World {
         if ran && self.random.per_mille(self.options.disk_losses_per_mille) {
             let restored = self.random.per_mille(500);
             let disk = match restored {
-                true => Arc::new(self.nodes[at].backup.copy()),
-                false => Arc::default(),
+                true => self.nodes[at].backup.copy(),
+                false => Disk::default(),
             };
             self.replace_disk(at, disk, restored);
         }
@@ -118,20 +116,15 @@ impl World {
 
     fn tear_log(&mut self) {
         let at = self.some_node();
-        if self.nodes[at].damaged || !self.may_lose_disk(at) {
+        if self.nodes[at].disk.is_damaged() || !self.may_lose_disk(at) {
             return;
         }
-        let torn = self.nodes[at].storage.copy().into();
+        let torn = self.nodes[at].disk.copy();
         let (after, life) = (self.random.between(10, 1000), self.nodes[at].life);
         self.push(after, Event::Tear { at, life, torn });
     }
 
-    pub(super) fn tear(
-        &mut self,
-        at: usize,
-        life: u64,
-        torn: Arc<carbonmesh_storage::MemoryStorage>,
-    ) {
+    pub(super) fn tear(&mut self, at: usize, life: u64, torn: Disk) {
         if self.peace || self.nodes[at].life != life || self.nodes[at].core.is_none() {
             return;
         }
@@ -208,8 +201,7 @@ impl World {
 
     fn damage_some(&mut self) {
         let (at, pick) = (self.some_node(), self.random.next());
-        if self.may_lose_disk(at) && self.nodes[at].storage.damage(pick) {
-            self.nodes[at].damaged = true;
+        if self.may_lose_disk(at) && self.nodes[at].disk.damage(pick) {
             let disk = self.nodes[at].config.disk;
             self.tell(Fact::Damaged { at, disk });
         }
@@ -227,8 +219,8 @@ impl World {
     pub(super) fn backup(&mut self) {
         let at = self.some_node();
         let node = &mut self.nodes[at];
-        if !node.damaged {
-            node.backup = node.storage.copy().into();
+        if !node.disk.is_damaged() {
+            node.backup = node.disk.copy();
         }
         if !self.peace {
             let after = self.random.between(1000, 3000);
@@ -251,7 +243,7 @@ impl World {
         let view = group.view;
         let sound = |holder: &carbonmesh_protocol::group_view::Holder| {
             let node = &self.nodes[self.by_id[&holder.0]];
-            node.config.disk == holder.1 && !node.damaged && !node.gone
+            node.config.disk == holder.1 && !node.disk.is_damaged() && !node.gone
         };
         let me = (self.nodes[at].config.node, self.nodes[at].config.disk);
         !view.has(me)
@@ -279,7 +271,7 @@ impl World {
         }
         self.nodes[at].gone = true;
         self.crash(at);
-        self.replace_disk(at, Arc::default(), false);
+        self.replace_disk(at, Disk::default(), false);
     }
 
     /// No more faults: everybody is there and connected.

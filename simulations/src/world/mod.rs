@@ -5,6 +5,7 @@
 //! facts.
 
 mod clients;
+mod disk;
 mod faults;
 mod network;
 mod node;
@@ -12,7 +13,6 @@ mod node;
 use std::{
     collections::{BTreeMap, BTreeSet},
     hash::{DefaultHasher, Hash, Hasher},
-    sync::Arc,
     time::Duration,
 };
 
@@ -31,8 +31,8 @@ use crate::{
     random::Random,
 };
 
-use carbonmesh_storage::MemoryStorage;
 use clients::Clients;
+use disk::Disk;
 use faults::Fault;
 use network::Network;
 pub(crate) use network::newer_component;
@@ -99,7 +99,7 @@ pub(crate) enum Event {
     Tear {
         at: usize,
         life: u64,
-        torn: Arc<MemoryStorage>,
+        torn: Disk,
     },
     Dial,
     Restart(usize),

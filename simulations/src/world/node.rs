@@ -6,24 +6,20 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    sync::Arc,
     time::Duration,
 };
 
+use super::{Disk, Event, World, name, step_name};
+use crate::{Options, invariants::Fact, random::Random};
 use carbonmesh_protocol::{
     config::{Config, Limits, Timing},
     core::Core,
-    id::{DiskId, JobId, NodeId, PipelineId},
+    id::{DiskId, NodeId},
     io::{Input, PersistId},
     mutant::Mutant,
-    record::{Component, JobRecord},
-    store::{ReadError, Table, Write},
+    store::{ReadError, Write},
     time::Timestamp,
 };
-use carbonmesh_storage::{MemoryStorage, Storage, StoreReader};
-
-use super::{Event, World, name, step_name};
-use crate::{Options, invariants::Fact, random::Random};
 
 /// The wall clock when a world begins.
 const WALL_START_MS: u64 = 1_700_000_000_000;
@@ -32,11 +28,9 @@ const WALL_START_MS: u64 = 1_700_000_000_000;
 pub(crate) struct Node {
     pub(crate) core: Option<Core>,
     pub(crate) config: Config,
-    pub(super) storage: Arc<MemoryStorage>,
+    pub(crate) disk: Disk,
     /// A copy of the disk as it once was.
-    pub(super) backup: Arc<MemoryStorage>,
-    /// Whether something on the disk cannot be read.
-    pub(crate) damaged: bool,
+    pub(super) backup: Disk,
     /// Writes that are not synced yet.
     pub(super) unsynced: VecDeque<(PersistId, Vec<Write>)>,
     /// Counts its processes.
@@ -115,9 +109,8 @@ impl Node {
         Self {
             core: None,
             config,
-            storage: Arc::default(),
-            backup: Arc::default(),
-            damaged: false,
+            disk: Disk::default(),
+            backup: Disk::default(),
             unsynced: VecDeque::new(),
             life: 0,
             gone: false,
@@ -139,55 +132,6 @@ impl Node {
         let local = self.core.as_ref()?.poll_timeout()?;
         Some(self.clock.world(local).max(self.paused_until))
     }
-
-    /// Whether its disk has anything of a job.
-    pub(crate) fn has_on_disk(&self, pipeline: PipelineId, job: JobId) -> bool {
-        !self.rows(pipeline, job, 1).is_empty()
-    }
-
-    fn rows(
-        &self,
-        pipeline: PipelineId,
-        job: JobId,
-        most: usize,
-    ) -> Vec<carbonmesh_protocol::store::Row> {
-        let mut start = pipeline.to_be_bytes().to_vec();
-        start.extend_from_slice(&job.to_be_bytes());
-        let mut end = start.clone();
-        end.extend_from_slice(&[0xff; 3]);
-        self.storage.scan(Table::Jobs, &start, &end, most).expect("memory can be read")
-    }
-
-    /// What its disk holds of a job, as far as that can be read.
-    pub(crate) fn on_disk(&self, pipeline: PipelineId, job: JobId) -> Option<JobRecord> {
-        let rows = self.rows(pipeline, job, usize::MAX);
-        let mut record = JobRecord::default();
-        for (key, bytes) in &rows {
-            let tag = u16::from_be_bytes([key[32], key[33]]);
-            let read = record.merge(&Component { tag, bytes: bytes.clone() });
-            assert!(read.is_ok() || self.damaged, "it reads back");
-        }
-        (!rows.is_empty()).then_some(record)
-    }
-
-    /// Whether its disk has exactly this component of a job.
-    pub(crate) fn has_component(
-        &self,
-        pipeline: PipelineId,
-        job: JobId,
-        component: &Component,
-    ) -> bool {
-        let mut key = pipeline.to_be_bytes().to_vec();
-        key.extend_from_slice(&job.to_be_bytes());
-        key.extend_from_slice(&component.tag.to_be_bytes());
-        let value = self.storage.get(Table::Jobs, &key).expect("memory can be read");
-        value.is_some_and(|value| value == component.bytes)
-    }
-
-    /// How its disk is read.
-    pub(crate) fn reader(&self) -> StoreReader {
-        StoreReader::new(self.storage.clone())
-    }
 }
 
 impl World {
@@ -200,7 +144,7 @@ impl World {
         node.life += 1;
         node.config.boot += u64::from(counts);
         node.sync_at = world_now;
-        let reader = Box::new(node.reader());
+        let reader = Box::new(node.disk.reader());
         let unix_ms = node.clock.unix_ms(world_now);
         let core = match Core::new(node.config.clone(), seed, now, unix_ms, reader) {
             Ok(core) => core,
@@ -229,8 +173,8 @@ impl World {
     }
 
     fn set_disk_aside(&mut self, at: usize, error: &ReadError) {
-        assert!(self.nodes[at].damaged, "the disk can be read: {error}");
-        self.replace_disk(at, Arc::default(), false);
+        assert!(self.nodes[at].disk.is_damaged(), "the disk can be read: {error}");
+        self.replace_disk(at, Disk::default(), false);
     }
 
     /// A process is gone; of what waited for its disk, some first part may have got there.
@@ -243,7 +187,7 @@ impl World {
         let node = &mut self.nodes[at];
         node.life += 1;
         for (_, writes) in node.unsynced.drain(..).take(kept) {
-            node.storage.write(&writes, true).expect("memory takes it");
+            node.disk.write(&writes);
         }
         node.unsynced.clear();
         node.sessions.clear();
@@ -257,12 +201,12 @@ impl World {
     }
 
     /// The disk of a node that does not run is replaced: by an empty one, or by an older copy.
-    pub(super) fn replace_disk(&mut self, at: usize, disk: Arc<MemoryStorage>, restored: bool) {
+    pub(super) fn replace_disk(&mut self, at: usize, disk: Disk, restored: bool) {
         self.note(at, "disk replaced");
         let fresh = DiskId(self.random.next());
         let unnoticed = restored && self.is_mutated(Mutant::RestoredDiskUnnoticed);
         let node = &mut self.nodes[at];
-        (node.storage, node.damaged) = (disk, false);
+        node.disk = disk;
         if unnoticed {
             return;
         }
@@ -291,7 +235,7 @@ impl World {
         let Some((_, writes)) = node.unsynced.pop_front().filter(|(first, _)| *first == id) else {
             return;
         };
-        node.storage.write(&writes, true).expect("memory takes it");
+        node.disk.write(&writes);
         self.note(at, "synced");
         self.input(at, Input::Persisted(id));
     }

@@ -1,0 +1,112 @@
+//! A node's disk, and what can be read from it.
+//!
+//! Invariants ask for the same records again and again: what was read is kept until it is written
+//! anew.
+
+use std::{cell::RefCell, collections::HashMap, ops::ControlFlow, sync::Arc};
+
+use carbonmesh_protocol::{
+    id::{JobId, PipelineId},
+    record::{Component, JobRecord},
+    store::{Table, Write},
+};
+use carbonmesh_storage::{MemoryStorage, Storage, StoreReader};
+use xxhash_rust::xxh3::Xxh3DefaultBuilder;
+
+/// See the [module](self).
+#[derive(Default)]
+pub(crate) struct Disk {
+    storage: Arc<MemoryStorage>,
+    /// Whether something on it cannot be read.
+    damaged: bool,
+    /// Jobs that were read; those that are not there as well.
+    read: RefCell<HashMap<(PipelineId, JobId), Option<Arc<JobRecord>>, Xxh3DefaultBuilder>>,
+}
+
+impl Disk {
+    /// Another disk with the same content.
+    pub(crate) fn copy(&self) -> Self {
+        Self {
+            storage: self.storage.copy().into(),
+            damaged: self.damaged,
+            read: RefCell::default(),
+        }
+    }
+
+    /// How it is read by a core.
+    pub(crate) fn reader(&self) -> StoreReader {
+        StoreReader::new(self.storage.clone())
+    }
+
+    /// Whether something on it cannot be read.
+    pub(crate) fn is_damaged(&self) -> bool {
+        self.damaged
+    }
+
+    /// Makes writes durable.
+    pub(crate) fn write(&mut self, writes: &[Write]) {
+        let read = self.read.get_mut();
+        let forgotten = writes.iter().try_for_each(|write| {
+            let key = match write {
+                Write::Put { table: Table::Jobs, key, .. }
+                | Write::Delete { table: Table::Jobs, key } => key,
+                Write::DeleteRange { table: Table::Jobs, .. } => return ControlFlow::Break(()),
+                _ => return ControlFlow::Continue(()),
+            };
+            read.remove(&job_of(key));
+            ControlFlow::Continue(())
+        });
+        if forgotten.is_break() {
+            read.clear();
+        }
+        self.storage.write(writes, true).expect("memory takes it");
+    }
+
+    /// Flips a bit; says whether there was one.
+    pub(crate) fn damage(&mut self, pick: u64) -> bool {
+        let damaged = self.storage.damage(pick);
+        self.damaged |= damaged;
+        self.read.get_mut().clear();
+        damaged
+    }
+
+    /// What it holds of a job, as far as that can be read.
+    pub(crate) fn job(&self, pipeline: PipelineId, job: JobId) -> Option<Arc<JobRecord>> {
+        let mut read = self.read.borrow_mut();
+        read.entry((pipeline, job)).or_insert_with(|| self.read_job(pipeline, job)).clone()
+    }
+
+    fn read_job(&self, pipeline: PipelineId, job: JobId) -> Option<Arc<JobRecord>> {
+        let start = key(pipeline, job, 0);
+        let end = [&key(pipeline, job, u16::MAX)[..], &[0]].concat();
+        let rows = self.storage.scan(Table::Jobs, &start, &end, usize::MAX).expect("memory reads");
+        let mut record = JobRecord::default();
+        for (key, bytes) in &rows {
+            let tag = u16::from_be_bytes([key[32], key[33]]);
+            let merged = record.merge(&Component { tag, bytes: bytes.clone() });
+            assert!(merged.is_ok() || self.damaged, "it reads back");
+        }
+        (!rows.is_empty()).then(|| Arc::new(record))
+    }
+
+    /// Whether it has exactly this component of a job.
+    pub(crate) fn has(&self, pipeline: PipelineId, job: JobId, component: &Component) -> bool {
+        let key = key(pipeline, job, component.tag);
+        let value = self.storage.get(Table::Jobs, &key).expect("memory reads");
+        value.is_some_and(|value| value == component.bytes)
+    }
+}
+
+/// The key of a component: its pipeline, its job and its tag.
+fn key(pipeline: PipelineId, job: JobId, tag: u16) -> [u8; 34] {
+    let mut key = [0; 34];
+    key[..16].copy_from_slice(&pipeline.to_be_bytes());
+    key[16..32].copy_from_slice(&job.to_be_bytes());
+    key[32..].copy_from_slice(&tag.to_be_bytes());
+    key
+}
+
+fn job_of(key: &[u8]) -> (PipelineId, JobId) {
+    let part = |at: usize| key[at..at + 16].try_into().expect("16 bytes");
+    (PipelineId::from_be_bytes(part(0)), JobId::from_be_bytes(part(16)))
+}
