@@ -468,4 +468,6 @@ pub enum Answer {
         /// Where the next page begins.
         next: Option<JobId>,
     },
+    /// This node cannot say: it does not coordinate the strict pipeline any more.
+    Elsewhere,
 }

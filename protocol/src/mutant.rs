@@ -45,4 +45,16 @@ pub enum Mutant {
     BootReused,
     /// Whoever takes over a strict group does not write anew what its voters differ in.
     NotDecidedAnew,
+    /// What is asked of a strict group is told before it is committed.
+    ReadUncommitted,
+    /// Idempotency keys are not looked at.
+    KeyIgnored,
+    /// A process that starts takes the unfinished jobs on its disk for leftovers.
+    OrphansDropped,
+    /// An attempt that is still on its way to its worker counts as lost.
+    OnItsWayLost,
+    /// Copies are compared by what jobs they have, not by how far these are.
+    ContentIgnored,
+    /// Each message leaves a timer behind.
+    TimersPile,
 }

@@ -50,6 +50,12 @@ mutants! {
     a_lease_that_nobody_heeds: LeaseIgnored => ["one-coordinator"];
     hints_that_count: HintsCounted => ["acked-survives", "one-coordinator", "terminal-stays"];
     differences_that_are_not_decided: NotDecidedAnew => ["terminal-stays", "convergence", "no-lost-job"];
+    an_end_that_is_told_too_early: ReadUncommitted => ["one-coordinator"];
+    a_key_that_nobody_looks_at: KeyIgnored => ["same-key"];
+    orphans_that_are_swept_away: OrphansDropped => ["acked-survives"];
+    an_attempt_on_its_way_that_counts_as_lost: OnItsWayLost => ["bounded-rerun"];
+    copies_whose_content_nobody_compares: ContentIgnored => ["convergence", "no-lost-job"];
+    timers_that_pile_up: TimersPile => ["bounded"];
     a_newer_component_that_is_dropped: NewerDropped => ["merge"];
     a_value_that_stays_because_it_came_last: LastComesStays => ["merge", "terminal-stays"];
     attempts_that_nobody_counts: AttemptsUncounted => ["no-lost-job"];

@@ -19,7 +19,7 @@ use crate::{
     codec,
     id::{DiskId, JobId, NodeId, PipelineId, Term, Token},
     io::{Effect, PersistId},
-    message::{Assignment, GroupUpdate, JobUpdate, Message, Replicate, StoreResult},
+    message::{Answer, Assignment, GroupUpdate, JobUpdate, Message, Replicate, StoreResult},
     record::FIRST_CONTROL,
     store::{ReadError, Table, Write, component_key, job_key},
     time::Timestamp,
@@ -29,6 +29,7 @@ use super::{
     Core,
     catalog::meta_key,
     group::{PeerSync, Recount},
+    query::Asker,
     sync::update_bytes,
 };
 
@@ -64,6 +65,8 @@ pub(super) enum Held {
     Taken { gateway: NodeId, store: u64, pipeline: PipelineId, results: Vec<StoreResult> },
     /// A strict group's view.
     View { pipeline: PipelineId, sequence: u64 },
+    /// What somebody asked of a strict group.
+    Answer { asker: Asker, answer: Box<Answer> },
 }
 
 #[derive(Clone, Debug, Default)]
@@ -411,6 +414,7 @@ impl Core {
                 self.on_taken(gateway, store, pipeline, results);
             }
             Held::View { pipeline, sequence } => self.on_view_committed(pipeline, sequence),
+            Held::Answer { asker, answer } => self.answer(asker, *answer),
             Held::Dropped(pipeline) => {
                 if let Some(group) = self.groups.get_mut(&pipeline) {
                     group.dropping = group.dropping.saturating_sub(1);

@@ -11,6 +11,7 @@ use crate::{
     id::{JobId, NodeId, PipelineId},
     io::{NewJob, Receipt, Refusal, Request, RequestId, Response},
     message::{JobUpdate, Message, StoreResult},
+    mutant::Mutant,
     name::Name,
     pipeline::Revision,
     record::{JobRecord, JobSpec},
@@ -210,8 +211,8 @@ impl Core {
         }
         let created_ms = self.wall_ms();
         let id = match &job.key {
-            Some(key) => JobId::of_key(pipeline, key),
-            None => {
+            Some(key) if !self.has(Mutant::KeyIgnored) => JobId::of_key(pipeline, key),
+            _ => {
                 let mut random = [0; 10];
                 random[..8].copy_from_slice(&self.random_u64().to_le_bytes());
                 random[8..].copy_from_slice(&self.random_u64().to_le_bytes()[..2]);

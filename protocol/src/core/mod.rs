@@ -236,6 +236,10 @@ impl Core {
     #[cfg(feature = "mutants")]
     pub fn mutate(&mut self, mutant: Option<Mutant>) {
         self.mutant = mutant;
+        if self.has(Mutant::OrphansDropped) {
+            let groups: Vec<PipelineId> = self.groups.keys().copied().collect();
+            groups.into_iter().for_each(|pipeline| self.drop_group_data(pipeline));
+        }
     }
 
     /// Whether a bug is switched on.
@@ -257,6 +261,10 @@ impl Core {
 
     fn on_message(&mut self, from: NodeId, message: Message) -> Result<(), ReadError> {
         self.heard_from(from);
+        if self.has(Mutant::TimersPile) {
+            let another = Timer::Query(u64::MAX - self.timers.len() as u64);
+            self.arm(Duration::from_secs(3600), another);
+        }
         match message {
             Message::Hello(advert) => self.on_hello(from, advert),
             Message::Catalog(entries) => self.on_catalog(from, entries),

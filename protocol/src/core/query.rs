@@ -10,6 +10,7 @@ use crate::{
     id::{JobId, NodeId, PipelineId},
     io::{Refusal, RequestId, Response},
     message::{Answer, Message, Question},
+    mutant::Mutant,
     name::Name,
     record::{JobRecord, Progress},
     store::ReadError,
@@ -20,7 +21,7 @@ use crate::{
     },
 };
 
-use super::{Core, dispatch::results, timer::Timer};
+use super::{Core, commit::Held, dispatch::results, timer::Timer};
 
 /// The most jobs in one page.
 const MAX_PAGE: u32 = 1000;
@@ -116,7 +117,13 @@ impl Core {
             self.reply(request, Response::Refused(Refusal::UnknownJob(job)));
             return Ok(());
         }
-        self.pass_on(request, whom, |pipeline| Question::Job { pipeline, job, wait })
+        if whom.is_empty() {
+            let strict = pipelines.iter().find(|pipeline| self.is_strict(**pipeline));
+            self.refuse_question(request, strict.copied());
+            return Ok(());
+        }
+        self.pass_on(request, whom, |pipeline| Question::Job { pipeline, job, wait });
+        Ok(())
     }
 
     /// A client asks for a page of jobs.
@@ -137,26 +144,39 @@ impl Core {
         };
         if self.knows_best(pipeline) {
             let (jobs, next) = self.page(pipeline, state, after, limit)?;
-            self.reply(request, Response::Jobs { jobs, next });
+            let answer = Answer::Jobs { jobs, next };
+            self.answer_committed(Asker::Client(request), pipeline, None, answer);
             return Ok(());
         }
-        let whom = self.who_knows(pipeline).into_iter().map(|node| (pipeline, node)).collect();
-        self.pass_on(request, whom, |pipeline| Question::Jobs { pipeline, state, after, limit })
+        let whom: Vec<_> =
+            self.who_knows(pipeline).into_iter().map(|node| (pipeline, node)).collect();
+        if whom.is_empty() {
+            self.refuse_question(request, Some(pipeline));
+            return Ok(());
+        }
+        self.pass_on(request, whom, |pipeline| Question::Jobs { pipeline, state, after, limit });
+        Ok(())
     }
 
     /// Whether this node's copy is as good as any: it coordinates, or keeps one and nobody else can
     /// be asked.
     fn knows_best(&self, pipeline: PipelineId) -> bool {
+        if self.is_strict(pipeline) {
+            return self.may_answer(pipeline);
+        }
         let coordinates = self.groups.get(&pipeline).is_some_and(|group| group.is_coordinator());
         coordinates || self.config.roles.replica && self.who_knows(pipeline).is_empty()
     }
 
-    /// Others who have copies: the coordinator first.
+    /// Others who have copies: the coordinator first; of a strict pipeline nobody else can say what
+    /// is committed.
     fn who_knows(&self, pipeline: PipelineId) -> Vec<NodeId> {
         let leader = self.groups.get(&pipeline).and_then(|group| group.leader);
         let leader = leader.map(|leader| leader.node);
         let mut nodes: Vec<NodeId> = leader.into_iter().collect();
-        nodes.extend(self.keepers(pipeline).into_iter().filter(|node| Some(*node) != leader));
+        if !self.is_strict(pipeline) {
+            nodes.extend(self.keepers(pipeline).into_iter().filter(|node| Some(*node) != leader));
+        }
         nodes.retain(|node| *node != self.me() && self.is_reachable(*node));
         nodes
     }
@@ -166,13 +186,9 @@ impl Core {
         request: RequestId,
         mut whom: Vec<(PipelineId, NodeId)>,
         question: impl Fn(PipelineId) -> Question,
-    ) -> Result<(), ReadError> {
-        if whom.is_empty() {
-            self.reply(request, Response::Refused(Refusal::NoReplica));
-            return Ok(());
-        }
+    ) {
         whom.reverse();
-        let Some((pipeline, node)) = whom.pop() else { return Ok(()) };
+        let Some((pipeline, node)) = whom.pop() else { return };
         let question = question(pipeline);
         let wait = match &question {
             Question::Job { wait, .. } => wait.unwrap_or_default(),
@@ -181,7 +197,14 @@ impl Core {
         let deadline = self.now + wait + self.config.timing.request_timeout;
         let (asked, others, denied) = (node, whom, false);
         self.ask_node(Pending { request, question, asked, others, denied, deadline });
-        Ok(())
+    }
+
+    /// Nobody can be asked.
+    fn refuse_question(&mut self, request: RequestId, pipeline: Option<PipelineId>) {
+        let strict = pipeline.filter(|pipeline| self.is_strict(*pipeline));
+        let name = strict.and_then(|pipeline| Some(self.catalog.get(&pipeline)?.name.to_string()));
+        let refusal = name.map_or(Refusal::NoReplica, Refusal::NoCoordinator);
+        self.reply(request, Response::Refused(refusal));
     }
 
     fn ask_node(&mut self, pending: Pending) {
@@ -211,11 +234,14 @@ impl Core {
             }
             return self.ask_node(pending);
         }
-        let refusal = match pending.question {
-            Question::Job { job, .. } if pending.denied => Refusal::UnknownJob(job),
-            _ => Refusal::NoReplica,
-        };
-        self.reply(pending.request, Response::Refused(refusal));
+        match pending.question {
+            Question::Job { job, .. } if pending.denied => {
+                self.reply(pending.request, Response::Refused(Refusal::UnknownJob(job)));
+            }
+            Question::Job { pipeline, .. } | Question::Jobs { pipeline, .. } => {
+                self.refuse_question(pending.request, Some(pipeline));
+            }
+        }
     }
 
     pub(super) fn on_query_timer(&mut self, query: u64) {
@@ -252,13 +278,17 @@ impl Core {
         query: u64,
         question: Question,
     ) -> Result<(), ReadError> {
+        let asker = Asker::Peer(from, query);
+        let (Question::Job { pipeline, .. } | Question::Jobs { pipeline, .. }) = question;
+        if !self.may_answer(pipeline) {
+            self.answer(asker, Answer::Elsewhere);
+            return Ok(());
+        }
         match question {
-            Question::Job { pipeline, job, wait } => {
-                self.answer_job(Asker::Peer(from, query), pipeline, job, wait)
-            }
-            Question::Jobs { pipeline, state, after, limit } => {
+            Question::Job { job, wait, .. } => self.answer_job(asker, pipeline, job, wait),
+            Question::Jobs { state, after, limit, .. } => {
                 let (jobs, next) = self.page(pipeline, state, after, limit)?;
-                self.send(from, Message::Answer { query, answer: Answer::Jobs { jobs, next } });
+                self.answer_committed(asker, pipeline, None, Answer::Jobs { jobs, next });
                 Ok(())
             }
         }
@@ -273,6 +303,7 @@ impl Core {
             Answer::Job(None) => return self.ask_next(Pending { denied: true, ..pending }),
             Answer::Job(Some(view)) => Response::Job(view),
             Answer::Jobs { jobs, next } => Response::Jobs { jobs, next },
+            Answer::Elsewhere => return self.ask_next(pending),
         };
         self.reply(pending.request, response);
     }
@@ -304,22 +335,76 @@ impl Core {
                 return Ok(());
             }
         }
-        self.answer(asker, job, view);
+        self.answer_view(asker, pipeline, job, view);
         Ok(())
     }
 
-    fn answer(&mut self, asker: Asker, job: JobId, view: Option<JobView>) {
-        let view = view.map(Box::new);
-        match asker {
+    fn answer_view(
+        &mut self,
+        asker: Asker,
+        pipeline: PipelineId,
+        job: JobId,
+        view: Option<JobView>,
+    ) {
+        match (asker, view) {
+            (Asker::Client(request), None) => {
+                self.reply(request, Response::Refused(Refusal::UnknownJob(job)));
+            }
+            (_, view) => {
+                let answer = Answer::Job(view.map(Box::new));
+                self.answer_committed(asker, pipeline, Some(job), answer);
+            }
+        }
+    }
+
+    /// Answers once what is told of a job, or of many, is committed.
+    fn answer_committed(
+        &mut self,
+        asker: Asker,
+        pipeline: PipelineId,
+        job: Option<JobId>,
+        answer: Answer,
+    ) {
+        if self.is_committed(pipeline, job) || self.has(Mutant::ReadUncommitted) {
+            self.answer(asker, answer);
+        } else {
+            let answer = Box::new(answer);
+            self.hold_until_durable(pipeline, Held::Answer { asker, answer });
+        }
+    }
+
+    pub(super) fn answer(&mut self, asker: Asker, answer: Answer) {
+        let request = match asker {
             Asker::Peer(node, query) => {
                 if self.is_reachable(node) {
-                    self.send(node, Message::Answer { query, answer: Answer::Job(view) });
+                    self.send(node, Message::Answer { query, answer });
                 }
+                return;
             }
-            Asker::Client(request) => {
-                let unknown = || Response::Refused(Refusal::UnknownJob(job));
-                self.reply(request, view.map_or_else(unknown, Response::Job));
-            }
+            Asker::Client(request) => request,
+        };
+        let response = match answer {
+            Answer::Job(Some(view)) => Response::Job(view),
+            Answer::Jobs { jobs, next } => Response::Jobs { jobs, next },
+            Answer::Job(None) | Answer::Elsewhere => Response::Refused(Refusal::Unknown),
+        };
+        self.reply(request, response);
+    }
+
+    /// This node coordinates a strict pipeline no longer: others have to be asked.
+    pub(super) fn answer_elsewhere(&mut self, pipeline: PipelineId, asker: Asker) {
+        match asker {
+            Asker::Peer(..) => self.answer(asker, Answer::Elsewhere),
+            Asker::Client(request) => self.refuse_question(request, Some(pipeline)),
+        }
+    }
+
+    /// Nobody hears of the ends of a strict pipeline's jobs from this node any more.
+    pub(super) fn drop_watchers_of(&mut self, pipeline: PipelineId) {
+        let Some(group) = self.groups.get_mut(&pipeline) else { return };
+        let watchers = std::mem::take(&mut group.watchers);
+        for watcher in watchers.into_values().flatten() {
+            self.answer_elsewhere(pipeline, watcher.asker);
         }
     }
 
@@ -330,7 +415,7 @@ impl Core {
         let Some(record) = group.jobs.get(&job).map(|entry| entry.record.clone()) else { return };
         let view = self.view_of(pipeline, job, &record);
         for watcher in waiting {
-            self.answer(watcher.asker, job, view.clone());
+            self.answer_view(watcher.asker, pipeline, job, view.clone());
         }
     }
 
@@ -346,7 +431,7 @@ impl Core {
         });
         for (job, asker) in over {
             let view = self.job_view(pipeline, job)?;
-            self.answer(asker, job, view);
+            self.answer_view(asker, pipeline, job, view);
         }
         Ok(())
     }

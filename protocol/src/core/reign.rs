@@ -313,15 +313,15 @@ impl Core {
         }
         let has: std::collections::BTreeSet<Token> =
             attempts.iter().map(|held| held.token).collect();
-        let mut lost = Vec::new();
+        let (mut lost, hasty) = (Vec::new(), self.has(Mutant::OnItsWayLost));
         for group in self.groups.values_mut() {
             let pipeline = group.id;
             let Some(reign) = group.reign() else { continue };
             for (token, running) in &mut reign.running {
-                let given = running.after_beat.is_some_and(|beat| beat < sequence);
+                let given = hasty || running.after_beat.is_some_and(|beat| beat < sequence);
                 if running.worker == worker && given && !has.contains(token) {
                     // Once may be chance: the attempt may still be on its way.
-                    if running.missed {
+                    if running.missed || hasty {
                         lost.push((pipeline, *token));
                     }
                     running.missed = true;

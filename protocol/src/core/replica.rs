@@ -256,8 +256,11 @@ impl Core {
         let (mut missing, mut refused) = (Vec::new(), Vec::new());
         for update in replicate.groups {
             let pipeline = update.pipeline;
-            if !self.groups.contains_key(&pipeline) {
+            let known = self.catalog.contains_key(&pipeline);
+            if !known {
+                // It may be strict: what is kept here without its rules does not count.
                 self.send(from, Message::CatalogPull);
+                refused.push(pipeline);
             }
             self.note_term(pipeline, update.term);
             let highest = self.groups.get(&pipeline).map(|group| group.promise.highest);
@@ -265,6 +268,9 @@ impl Core {
                 self.send(from, Message::Stale { pipeline, term });
                 if self.is_strict(pipeline) {
                     refused.push(pipeline);
+                    continue;
+                }
+                if !known {
                     continue;
                 }
             }

@@ -210,7 +210,7 @@ impl Core {
         let reign = self.groups.get_mut(&pipeline).and_then(|group| group.elected());
         let Some(reign) = reign else {
             // It was deposed in this very round: nothing of it is committed.
-            return;
+            return self.give_up_held(pipeline, held);
         };
         let (since, acked) = (now, BTreeSet::new());
         let proposal = Proposal { batch, since, acked, held, touched: touched.clone() };
@@ -305,6 +305,43 @@ impl Core {
         for proposal in std::mem::take(&mut reign.strict.proposals) {
             self.forget_proposed(pipeline, proposal.batch);
             self.give_up_touched(pipeline, proposal.touched);
+            self.give_up_held(pipeline, proposal.held);
+        }
+        if self.is_strict(pipeline) {
+            self.drop_watchers_of(pipeline);
+        }
+    }
+
+    /// What waited for a commit never happens; whoever asked is told where it stands.
+    fn give_up_held(&mut self, pipeline: PipelineId, held: Vec<Held>) {
+        for held in held {
+            if let Held::Answer { asker, .. } = held {
+                self.answer_elsewhere(pipeline, asker);
+            }
+        }
+    }
+
+    /// Whether this node can say what holds of a pipeline: of a strict one only a coordinator can
+    /// that a majority backs.
+    pub(super) fn may_answer(&self, pipeline: PipelineId) -> bool {
+        let coordinates = self.groups.get(&pipeline).is_some_and(|group| group.is_coordinator());
+        !self.is_strict(pipeline) || coordinates && self.may_act(pipeline)
+    }
+
+    /// Whether nothing of a job, or of any, may still be undone.
+    pub(super) fn is_committed(&self, pipeline: PipelineId, job: Option<JobId>) -> bool {
+        let Some(group) = self.groups.get(&pipeline).filter(|_| self.is_strict(pipeline)) else {
+            return true;
+        };
+        match (job, &group.role) {
+            (Some(job), _) => {
+                let pending = group.jobs.get(&job).is_some_and(|entry| entry.pending > 0);
+                !pending && !self.is_dirty(pipeline, job)
+            }
+            (None, Role::Coordinator(reign)) => {
+                reign.strict.proposals.is_empty() && !self.is_any_dirty(pipeline)
+            }
+            (None, _) => false,
         }
     }
 

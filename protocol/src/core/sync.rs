@@ -17,6 +17,7 @@ use crate::{
     id::{DiskId, JobId, NodeId, PipelineId, Term},
     io::{Effect, PersistId},
     message::{BeatGroup, Digest, JobUpdate, Message, Scope, SyncPage, SyncReply},
+    mutant::Mutant,
     record::JobRecord,
     store::{ReadError, Table, Write, component_key, job_key},
     time::Timestamp,
@@ -297,7 +298,8 @@ impl Core {
         let all: BTreeSet<JobId> = theirs.keys().chain(mine.keys()).copied().collect();
         let (mut records, mut want, mut bytes, mut upto) = (Vec::new(), Vec::new(), 0, covered);
         for job in all {
-            if theirs.get(&job) == mine.get(&job) {
+            let both = theirs.contains_key(&job) && mine.contains_key(&job);
+            if theirs.get(&job) == mine.get(&job) || both && self.has(Mutant::ContentIgnored) {
                 continue;
             }
             match self.whole(pipeline, job)? {

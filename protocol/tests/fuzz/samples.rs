@@ -77,6 +77,7 @@ fn rare() -> Vec<Message> {
             question: Question::Job { pipeline, job, wait: Some(Duration::from_secs(1)) },
         },
         Message::Answer { query: 1, answer: Answer::Job(None) },
+        Message::Answer { query: 1, answer: Answer::Elsewhere },
         Message::Answer { query: 1, answer: Answer::Jobs { jobs: vec![summary], next: Some(job) } },
     ]
 }

@@ -7,6 +7,7 @@ use carbonmesh_protocol::{
     io::{Attempt, NewJob, Receipt},
     message::Message,
     time::Timestamp,
+    view::JobView,
 };
 
 /// Something that happens; nodes are named by their number.
@@ -53,6 +54,8 @@ pub(crate) enum Fact<'a> {
     Ended { token: Token, failed: bool },
     /// A client hears that its job is taken.
     Acknowledged { receipt: &'a Receipt, job: &'a NewJob },
+    /// A client hears how far its job is.
+    Told { at: usize, view: &'a JobView },
 }
 
 impl Fact<'_> {
@@ -79,7 +82,8 @@ impl Fact<'_> {
             | Self::Delivered { .. }
             | Self::Started { .. }
             | Self::Ended { .. }
-            | Self::Acknowledged { .. } => false,
+            | Self::Acknowledged { .. }
+            | Self::Told { .. } => false,
         }
     }
 }
@@ -118,6 +122,7 @@ impl fmt::Display for Fact<'_> {
             Self::Ended { token, failed } => {
                 write!(f, "attempt {token} {}", if *failed { "fails" } else { "ends" })
             }
+            Self::Told { at, view } => write!(f, "n{at} TELLS OF {}: {:?}", view.job, view.state),
             Self::Acknowledged { receipt, job } => {
                 write!(
                     f,

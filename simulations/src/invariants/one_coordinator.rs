@@ -5,8 +5,9 @@
 use carbonmesh_protocol::{
     group_view::Holder,
     id::{JobId, Term},
-    message::{Assignment, Message},
-    record::JobRecord,
+    message::{Answer, Assignment, Message},
+    record::{Control, JobRecord},
+    view::{JobState, JobView},
 };
 
 use super::{Fact, Invariant, Seen, Verdict};
@@ -43,6 +44,7 @@ fn is_committed(
     seen: &Seen<'_>,
     at: usize,
     job: JobId,
+    what: &str,
     has: impl Fn(&JobRecord) -> bool,
 ) -> Verdict {
     let core = seen.nodes[at].core.as_ref();
@@ -57,7 +59,7 @@ fn is_committed(
     };
     match group.view.has_quorum(holds) {
         true => Ok(()),
-        false => Err(format!("n{at} gives job {job} away, which no majority has")),
+        false => Err(format!("n{at} {what} job {job}, which no majority has like that")),
     }
 }
 
@@ -74,7 +76,7 @@ impl Invariant for OneCoordinator {
             Fact::Sent { at, message: Message::Assign(assignment), .. } => {
                 self.acts("dispatches", assignment.token.term)?;
                 let Assignment { token, job, step, .. } = assignment;
-                is_committed(seen, *at, *job, |record| {
+                is_committed(seen, *at, *job, "gives away", |record| {
                     record.controls.get(step).is_some_and(|control| {
                         control.attempts.iter().any(|attempt| attempt.token == *token)
                     })
@@ -90,7 +92,33 @@ impl Invariant for OneCoordinator {
                     None => Err(format!("n{at} acknowledges, and coordinates nothing")),
                 }
             }
+            // What a coordinator tells its own clients goes no further.
+            Fact::Told { at, view } if coordinates(seen, *at) => {
+                are_ends_committed(seen, *at, view)
+            }
+            Fact::Sent {
+                at,
+                message: Message::Answer { answer: Answer::Job(Some(view)), .. },
+                ..
+            } => are_ends_committed(seen, *at, view),
             _ => Ok(()),
         }
     }
+}
+
+fn coordinates(seen: &Seen<'_>, at: usize) -> bool {
+    let core = seen.nodes[at].core.as_ref();
+    let group = core.and_then(|core| core.snapshot().groups.remove(&seen.pipeline));
+    group.is_some_and(|group| group.coordinates.is_some())
+}
+
+/// Whether a majority has the ends of which somebody is told.
+fn are_ends_committed(seen: &Seen<'_>, at: usize, view: &JobView) -> Verdict {
+    let steps = view.invocations.iter().enumerate();
+    let ended = steps.filter(|(_, step)| step.state == JobState::Succeeded);
+    let ended: Vec<u16> = ended.map(|(step, _)| step as u16).collect();
+    is_committed(seen, at, view.job, "tells of", |record| {
+        let has = |step| record.controls.get(step).map(Control::state) == Some(JobState::Succeeded);
+        ended.iter().all(has)
+    })
 }

@@ -1,13 +1,14 @@
 //! TERMINAL-STAYS: within a generation nothing terminal becomes unfinished on any disk, through any
-//! crash. In a strict group an end counts once a majority has it: then the phase never begins again,
-//! and in the end all have that very end.
+//! crash. In a strict group an end counts once a majority has it, or a client is told of it: then the
+//! phase never begins again, and in the end all have that very end.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use carbonmesh_protocol::{
     id::{DiskId, JobId, Token},
     message::Message,
     record::{Control, Progress},
+    view::{JobState, JobView},
 };
 
 use super::{Fact, Invariant, Seen, Verdict};
@@ -20,6 +21,8 @@ pub(super) struct TerminalStays {
     attempts: BTreeMap<Token, (JobId, u16)>,
     /// Phases whose end was committed.
     committed: BTreeMap<(JobId, u16), Token>,
+    /// Phases of whose end a client was told.
+    told: BTreeSet<(JobId, u16)>,
     /// Phases that had ended on a disk.
     ended: BTreeMap<(DiskId, JobId, u16), u32>,
     /// Jobs that were taken: those whose disks are looked at.
@@ -52,6 +55,7 @@ impl Invariant for TerminalStays {
             Fact::Sent { at, message: Message::CompletionAck(token), .. } if self.strict => {
                 self.note_committed(seen, *at, *token);
             }
+            Fact::Told { view, .. } if self.strict => self.note_told(view),
             // What is on disk when a process ends is what the next one begins with.
             Fact::Crashed { at } | Fact::Up { at, .. } if !self.strict => {
                 for job in self.jobs.clone() {
@@ -93,6 +97,7 @@ impl TerminalStays {
             strict: options.is_strict(),
             attempts: BTreeMap::new(),
             committed: BTreeMap::new(),
+            told: BTreeSet::new(),
             ended: BTreeMap::new(),
             jobs: Vec::new(),
             next: 0,
@@ -102,6 +107,9 @@ impl TerminalStays {
     fn dispatched(&mut self, token: Token, job: JobId, step: u16) -> Verdict {
         self.attempts.insert(token, (job, step));
         match self.committed.get(&(job, step)) {
+            None if self.told.contains(&(job, step)) => {
+                Err(format!("{job} step {step} is given out again, a client was told of its end"))
+            }
             Some(by) => Err(format!("{job} step {step} is given out again, {by} had ended it")),
             None => Ok(()),
         }
@@ -119,6 +127,13 @@ impl TerminalStays {
         }
     }
 
+    /// A client is told of ends: they stay.
+    fn note_told(&mut self, view: &JobView) {
+        let ended = view.invocations.iter().enumerate();
+        let ended = ended.filter(|(_, invocation)| invocation.state == JobState::Succeeded);
+        self.told.extend(ended.map(|(step, _)| (view.job, step as u16)));
+    }
+
     /// In the end, all who hold a job hold the ends that were committed.
     fn kept(&self, seen: &Seen<'_>, at: usize, job: JobId) -> Verdict {
         let Some(record) = seen.on_disk(at, job).filter(|_| !seen.nodes[at].disk.is_damaged())
@@ -134,6 +149,12 @@ impl TerminalStays {
                 return Err(format!(
                     "job {job} step {step}: {token} was committed, there is {control:?}"
                 ));
+            }
+        }
+        for (_, step) in self.told.range((job, 0)..=(job, u16::MAX)) {
+            let state = record.controls.get(step).map(Control::state);
+            if state != Some(JobState::Succeeded) {
+                return Err(format!("job {job} step {step}: a client was told of its end"));
             }
         }
         Ok(())

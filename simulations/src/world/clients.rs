@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use bytes::Bytes;
 use carbonmesh_protocol::{
+    id::JobId,
     io::{Input, NewJob, Refusal, Request, RequestId, Response},
     pipeline::{PhaseInput, PipelineDef},
 };
@@ -20,6 +21,9 @@ const PATIENCE: Duration = Duration::from_secs(7);
 
 /// How often a client asks at most.
 const TRIES: u32 = 4;
+
+/// How many of the jobs that were taken are asked for.
+const READS_PER_MILLE: u32 = 100;
 
 /// A job that no worker can do.
 pub(super) const POISON: &[u8] = b"{\"poison\":1}";
@@ -118,7 +122,7 @@ impl World {
         NewJob { key, instructions: Bytes::from_static(instructions) }
     }
 
-    pub(super) fn reply(&mut self, id: RequestId, response: Response) {
+    pub(super) fn reply(&mut self, at: usize, id: RequestId, response: Response) {
         let (jobs, tries) = self.clients.asked.remove(&id).unwrap_or_default();
         match response {
             Response::Applied { .. } => self.clients.applied = true,
@@ -126,14 +130,27 @@ impl World {
                 let mut unknown = Vec::new();
                 for (job, answer) in jobs.into_iter().zip(&answers) {
                     match answer {
-                        Ok(receipt) => self.tell(Fact::Acknowledged { receipt, job: &job }),
+                        Ok(receipt) => {
+                            self.tell(Fact::Acknowledged { receipt, job: &job });
+                            if self.random.per_mille(READS_PER_MILLE) {
+                                let after = self.random.between(0, 5000);
+                                self.push(after, Event::Read(receipt.job));
+                            }
+                        }
                         Err(Refusal::Unknown) => unknown.push(job),
                         Err(_) => {}
                     }
                 }
                 self.try_again(unknown, tries);
             }
+            Response::Job(view) => self.tell(Fact::Told { at, view: &view }),
             _ => {}
         }
+    }
+
+    /// A client asks for a job, or waits for its end.
+    pub(super) fn read(&mut self, job: JobId) {
+        let wait = self.random.per_mille(500).then_some(PATIENCE);
+        self.request(Request::Job { job, wait });
     }
 }

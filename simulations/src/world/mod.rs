@@ -18,7 +18,7 @@ use std::{
 
 use carbonmesh_protocol::{
     core::Core,
-    id::{NodeId, PipelineId, Token},
+    id::{JobId, NodeId, PipelineId, Token},
     io::{Effect, Input, Outcome, PersistId, RequestId},
     message::Message,
     name::Name,
@@ -115,6 +115,8 @@ pub(crate) enum Event {
     Leave,
     Gone(usize),
     Client,
+    /// A client asks for a job.
+    Read(JobId),
     /// A client has waited long enough for an answer.
     Patience(RequestId),
 }
@@ -324,6 +326,7 @@ impl World {
             Event::Room(at) => self.set_full(at, false),
             Event::Fault(fault) => self.on_fault(fault),
             Event::Backup => self.backup(),
+            Event::Read(job) => self.read(job),
             Event::Leave => self.leave(),
             Event::Gone(at) => self.be_gone(at),
             Event::Client => self.client(),
@@ -398,7 +401,7 @@ impl World {
                     self.push(after, Event::Ended { at, life, token, outcome });
                 }
             }
-            Effect::Reply { id, response } => self.reply(id, response),
+            Effect::Reply { id, response } => self.reply(at, id, response),
         }
     }
 
