@@ -1,7 +1,7 @@
 # make demo      builds what is missing and shows a cluster that loses its coordinator, and no job
 # make test      builds what is missing and runs every check and test
 # make bench     measures clusters of three processes; OUT=FOLDER writes results.json
-# make simulate  simulates many clusters under faults; SEEDS=n JOBS=n
+# make simulate  simulates many clusters under faults; SEEDS=n JOBS=n NODES=n
 # make model     explores elections and takeovers in every order, within wider bounds; JOBS=n MODEL="..."
 # make fuzz      feeds damaged bytes to every decoder; SECONDS=n for each target
 # make chaos     real nodes in namespaces of their own, under faults; MINUTES=n SEED=n OUT=FOLDER
@@ -58,7 +58,8 @@ test: verify
 	@$(MAKE) --no-print-directory chaos SEED=$(or $(SEED),1)
 
 simulate: setup
-	cargo run --locked --profile simulate -p carbonmesh-simulations -- --seeds $(SEEDS) --jobs $(JOBS)
+	cargo run --locked --profile simulate -p carbonmesh-simulations -- --seeds $(SEEDS) --jobs $(JOBS) \
+		$(if $(NODES),--nodes $(NODES))
 
 model: setup
 	cargo run --locked -p carbonmesh-simulations --bin carbonmesh-model -- --jobs $(JOBS) $(MODEL)

@@ -49,6 +49,9 @@ struct Arguments {
     /// Do not look for simpler worlds that fail as well
     #[arg(long)]
     no_shrink: bool,
+    /// Give every cluster so many nodes; without this each seed draws a number
+    #[arg(long, value_parser = clap::value_parser!(u8).range(1..=100))]
+    nodes: Option<u8>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -60,6 +63,9 @@ enum Command {
         /// Make the world simpler first; may be given more than once
         #[arg(long, value_delimiter = ',', value_parser = names())]
         without: Vec<String>,
+        /// As it was given to the run that failed
+        #[arg(long, value_parser = clap::value_parser!(u8).range(1..=100))]
+        nodes: Option<u8>,
     },
     /// Simulate one cluster of many nodes that falls apart in halves and comes together again
     Large {
@@ -80,13 +86,13 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     match &arguments.command {
         None => run_seeds(&arguments),
-        Some(Command::Replay { seed, without }) => show(*seed, without),
+        Some(Command::Replay { seed, without, nodes }) => show(*seed, *nodes, without),
         Some(Command::Large { nodes, seed }) => run_large(*seed, *nodes),
     }
 }
 
-fn show(seed: u64, without: &[String]) -> ExitCode {
-    let mut options = Options::from_seed(seed);
+fn show(seed: u64, nodes: Option<u8>, without: &[String]) -> ExitCode {
+    let mut options = world(seed, nodes);
     for name in without {
         let way = SIMPLIFICATIONS.iter().find(|(known, _)| known == name);
         if let Some((_, simplify)) = way {
@@ -97,6 +103,10 @@ fn show(seed: u64, without: &[String]) -> ExitCode {
     let report = replay(&options);
     println!("{report:#?}");
     exit_code(&[(seed, report)])
+}
+
+fn world(seed: u64, nodes: Option<u8>) -> Options {
+    Options::of_size(seed, nodes.map(usize::from))
 }
 
 fn run_large(seed: u64, nodes: usize) -> ExitCode {
@@ -122,10 +132,11 @@ fn run_seeds(arguments: &Arguments) -> ExitCode {
     for (at, (seed, report)) in failed.iter().enumerate() {
         tell(&(*seed, report.clone()));
         let violation = report.violations.first().filter(|_| at < SHRINK && !arguments.no_shrink);
-        let simpler = violation.map(|it| shrink(&Options::from_seed(*seed), it.invariant).1);
+        let simpler = violation.map(|it| shrink(&world(*seed, arguments.nodes), it.invariant).1);
         let without = simpler.filter(|names| !names.is_empty());
         let without = without.map(|names| format!(" --without {}", names.join(",")));
-        println!("  see it: carbonmesh-sim replay {seed}{}", without.unwrap_or_default());
+        let nodes = arguments.nodes.map(|nodes| format!(" --nodes {nodes}")).unwrap_or_default();
+        println!("  see it: carbonmesh-sim replay {seed}{nodes}{}", without.unwrap_or_default());
     }
     println!("{} seeds, {} violations", arguments.seeds, failed.len());
     exit_code(&failed)
@@ -153,7 +164,7 @@ fn run_all(arguments: &Arguments) -> Vec<(u64, Report)> {
             if seed >= end || enough.load(Ordering::Relaxed) {
                 return;
             }
-            let report = run(&Options::from_seed(seed));
+            let report = run(&world(seed, arguments.nodes));
             simulated_ms.fetch_add(report.virtual_ms, Ordering::Relaxed);
             node_ms.fetch_add(report.node_ms, Ordering::Relaxed);
             bar.inc(1);

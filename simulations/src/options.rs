@@ -126,12 +126,18 @@ pub const SIMPLIFICATIONS: &[Simplification] = &[
 impl Options {
     /// The world of a seed.
     pub fn from_seed(seed: u64) -> Self {
+        Self::of_size(seed, None)
+    }
+
+    /// The world of a seed, with so many nodes in the place of those that it draws.
+    pub fn of_size(seed: u64, nodes: Option<usize>) -> Self {
         let mut random = Random::new(seed);
-        let count = match random.below(20) {
+        let drawn = match random.below(20) {
             0 => 1 + random.below(2),
             1 => 6 + random.below(5),
             _ => 3 + random.below(3),
         };
+        let count = nodes.unwrap_or(drawn);
         let roles = (0..count).map(|index| match index {
             // Somebody must be able to keep and to run.
             0 => Roles::ALL,
@@ -220,6 +226,9 @@ impl Options {
             faults_ms: 20_000,
             requests: 40,
             partition_every_ms,
+            // A disk here syncs one batch at a time, a node's shell many at once: with thousands of
+            // nodes that come at once it would take long.
+            sync_ms: 0,
             ..calm
         }
     }

@@ -2,8 +2,9 @@
 
 use super::{Invariant, Seen, Verdict};
 
-/// What a node may have under way at once in worlds as small as ours.
+/// What a node may have under way at once in worlds with as little work as ours; and for each node.
 const LIMIT: usize = 2000;
+const LIMIT_PER_NODE: usize = 4;
 
 pub(super) struct Bounded;
 
@@ -15,7 +16,7 @@ impl Invariant for Bounded {
     fn inspect(&mut self, seen: &Seen<'_>) -> Verdict {
         for (node, core) in seen.cores() {
             for (what, size) in core.snapshot().sizes {
-                if size > LIMIT {
+                if size > LIMIT + LIMIT_PER_NODE * seen.nodes.len() {
                     return Err(format!("{}: {size} {what}", node.config.name));
                 }
             }
