@@ -10,6 +10,7 @@
 
 mod body;
 
+use bincode::{enc::write::Writer, error::EncodeError};
 use bytes::{BufMut, Bytes, BytesMut};
 use serde::{Serialize, de::DeserializeOwned};
 use thiserror::Error;
@@ -101,9 +102,8 @@ pub fn encode_into<T: Encoded>(value: &T, out: &mut BytesMut) {
     out.put_u8(T::SCHEMA);
     out.put_u8(0);
     out.put_bytes(0, 8);
-    let mut writer = out.writer();
     // Writing to memory fails for no value of ours: none has a custom serializer that errs.
-    bincode::serde::encode_into_std_write(value, &mut writer, bincode::config::standard())
+    bincode::serde::encode_into_writer(value, Out(out), bincode::config::standard())
         .expect("encoding to memory");
     let length = (out.len() - start - ENVELOPE_BYTES) as u32;
     out[start + 6..start + 10].copy_from_slice(&length.to_le_bytes());
@@ -111,11 +111,53 @@ pub fn encode_into<T: Encoded>(value: &T, out: &mut BytesMut) {
     out[start + 10..start + ENVELOPE_BYTES].copy_from_slice(&crc.to_le_bytes());
 }
 
+struct Out<'a>(&'a mut BytesMut);
+
+impl Writer for Out<'_> {
+    #[inline]
+    fn write(&mut self, bytes: &[u8]) -> Result<(), EncodeError> {
+        self.0.extend_from_slice(bytes);
+        Ok(())
+    }
+}
+
+/// Many small pieces of bytes, which share the memory of a few large ones.
+pub(crate) struct Pieces(BytesMut);
+
+/// What pieces are cut from has at most this size: it stays as long as any piece of it.
+const SHARED_BYTES: usize = 64 << 10;
+
+impl Pieces {
+    /// Room for so many bytes, which more may follow.
+    pub(crate) fn with_room(bytes: usize) -> Self {
+        Self(BytesMut::with_capacity(bytes.min(SHARED_BYTES)))
+    }
+
+    /// What is appended.
+    pub(crate) fn take(&mut self, append: impl FnOnce(&mut BytesMut)) -> Bytes {
+        append(&mut self.0);
+        self.0.split().freeze()
+    }
+
+    /// A value in its envelope.
+    pub(crate) fn encode<T: Encoded>(&mut self, value: &T) -> Bytes {
+        self.take(|out| encode_into(value, out))
+    }
+}
+
 /// Takes the next envelope off `bytes`.
 ///
 /// # Errors
 /// The bytes are short, damaged or no envelope; `bytes` is then unchanged.
 pub fn split_envelope(bytes: &mut Bytes) -> Result<Envelope, DecodeError> {
+    let (kind, schema, length) = read_head(bytes)?;
+    let body = bytes.split_to(ENVELOPE_BYTES + length).slice(ENVELOPE_BYTES..);
+    Ok(Envelope { kind, schema, body })
+}
+
+/// What the envelope at the front holds: its kind, its version and the size of its body, which is
+/// there and sound.
+fn read_head(bytes: &[u8]) -> Result<(Kind, u8, usize), DecodeError> {
     let need = |need: usize| match bytes.len() {
         have if have < need => Err(DecodeError::Short { have, need }),
         _ => Ok(()),
@@ -135,25 +177,23 @@ pub fn split_envelope(bytes: &mut Bytes) -> Result<Envelope, DecodeError> {
     if checksum(&bytes[..10], &bytes[ENVELOPE_BYTES..ENVELOPE_BYTES + length]) != crc {
         return Err(DecodeError::Checksum { kind });
     }
-    let schema = bytes[4];
-    let body = bytes.split_to(ENVELOPE_BYTES + length).slice(ENVELOPE_BYTES..);
-    Ok(Envelope { kind, schema, body })
+    Ok((kind, bytes[4], length))
 }
 
 /// The value of an envelope that holds nothing but it.
 ///
 /// # Errors
 /// The bytes are no such value, or there are more of them than there should be.
-pub fn decode<T: Encoded>(bytes: &Bytes) -> Result<T, DecodeError> {
-    let mut rest = bytes.clone();
-    let envelope = split_envelope(&mut rest)?;
-    if !rest.is_empty() {
+pub fn decode<T: Encoded>(bytes: &[u8]) -> Result<T, DecodeError> {
+    let (kind, schema, length) = read_head(bytes)?;
+    let body = &bytes[ENVELOPE_BYTES..];
+    if body.len() > length {
         return Err(DecodeError::Body {
             kind: T::KIND,
-            reason: format!("{} bytes follow it", rest.len()),
+            reason: format!("{} bytes follow it", body.len() - length),
         });
     }
-    open(&envelope)
+    read_body(kind, schema, body)
 }
 
 /// The value in an envelope.
@@ -161,11 +201,14 @@ pub fn decode<T: Encoded>(bytes: &Bytes) -> Result<T, DecodeError> {
 /// # Errors
 /// It is of another kind or schema, or its body does not fit.
 pub fn open<T: Encoded>(envelope: &Envelope) -> Result<T, DecodeError> {
-    let &Envelope { kind, schema, .. } = envelope;
+    read_body(envelope.kind, envelope.schema, &envelope.body)
+}
+
+fn read_body<T: Encoded>(kind: Kind, schema: u8, bytes: &[u8]) -> Result<T, DecodeError> {
     if (kind, schema) != (T::KIND, T::SCHEMA) {
         return Err(DecodeError::Unknown { kind, schema });
     }
-    let (value, left) = body::decode(&envelope.body)
+    let (value, left) = body::decode(bytes)
         .map_err(|error| DecodeError::Body { kind, reason: error.to_string() })?;
     match left {
         0 => Ok(value),

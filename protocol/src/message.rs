@@ -10,7 +10,7 @@
 //! ```
 //! Every message may be lost, delayed, repeated or overtaken without harm to what was acknowledged.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
@@ -300,7 +300,7 @@ pub struct Replicate {
     /// Counts the sender's batches.
     pub batch: u64,
     /// By pipeline.
-    pub groups: Vec<GroupUpdate>,
+    pub groups: Arc<Vec<GroupUpdate>>,
 }
 
 /// One pipeline's part of a [`Replicate`].

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::{
-    codec::{self, DecodeError, Encoded, Kind},
+    codec::{self, DecodeError, Encoded, Kind, Pieces},
     id::{NodeId, Term, Token},
     pipeline::Revision,
     view::{AttemptView, JobState},
@@ -36,6 +36,9 @@ pub const FIRST_CONTROL: u16 = 0x100;
 
 /// How many of an invocation's attempts are kept in detail.
 pub const MAX_ATTEMPTS_KEPT: usize = 8;
+
+/// What most components fit into.
+const COMPONENT_BYTES: usize = 192;
 
 /// How many payloads under one id are told apart.
 const MAX_PAYLOADS: usize = 8;
@@ -310,13 +313,18 @@ impl JobRecord {
 
     /// The component under a tag, in its envelope.
     pub fn component(&self, tag: u16) -> Option<Component> {
+        self.component_in(tag, &mut Pieces::with_room(COMPONENT_BYTES))
+    }
+
+    /// One component, whose bytes are a part of others'.
+    pub(crate) fn component_in(&self, tag: u16, pieces: &mut Pieces) -> Option<Component> {
         let bytes = match tag {
-            SPEC => self.spec.as_deref().map(codec::encode),
-            PAYLOADS if !self.payloads.0.is_empty() => Some(codec::encode(&self.payloads)),
+            SPEC => self.spec.as_deref().map(|spec| pieces.encode(spec)),
+            PAYLOADS if !self.payloads.0.is_empty() => Some(pieces.encode(&self.payloads)),
             tag => tag
                 .checked_sub(FIRST_CONTROL)
                 .and_then(|step| self.controls.get(&step))
-                .map(codec::encode),
+                .map(|control| pieces.encode(control)),
         };
         let bytes = bytes.or_else(|| self.unknown.get(&tag).cloned())?;
         Some(Component { tag, bytes })

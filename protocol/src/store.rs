@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use thiserror::Error;
 
 use crate::id::{JobId, PipelineId};
@@ -109,17 +109,26 @@ impl fmt::Debug for dyn Reader {
 
 /// The key of one component of a job's record.
 pub(crate) fn component_key(pipeline: PipelineId, job: JobId, tag: u16) -> Bytes {
-    let mut key = job_key(pipeline, job).to_vec();
-    key.extend_from_slice(&tag.to_be_bytes());
-    key.into()
+    let mut key = BytesMut::with_capacity(34);
+    put_component_key(&mut key, pipeline, job, tag);
+    key.freeze()
+}
+
+/// Appends the key of one component of a job's record.
+pub(crate) fn put_component_key(out: &mut BytesMut, pipeline: PipelineId, job: JobId, tag: u16) {
+    let mut key = [0; 34];
+    key[..16].copy_from_slice(&pipeline.to_be_bytes());
+    key[16..32].copy_from_slice(&job.to_be_bytes());
+    key[32..].copy_from_slice(&tag.to_be_bytes());
+    out.extend_from_slice(&key);
 }
 
 /// The key of a job in [`Table::Live`], and the start of its components in [`Table::Jobs`].
 pub(crate) fn job_key(pipeline: PipelineId, job: JobId) -> Bytes {
-    let mut key = Vec::with_capacity(34);
-    key.extend_from_slice(&pipeline.to_be_bytes());
-    key.extend_from_slice(&job.to_be_bytes());
-    key.into()
+    let mut key = [0; 32];
+    key[..16].copy_from_slice(&pipeline.to_be_bytes());
+    key[16..].copy_from_slice(&job.to_be_bytes());
+    Bytes::copy_from_slice(&key)
 }
 
 /// Reads a key of [`Table::Live`] or [`Table::Jobs`]; the tag is 0 where there is none.

@@ -10,6 +10,7 @@
 //! Options::from_seed ─► World: cores, network, disks, clients ─Fact─► invariants ─► Report
 //! ```
 
+pub mod cost;
 mod invariants;
 pub mod model;
 mod options;

@@ -147,7 +147,7 @@ fn whatever_peers_say_of_a_job_can_be_shown() {
     let seed = codec::encode(&Message::Answer { query: 1, answer: view });
     let corpus = Corpus::of("job-view", vec![body(&seed).to_vec()]);
     target!(corpus, |input: &[u8]| {
-        let sealed = seal(Message::KIND, 1, input).into();
+        let sealed = seal(Message::KIND, 1, input);
         let Ok(Message::Answer { answer, .. }) = codec::decode(&sealed) else { return };
         *said.lock().expect("not poisoned") = Some(answer);
         for target in [format!("GET /v1/jobs/{job}"), "GET /v1/pipelines/p/jobs".to_owned()] {

@@ -215,7 +215,7 @@ impl Network {
     /// Whether the advert is one, and its signer's own.
     async fn on_advert(&mut self, message: gossipsub::Message) -> bool {
         let Some(source) = message.source else { return false };
-        let Ok(advert) = codec::decode::<Advert>(&message.data.into()) else { return false };
+        let Ok(advert) = codec::decode::<Advert>(&message.data) else { return false };
         if node_id_of(&source) != Some(advert.node) {
             warn!(peer = %source, node = %advert.node, "an advert speaks for another node");
             return false;

@@ -11,17 +11,18 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     mem,
+    sync::Arc,
 };
 
 use bytes::Bytes;
 
 use crate::{
-    codec,
+    codec::{self, Pieces},
     id::{DiskId, JobId, NodeId, PipelineId, Term, Token},
     io::{Effect, PersistId},
     message::{Answer, Assignment, GroupUpdate, JobUpdate, Message, Replicate, StoreResult},
-    record::FIRST_CONTROL,
-    store::{ReadError, Table, Write, component_key, job_key},
+    record::{Component, FIRST_CONTROL},
+    store::{ReadError, Table, Write, job_key, put_component_key},
     time::Timestamp,
 };
 
@@ -35,6 +36,9 @@ use super::{
 
 /// A batch is sealed early when it has grown to this, so that no message nears the codec's limit.
 const LARGE_BATCH_BYTES: usize = 8 << 20;
+
+/// What a component's key takes, about.
+const KEY_BYTES: usize = 40;
 
 /// The prefix of what a group promised, in [`Table::Meta`].
 pub(super) const PROMISE: u8 = 0x02;
@@ -71,8 +75,25 @@ pub(super) enum Held {
 
 #[derive(Clone, Debug, Default)]
 struct Dirty {
-    tags: BTreeSet<u16>,
+    /// The components, with their bytes where these are known already.
+    tags: Vec<(u16, Option<Bytes>)>,
     replicate: bool,
+}
+
+impl Dirty {
+    /// Notes a component. Says whether it was not noted before.
+    fn note(&mut self, tag: u16, bytes: Option<Bytes>) -> bool {
+        match self.tags.iter_mut().find(|(known, _)| *known == tag) {
+            Some((_, known)) => {
+                *known = bytes;
+                false
+            }
+            None => {
+                self.tags.push((tag, bytes));
+                true
+            }
+        }
+    }
 }
 
 /// What changed since the last round.
@@ -121,10 +142,24 @@ impl Core {
     pub(super) fn touch(&mut self, pipeline: PipelineId, job: JobId, tag: u16, replicate: bool) {
         let dirty = self.batch.dirty.entry((pipeline, job)).or_default();
         dirty.replicate |= replicate;
-        if dirty.tags.insert(tag) {
+        if dirty.note(tag, None) {
             let record = self.groups.get(&pipeline).and_then(|group| group.jobs.get(&job));
             self.batch.bytes += record.map_or(0, |job| tag_bytes(&job.record, tag));
         }
+    }
+
+    /// A component of a job's record is now this one, as it came from another node.
+    pub(super) fn touch_as(
+        &mut self,
+        pipeline: PipelineId,
+        job: JobId,
+        component: &Component,
+        replicate: bool,
+    ) {
+        let dirty = self.batch.dirty.entry((pipeline, job)).or_default();
+        dirty.replicate |= replicate;
+        self.batch.bytes += component.bytes.len();
+        dirty.note(component.tag, Some(component.bytes.clone()));
     }
 
     /// Whether this batch changes a job.
@@ -171,13 +206,14 @@ impl Core {
         let mut writes = batch.writes;
         let mut groups: Vec<GroupUpdate> = Vec::new();
         let mut touched = Vec::with_capacity(batch.dirty.len());
+        let mut pieces = Pieces::with_room(batch.bytes + batch.dirty.len() * KEY_BYTES);
         let mut proposed: BTreeMap<PipelineId, Vec<JobId>> = BTreeMap::new();
         for ((pipeline, job), dirty) in batch.dirty {
-            let Some((term, update)) = self.write_job(pipeline, job, &dirty, &mut writes) else {
-                continue;
-            };
+            let replicate = dirty.replicate;
+            let written = self.write_job(pipeline, job, dirty, &mut writes, &mut pieces);
+            let Some((term, update)) = written else { continue };
             touched.push((pipeline, job));
-            let Some(term) = term.filter(|_| dirty.replicate) else { continue };
+            let Some(term) = term.filter(|_| replicate) else { continue };
             if self.is_strict(pipeline) {
                 proposed.entry(pipeline).or_default().push(job);
             }
@@ -236,19 +272,25 @@ impl Core {
         &mut self,
         pipeline: PipelineId,
         job: JobId,
-        dirty: &Dirty,
+        dirty: Dirty,
         writes: &mut Vec<Write>,
+        pieces: &mut Pieces,
     ) -> Option<(Option<Term>, JobUpdate)> {
         let group = self.groups.get_mut(&pipeline)?;
         debug_assert!(group.jobs.contains_key(&job), "a job that changed is in memory");
         let entry = group.jobs.get_mut(&job)?;
         entry.pending += 1;
-        let components: Vec<_> =
-            dirty.tags.iter().filter_map(|&tag| entry.record.component(tag)).collect();
-        writes.extend(components.iter().map(|component| Write::Put {
-            table: Table::Jobs,
-            key: component_key(pipeline, job, component.tag),
-            value: component.bytes.clone(),
+        let components: Vec<Component> = dirty
+            .tags
+            .into_iter()
+            .filter_map(|(tag, bytes)| match bytes {
+                Some(bytes) => Some(Component { tag, bytes }),
+                None => entry.record.component_in(tag, pieces),
+            })
+            .collect();
+        writes.extend(components.iter().map(|component| {
+            let key = pieces.take(|out| put_component_key(out, pipeline, job, component.tag));
+            Write::Put { table: Table::Jobs, key, value: component.bytes.clone() }
         }));
         let key = job_key(pipeline, job);
         match group.recount(job) {
@@ -272,9 +314,9 @@ impl Core {
 
     /// Sends changes to the replicas that are kept in step; gives back whom to wait for.
     fn replicate(&mut self, id: PersistId, groups: Vec<GroupUpdate>) -> BTreeSet<NodeId> {
-        let mut frames: BTreeMap<NodeId, Vec<GroupUpdate>> = BTreeMap::new();
+        let mut frames: BTreeMap<NodeId, Vec<usize>> = BTreeMap::new();
         let mut waiting = BTreeSet::new();
-        for update in groups {
+        for (at, update) in groups.iter().enumerate() {
             let Some(reign) =
                 self.groups.get_mut(&update.pipeline).and_then(|group| group.elected())
             else {
@@ -282,7 +324,7 @@ impl Core {
             };
             for (peer, sync) in &reign.peers {
                 if !matches!(sync, PeerSync::Lagging(_)) {
-                    frames.entry(*peer).or_default().push(update.clone());
+                    frames.entry(*peer).or_default().push(at);
                 }
                 // Who is being brought up to date is no safe place yet, and may take its time.
                 if sync.is_in_step() {
@@ -290,7 +332,12 @@ impl Core {
                 }
             }
         }
-        for (to, groups) in frames {
+        let all = Arc::new(groups);
+        for (to, parts) in frames {
+            let groups = match parts.len() == all.len() {
+                true => Arc::clone(&all),
+                false => Arc::new(parts.into_iter().map(|at| all[at].clone()).collect()),
+            };
             self.send(to, Message::Replicate(Replicate { batch: id.0, groups }));
         }
         waiting

@@ -43,12 +43,19 @@ struct Slots {
 /// The phases right before it do not suffice: an attempt that another coordinator assigned may have
 /// ended here, while the ends that it built on are known only there.
 pub(super) fn is_open(record: &JobRecord, definition: &PipelineDef, step: usize) -> bool {
-    definition.ancestors(step).into_iter().all(|before| {
-        record
-            .controls
-            .get(&(before as u16))
-            .is_some_and(|control| matches!(control.progress, Progress::Succeeded { .. }))
-    })
+    let succeeded = |before: usize| {
+        let control = record.controls.get(&(before as u16));
+        control.is_some_and(|control| matches!(control.progress, Progress::Succeeded { .. }))
+    };
+    let mut at = step;
+    loop {
+        match definition.phases[at].after[..] {
+            [] => return true,
+            [before] if succeeded(before.into()) => at = before.into(),
+            [_] => return false,
+            _ => return definition.ancestors(at).into_iter().all(succeeded),
+        }
+    }
 }
 
 impl Core {

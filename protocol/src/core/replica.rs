@@ -2,7 +2,7 @@
 //!
 //! Unfinished jobs are in memory too; finished ones are read from disk when somebody asks.
 
-use std::{collections::BTreeSet, ops::RangeInclusive, sync::Arc};
+use std::{ops::RangeInclusive, sync::Arc};
 
 use crate::{
     codec,
@@ -99,6 +99,10 @@ impl Core {
         // What was dropped is still to be read until the batch that drops it is on disk. Nothing
         // that came since can be on disk alone: it is in memory until its own batch is.
         if self.groups.get(&pipeline).is_some_and(|group| group.dropping > 0) {
+            return Ok(None);
+        }
+        // Most jobs that are asked for are new: that is quickly seen.
+        if self.reader.get(Table::Jobs, &component_key(pipeline, job, SPEC))?.is_none() {
             return Ok(None);
         }
         let (start, end) = (job_key(pipeline, job), component_key(pipeline, job, u16::MAX));
@@ -202,7 +206,7 @@ impl Core {
         }
         // Bytes that were damaged on the way change nothing; the comparison of digests finds it.
         let conflicts = entry.record.payload_conflicts();
-        let mut changed: BTreeSet<u16> = update
+        let mut changed: Vec<u16> = update
             .components
             .iter()
             .filter(|component| {
@@ -213,7 +217,7 @@ impl Core {
             .map(|component| component.tag)
             .collect();
         if entry.record.payload_conflicts() != conflicts {
-            changed.insert(PAYLOADS);
+            changed.push(PAYLOADS);
         }
         // One that came in earlier in this batch is not counted yet, and stays.
         if entry.counted.is_none() && changed.is_empty() && !dirty {
@@ -227,7 +231,12 @@ impl Core {
             self.note_term(pipeline, term);
         }
         for tag in &changed {
-            self.touch(pipeline, update.job, *tag, replicate);
+            // A phase's value wins as a whole: what came is what is kept.
+            let whole = (*tag >= FIRST_CONTROL).then(|| whole_of(update, *tag)).flatten();
+            match whole {
+                Some(component) => self.touch_as(pipeline, update.job, component, replicate),
+                None => self.touch(pipeline, update.job, *tag, replicate),
+            }
         }
         if changed.is_empty() {
             self.forget_if_settled(pipeline, update.job);
@@ -254,7 +263,7 @@ impl Core {
         replicate: Replicate,
     ) -> Result<(), ReadError> {
         let (mut missing, mut refused) = (Vec::new(), Vec::new());
-        for update in replicate.groups {
+        for update in replicate.groups.iter() {
             let pipeline = update.pipeline;
             let known = self.catalog.contains_key(&pipeline);
             if !known {
@@ -433,4 +442,10 @@ impl Core {
         (bytes >= limits.waiting_bytes)
             .then_some(Refusal::MemoryFull { bytes, limit: limits.waiting_bytes })
     }
+}
+
+/// The one component that an update has under a tag.
+fn whole_of(update: &JobUpdate, tag: u16) -> Option<&Component> {
+    let mut all = update.components.iter().filter(|component| component.tag == tag);
+    all.next().filter(|_| all.next().is_none())
 }

@@ -2,7 +2,7 @@
 //! panic, neither the one that is told nor those that hear of it, nor call its disk unreadable,
 //! now or at its next start.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use carbonmesh_fuzz::{Corpus, Script, body, seal, target};
@@ -26,9 +26,10 @@ const MESSAGES: usize = 8;
 /// their content that is tried.
 fn heal(message: &mut Message) {
     let updates: Vec<&mut JobUpdate> = match message {
-        Message::Replicate(replicate) => {
-            replicate.groups.iter_mut().flat_map(|group| &mut group.updates).collect()
-        }
+        Message::Replicate(replicate) => Arc::make_mut(&mut replicate.groups)
+            .iter_mut()
+            .flat_map(|group| &mut group.updates)
+            .collect(),
         Message::SyncReply(reply) => reply.records.iter_mut().collect(),
         Message::SyncPush { records, .. } => records.iter_mut().collect(),
         Message::Store { jobs, .. } => jobs.iter_mut().collect(),

@@ -88,15 +88,14 @@ fn catalog_entries_merge_or_are_refused() {
         samples::others().into_iter().map(|sealed| body(&sealed).to_vec()).collect();
     // The generation stands behind the name `p`: the greatest that there is can have no successor.
     let tired = [&bodies[1][..2], &[0xfd], &[0xff; 8], &bodies[1][3..]].concat();
-    let read = codec::decode::<CatalogEntry>(&seal(CatalogEntry::KIND, 1, &tired).into());
+    let read = codec::decode::<CatalogEntry>(&seal(CatalogEntry::KIND, 1, &tired));
     assert_eq!(read.map(|entry| (entry.generation, entry.is_valid())), Ok((u64::MAX, false)));
     target!(Corpus::of("catalog", bodies).and([tired]), |input: &[u8]| {
         // Two entries: an input, and the same with its second half turned over.
         let mut other = input.to_vec();
         other.iter_mut().skip(input.len() / 2).take(4).for_each(|byte| *byte ^= 1);
-        let decode = |body: &[u8]| {
-            codec::decode::<CatalogEntry>(&seal(CatalogEntry::KIND, 1, body).into()).ok()
-        };
+        let decode =
+            |body: &[u8]| codec::decode::<CatalogEntry>(&seal(CatalogEntry::KIND, 1, body)).ok();
         let (Some(one), two) = (decode(input), decode(&other)) else { return };
         let _ = (one.id(), one.definition());
         if !one.is_valid() {

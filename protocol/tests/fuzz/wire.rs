@@ -35,7 +35,7 @@ fn split(input: &[u8]) -> (Vec<Envelope>, Option<DecodeError>) {
 /// What can be read means the same when it is written again.
 fn reads_back<T: Encoded + PartialEq + std::fmt::Debug>(body: &[u8]) {
     let sealed = seal(T::KIND, T::SCHEMA, body);
-    if let Ok(value) = codec::decode::<T>(&sealed.into()) {
+    if let Ok(value) = codec::decode::<T>(&sealed) {
         assert_eq!(codec::decode::<T>(&codec::encode(&value)), Ok(value));
     }
 }
