@@ -1,5 +1,5 @@
 //! Each check finds a bug that it is there for: one is switched on in every core, and some seed among
-//! the first few hundred has to show it. `cargo test -p carbonmesh-simulations --features mutants`.
+//! the first few thousand has to show it. `cargo test -p carbonmesh-simulations --features mutants`.
 
 use std::panic;
 
@@ -7,7 +7,7 @@ use carbonmesh_protocol::mutant::Mutant;
 use carbonmesh_simulations::{Options, run};
 
 /// How many seeds a bug may take to show.
-const SEEDS: u64 = 1500;
+const SEEDS: u64 = 5000;
 
 /// The first seed that breaks one of these invariants; a core that trips over its own assertions
 /// counts as `assertion`.
