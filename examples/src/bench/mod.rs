@@ -37,6 +37,9 @@ const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
 /// How long anything may take before the benchmark gives up.
 const PATIENCE: Duration = Duration::from_secs(120);
 
+/// How long it waits before it asks again: answers cost CPU time that is measured.
+const PAUSE: Duration = Duration::from_millis(20);
+
 /// How a cluster is made that is measured.
 #[derive(Clone, Copy, Debug)]
 struct Plan {
@@ -207,7 +210,7 @@ async fn wait_for<T>(
         if let Some(answer) = ask().await? {
             return Ok(answer);
         }
-        tokio::time::sleep(Duration::from_millis(5)).await;
+        tokio::time::sleep(PAUSE).await;
     }
     Err(format!("{what}: waited in vain for {} s", PATIENCE.as_secs()).into())
 }

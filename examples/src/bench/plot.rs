@@ -1,13 +1,13 @@
 //! Charts of the figures, as SVG.
 //!
-//! Both axes are told in powers or steps of what was measured, so every chart has the same form:
-//! points at equal distances, one for each case, and values on a logarithmic axis.
+//! Every chart has the same form: points at equal distances, one for each case that was measured,
+//! over values from zero, or over their decades where they differ a lot.
 
 use std::{ops::Range, path::Path};
 
 use plotters::prelude::{
-    BLACK, ChartBuilder, Circle, Color, IntoDrawingArea, IntoFont, LineSeries, Palette, Palette99,
-    PathElement, SVGBackend, WHITE,
+    BLACK, ChartBuilder, Circle, Color, IntoDrawingArea, LineSeries, Palette, Palette99,
+    PathElement, SVGBackend, SeriesLabelPosition, WHITE,
 };
 use serde_json::Value;
 
@@ -19,6 +19,8 @@ struct Chart {
     title: &'static str,
     cases_are: &'static str,
     values_are: &'static str,
+    /// Whether values stand at their logarithms.
+    decades: bool,
     cases: &'static [(&'static str, &'static str)],
     lines: &'static [(&'static str, &'static str)],
 }
@@ -30,6 +32,7 @@ const CHARTS: [Chart; 5] = [
         title: "From the time a job of three phases is due until its result",
         cases_are: "jobs a second",
         values_are: "ms",
+        decades: true,
         cases: &[
             ("1", "/latency_w3/rate_1/*_ms"),
             ("100", "/latency_w3/rate_100/*_ms"),
@@ -42,6 +45,7 @@ const CHARTS: [Chart; 5] = [
         title: "Jobs a second by nodes",
         cases_are: "nodes",
         values_are: "jobs a second",
+        decades: false,
         cases: &[
             ("1", "/nodes_1/*/jobs_per_s"),
             ("3", "/*/jobs_per_s"),
@@ -54,6 +58,7 @@ const CHARTS: [Chart; 5] = [
         title: "Jobs of one phase a second by workers",
         cases_are: "workers, beside three replicas that run nothing",
         values_are: "jobs a second",
+        decades: false,
         cases: &[
             ("1", "/workers_1/*/jobs_per_s"),
             ("2", "/workers_2/*/jobs_per_s"),
@@ -67,6 +72,7 @@ const CHARTS: [Chart; 5] = [
         title: "Jobs of one phase a second by their size",
         cases_are: "bytes of each job",
         values_are: "a second",
+        decades: true,
         cases: &[
             ("100 B", "/payload_100b/w1/*_per_s"),
             ("10 KB", "/payload_10kb/w1/*_per_s"),
@@ -79,6 +85,7 @@ const CHARTS: [Chart; 5] = [
         title: "Memory of a node by the jobs that wait",
         cases_are: "jobs that wait",
         values_are: "MiB resident",
+        decades: true,
         cases: &[
             ("0", "/idle/*"),
             ("10^4", "/queued_1e4/*"),
@@ -106,34 +113,39 @@ pub fn write(folder: &Path, figures: &Value) -> Result<(), Error> {
 }
 
 impl Chart {
-    /// The cases that were measured: which, and the value's logarithm.
+    /// The cases that were measured: which, and where the value stands on its axis.
     fn points(&self, figures: &Value, word: &str) -> Vec<(f64, f64)> {
         let value = |place: &str| figures.pointer(&place.replace('*', word))?.as_f64();
+        let on_axis = |value: f64| if self.decades { value.log10() } else { value };
         let cases = self.cases.iter().enumerate();
-        let points = cases.filter_map(|(at, (_, place))| Some((at as f64, value(place)?.log10())));
+        let points = cases.filter_map(|(at, (_, place))| Some((at as f64, on_axis(value(place)?))));
         points.filter(|(_, y)| y.is_finite()).collect()
     }
 
     fn draw(&self, path: &Path, lines: &[Vec<(f64, f64)>]) -> Result<(), Error> {
         let root = SVGBackend::new(path, (800, 480)).into_drawing_area();
         root.fill(&WHITE)?;
+        let values = self.range(lines);
+        let marks = if self.decades { (values.end - values.start) as usize + 1 } else { 8 };
         let mut chart = ChartBuilder::on(&root)
             .caption(self.title, ("sans-serif", 20))
             .margin(16)
             .x_label_area_size(44)
             .y_label_area_size(72)
-            .build_cartesian_2d(-0.5..self.cases.len() as f64 - 0.5, decades(lines))?;
+            .build_cartesian_2d(-0.5..self.cases.len() as f64 - 0.5, values)?;
         let case = |at: &f64| {
             let whole = (at.fract() == 0.0 && *at >= 0.0).then_some(*at as usize);
             let name = whole.and_then(|at| self.cases.get(at)).map(|(name, _)| *name);
             name.unwrap_or_default().to_owned()
         };
+        let value = |y: &f64| (if self.decades { 10_f64.powf(*y) } else { *y }).to_string();
         chart
             .configure_mesh()
             .light_line_style(WHITE)
             .x_labels(self.cases.len() * 2)
             .x_label_formatter(&case)
-            .y_label_formatter(&|log| short(10_f64.powf(*log)))
+            .y_labels(marks)
+            .y_label_formatter(&value)
             .x_desc(self.cases_are)
             .y_desc(self.values_are)
             .draw()?;
@@ -146,32 +158,23 @@ impl Chart {
             let dot = |point: &(f64, f64)| Circle::new(*point, 4, color.filled());
             chart.draw_series(points.iter().map(dot))?;
         }
-        let font = ("sans-serif", 14).into_font();
-        chart
-            .configure_series_labels()
-            .label_font(font)
-            .border_style(BLACK)
-            .background_style(WHITE)
-            .draw()?;
+        if lines.len() > 1 {
+            let labels = &mut chart.configure_series_labels();
+            labels.position(SeriesLabelPosition::UpperLeft).label_font(("sans-serif", 14));
+            labels.border_style(BLACK).background_style(WHITE).draw()?;
+        }
         root.present()?;
         Ok(())
     }
-}
 
-/// From the power of ten below all values to the one above.
-fn decades(lines: &[Vec<(f64, f64)>]) -> Range<f64> {
-    let values = || lines.iter().flatten().map(|(_, y)| *y);
-    let (low, high) =
-        (values().fold(f64::MAX, f64::min).floor(), values().fold(f64::MIN, f64::max).ceil());
-    low..high.max(low + 1.0)
-}
-
-/// Two digits of a number: it is where a line of the grid lies.
-fn short(value: f64) -> String {
-    match value {
-        ..1.0 => format!("{value:.2}"),
-        ..10.0 => format!("{value:.1}"),
-        _ => format!("{value:.0}"),
+    /// From zero to above all values, or from the power of ten below them to the one above.
+    fn range(&self, lines: &[Vec<(f64, f64)>]) -> Range<f64> {
+        let values = || lines.iter().flatten().map(|(_, y)| *y);
+        let (low, high) = (values().fold(f64::MAX, f64::min), values().fold(f64::MIN, f64::max));
+        match self.decades {
+            true => low.floor()..high.ceil().max(low.floor() + 1.0),
+            false => 0.0..high.max(1.0) * 1.1,
+        }
     }
 }
 

@@ -5,12 +5,13 @@ use std::time::Duration;
 use super::{Bench, Plan, Results, load, process};
 use crate::api::Error;
 
-/// How many jobs wait, and the key of that figure.
-const SIZES: [(usize, &str); 4] = [
-    (10_000, "queued_1e4"),
-    (100_000, "queued_1e5"),
-    (1_000_000, "queued_1e6"),
-    (10_000_000, "queued_1e7"),
+/// How many jobs wait, the key of that figure, and on how many nodes each of them is kept.
+const SIZES: [(usize, &str, usize); 4] = [
+    (10_000, "queued_1e4", 3),
+    (100_000, "queued_1e5", 3),
+    (1_000_000, "queued_1e6", 3),
+    // One node holds what each of three would, in a third of the time and of the memory.
+    (10_000_000, "queued_1e7", 1),
 ];
 
 /// How many jobs go into one request.
@@ -22,44 +23,75 @@ const ASSUMED: f64 = 1500.0;
 /// What is left to others of the machine's memory, in MiB.
 const SPARED_MIB: f64 = 1024.0;
 
+const MIB: f64 = (1 << 20) as f64;
+
 /// Room for all of them: the defaults hold a million jobs, and 1 GiB of them.
 const LIMITS: &str = "[limits]\nwaiting_jobs = 100_000_000\nwaiting_bytes = 1_000_000_000_000\n";
 
-/// `queued_1eN.rss_mib` and `.bytes_per_job`: of the fullest of `nodes` nodes, each of which keeps
-/// all 10^N jobs; the phase that they wait for runs nowhere. `.bytes_per_job` is what the node has
-/// beyond what it had without them. A size beyond `most`, or beyond the memory, is left out.
+/// `queued_1eN.rss_mib` and `.bytes_per_job`: of the fullest node, each of which keeps all 10^N jobs;
+/// the phase that they wait for runs nowhere. `.bytes_per_job` is what the node has beyond what it
+/// had without them. A size beyond `most`, or beyond the memory, is left out.
 ///
 /// # Errors
 /// The cluster does not start, or refuses a job.
 pub async fn measure(results: &mut Results, most: usize) -> Result<(), Error> {
-    let plan = Plan { phase: "absent", phases: 1, config: LIMITS, ..Plan::default() };
-    let bench = Bench::start(&plan).await?;
-    let gateway = bench.gateway().await?;
-    let (http, url) = (reqwest::Client::new(), bench.jobs_url(&gateway)?);
-    let batch = load::lines(BATCH, 0);
-    let before = bench.fullest_mib()?;
-    let (mut queued, mut bytes) = (0, ASSUMED);
-    for (size, name) in SIZES.into_iter().filter(|(size, _)| *size <= most) {
-        let nodes = bench.names().len() as f64;
-        let needed = bytes * (size - queued) as f64 * nodes / f64::from(1 << 20);
-        let available = process::available_mib()? - SPARED_MIB;
-        if needed > available {
-            println!(
-                "  {name} is left out: it takes {needed:.0} MiB, {available:.0} MiB are there"
-            );
-            break;
+    let mut bytes = ASSUMED;
+    for nodes in [3, 1] {
+        let mut queue: Option<Queue> = None;
+        for (size, name, _) in SIZES.into_iter().filter(|(_, _, on)| *on == nodes) {
+            if size > most {
+                println!("  {name} is left out: --queued {size} measures it");
+                continue;
+            }
+            let queued = queue.as_ref().map_or(0, |queue| queue.queued);
+            let needed = bytes * (size - queued) as f64 * nodes as f64 / MIB;
+            let available = process::available_mib()? - SPARED_MIB;
+            if needed > available {
+                println!("  {name} is left out: {needed:.0} MiB needed, {available:.0} MiB free");
+                continue;
+            }
+            let queue = match &mut queue {
+                Some(queue) => queue,
+                none => none.insert(Queue::start(nodes).await?),
+            };
+            let resident = queue.fill(size).await?;
+            bytes = (resident - queue.empty_mib) / size as f64 * MIB;
+            let meaning = format!("resident memory of a node, {size} jobs wait (nodes: {nodes})");
+            results.add(&format!("{name}.rss_mib"), resident, &meaning);
+            results.add(&format!("{name}.bytes_per_job"), bytes, "of that, for each job");
         }
-        while queued < size {
-            load::enqueue(&http, &url, batch.clone(), BATCH).await?;
-            queued += BATCH;
+    }
+    Ok(())
+}
+
+/// A cluster whose jobs wait for ever.
+struct Queue {
+    bench: Bench,
+    http: reqwest::Client,
+    url: String,
+    queued: usize,
+    /// What the fullest node had without jobs.
+    empty_mib: f64,
+}
+
+impl Queue {
+    async fn start(nodes: usize) -> Result<Self, Error> {
+        let plan = Plan { nodes, phase: "absent", phases: 1, config: LIMITS, ..Plan::default() };
+        let bench = Bench::start(&plan).await?;
+        let url = bench.jobs_url(&bench.gateway().await?)?;
+        let empty_mib = bench.fullest_mib()?;
+        Ok(Self { bench, http: reqwest::Client::new(), url, queued: 0, empty_mib })
+    }
+
+    /// Enqueues until `size` jobs wait; what the fullest node has then, in MiB.
+    async fn fill(&mut self, size: usize) -> Result<f64, Error> {
+        let batch = load::lines(BATCH, 0);
+        while self.queued < size {
+            load::enqueue(&self.http, &self.url, batch.clone(), BATCH).await?;
+            self.queued += BATCH;
         }
         // What the last ones took on their way is given back.
         tokio::time::sleep(Duration::from_secs(2)).await;
-        let resident = bench.fullest_mib()?;
-        bytes = (resident - before) / size as f64 * f64::from(1 << 20);
-        let meaning = format!("resident memory of a node, {size} jobs wait");
-        results.add(&format!("{name}.rss_mib"), resident, &meaning);
-        results.add(&format!("{name}.bytes_per_job"), bytes, "of that, for each job");
+        self.bench.fullest_mib()
     }
-    Ok(())
 }

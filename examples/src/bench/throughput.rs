@@ -79,7 +79,7 @@ pub async fn nodes(results: &mut Results, case: Case) -> Result<(), Error> {
             let name = format!("nodes_{nodes}.w{phases}");
             let plan = Plan { nodes, phases, ..Plan::default() };
             let figures = measure(results, &plan, case).await?;
-            let meaning = format!("W{phases} on {nodes} nodes");
+            let meaning = format!("W{phases}, nodes: {nodes}");
             results.add(&format!("{name}.jobs_per_s"), figures.jobs_per_s, &meaning);
             let meaning = "CPU time of all nodes for 1,000 jobs";
             results.add(&format!("{name}.cpu_s_per_1000"), figures.cpu_s, meaning);
@@ -96,7 +96,7 @@ pub async fn workers(results: &mut Results, case: Case) -> Result<(), Error> {
     for workers in [1, 2, 4, 8] {
         let plan = Plan { workers, phases: 1, ..Plan::default() };
         let figures = measure(results, &plan, case).await?;
-        let meaning = format!("W1, 3 replicas that run nothing, {workers} workers");
+        let meaning = format!("W1, workers beside 3 replicas: {workers}");
         results.add(&format!("workers_{workers}.w1.jobs_per_s"), figures.jobs_per_s, &meaning);
     }
     Ok(())

@@ -29,7 +29,7 @@ struct Options {
     /// How many seconds each rate is kept
     #[arg(long, default_value_t = 20)]
     seconds: u32,
-    /// How many jobs wait at most while memory is measured: a power of ten from 10000 to 10000000
+    /// How many jobs wait at most while memory is measured; 10000000 takes minutes more
     #[arg(long, default_value_t = 1_000_000)]
     queued: usize,
     /// How many nodes are killed for each failover figure
