@@ -35,31 +35,29 @@ const LIMITS: &str = "[limits]\nwaiting_jobs = 100_000_000\nwaiting_bytes = 1_00
 /// # Errors
 /// The cluster does not start, or refuses a job.
 pub async fn measure(results: &mut Results, most: usize) -> Result<(), Error> {
-    let mut bytes = ASSUMED;
-    for nodes in [3, 1] {
-        let mut queue: Option<Queue> = None;
-        for (size, name, _) in SIZES.into_iter().filter(|(_, _, on)| *on == nodes) {
-            if size > most {
-                println!("  {name} is left out: --queued {size} measures it");
-                continue;
-            }
-            let queued = queue.as_ref().map_or(0, |queue| queue.queued);
-            let needed = bytes * (size - queued) as f64 * nodes as f64 / MIB;
-            let available = process::available_mib()? - SPARED_MIB;
-            if needed > available {
-                println!("  {name} is left out: {needed:.0} MiB needed, {available:.0} MiB free");
-                continue;
-            }
-            let queue = match &mut queue {
-                Some(queue) => queue,
-                none => none.insert(Queue::start(nodes).await?),
-            };
-            let resident = queue.fill(size).await?;
-            bytes = (resident - queue.empty_mib) / size as f64 * MIB;
-            let meaning = format!("resident memory of a node, {size} jobs wait (nodes: {nodes})");
-            results.add(&format!("{name}.rss_mib"), resident, &meaning);
-            results.add(&format!("{name}.bytes_per_job"), bytes, "of that, for each job");
+    let (mut last, mut bytes): (Option<Queue>, f64) = (None, ASSUMED);
+    for (size, name, nodes) in SIZES {
+        if size > most {
+            println!("  {name} is left out: --queued {size} measures it");
+            continue;
         }
+        // A cluster that is of no more use gives its memory back here.
+        let mut queue = match last.take().filter(|queue| queue.bench.names().len() == nodes) {
+            Some(queue) => queue,
+            None => Queue::start(nodes).await?,
+        };
+        let needed = bytes * (size - queue.queued) as f64 * nodes as f64 / MIB;
+        let available = process::available_mib()? - SPARED_MIB;
+        if needed > available {
+            println!("  {name} is left out: {needed:.0} MiB needed, {available:.0} MiB free");
+            continue;
+        }
+        let resident = queue.fill(size).await?;
+        bytes = (resident - queue.empty_mib) / size as f64 * MIB;
+        let meaning = format!("resident memory of a node, {size} jobs wait (nodes: {nodes})");
+        results.add(&format!("{name}.rss_mib"), resident, &meaning);
+        results.add(&format!("{name}.bytes_per_job"), bytes, "of that, for each job");
+        last = Some(queue);
     }
     Ok(())
 }

@@ -65,7 +65,12 @@ enum Part {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    match run(Options::parse()).await {
+    // Whoever interrupts a run wants no nodes left behind: they go with what runs.
+    let outcome = tokio::select! {
+        outcome = run(Options::parse()) => outcome,
+        _ = tokio::signal::ctrl_c() => Err("interrupted".into()),
+    };
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: the benchmark failed: {error}");
@@ -77,9 +82,7 @@ async fn main() -> ExitCode {
 async fn run(options: Options) -> Result<(), Error> {
     let mut results = Results::default();
     machine::note(&mut results);
-    println!(
-        "3 nodes as processes on this machine, 3 replicas, RocksDB with sync, unless said otherwise\n"
-    );
+    println!("3 nodes as processes, 3 replicas, RocksDB with sync, unless it says otherwise\n");
     let measured = measure(&options, &mut results).await;
     results.add_lost();
     // What was measured before something failed is worth keeping.
