@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::{Bench, Plan, Results, load, process, wait_for};
+use super::{Bench, PAUSE, Plan, Results, load, process, wait_for};
 use crate::api::Error;
 
 /// What is measured: jobs of one size on one kind of cluster.
@@ -177,12 +177,21 @@ async fn run(results: &mut Results, plan: &Plan, case: Case) -> Result<Figures, 
     })
 }
 
+/// Waits for as long as it takes, but not for a cluster that stands still.
 async fn await_succeeded(bench: &Bench, asked: &str, count: usize) -> Result<(), Error> {
     let api = bench.api(asked)?;
-    wait_for("all jobs are done", async || {
-        Ok((bench.succeeded(&api).await? as usize >= count).then_some(()))
-    })
-    .await
+    let mut done = 0;
+    loop {
+        done = wait_for("more jobs are done", async || {
+            let now = bench.succeeded(&api).await?;
+            Ok((now > done).then_some(now))
+        })
+        .await?;
+        if done >= count as u64 {
+            return Ok(());
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
 }
 
 /// What all nodes of a cluster have used since they started.
