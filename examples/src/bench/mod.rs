@@ -131,7 +131,8 @@ impl Bench {
         Ok(others.find(|name| **name != coordinator).cloned().unwrap_or(coordinator))
     }
 
-    /// How many jobs have succeeded, as the node that is asked knows.
+    /// How many jobs have succeeded, as the node that is asked knows; zero while nobody has counted
+    /// them lately.
     async fn succeeded(&self, api: &Api) -> Result<u64, Error> {
         let status = api.get("/v1/pipelines/p").await?.success()?;
         Ok(status["counts"]["succeeded"].as_u64().unwrap_or(0))

@@ -143,7 +143,7 @@ async fn measure(results: &mut Results, plan: &Plan, case: Case) -> Result<Figur
     })
 }
 
-/// One run on a cluster of its own. Jobs that were acknowledged and are not done count as lost.
+/// One run on a cluster of its own.
 async fn run(results: &mut Results, plan: &Plan, case: Case) -> Result<Figures, Error> {
     let bench = Bench::start(plan).await?;
     let coordinator = bench.coordinator("a").await?;
@@ -152,17 +152,15 @@ async fn run(results: &mut Results, plan: &Plan, case: Case) -> Result<Figures, 
     // The first jobs warm connections and caches.
     let warm = case.jobs / 20 + 1;
     load::enqueue(&http, &url, load::lines(warm, case.bytes), warm).await?;
-    await_succeeded(&bench, &coordinator, warm).await?;
+    await_succeeded(results, &bench, &coordinator, warm).await?;
     let lines = load::lines(case.jobs, case.bytes);
     let before = Used::so_far(&bench)?;
     let began = Instant::now();
     load::enqueue(&http, &url, lines, case.jobs).await?;
     let enqueued = began.elapsed();
-    await_succeeded(&bench, &coordinator, warm + case.jobs).await?;
+    await_succeeded(results, &bench, &coordinator, warm + case.jobs).await?;
     let done = began.elapsed();
     let after = Used::so_far(&bench)?;
-    let succeeded = bench.succeeded(&bench.api(&coordinator)?).await? as usize;
-    results.lose((warm + case.jobs).saturating_sub(succeeded));
     let jobs = case.jobs as f64;
     let per_1000 = |figure: fn(&Used) -> f64| (figure(&after) - figure(&before)) / jobs * 1000.0;
     let wire = before.wire_mib.zip(after.wire_mib);
@@ -177,21 +175,32 @@ async fn run(results: &mut Results, plan: &Plan, case: Case) -> Result<Figures, 
     })
 }
 
-/// Waits for as long as it takes, but not for a cluster that stands still.
-async fn await_succeeded(bench: &Bench, asked: &str, count: usize) -> Result<(), Error> {
+/// Waits for as long as it takes, but not for a cluster that stands still: what is missing then is
+/// lost.
+async fn await_succeeded(
+    results: &mut Results,
+    bench: &Bench,
+    asked: &str,
+    count: usize,
+) -> Result<(), Error> {
     let api = bench.api(asked)?;
     let mut done = 0;
-    loop {
-        done = wait_for("more jobs are done", async || {
-            let now = bench.succeeded(&api).await?;
+    while done < count {
+        let more = wait_for("more jobs are done", async || {
+            let now = bench.succeeded(&api).await? as usize;
             Ok((now > done).then_some(now))
-        })
-        .await?;
-        if done >= count as u64 {
-            return Ok(());
+        });
+        match more.await {
+            Ok(now) if now >= count => return Ok(()),
+            Ok(now) => done = now,
+            Err(error) => {
+                results.lose(count - done);
+                return Err(error);
+            }
         }
         tokio::time::sleep(PAUSE).await;
     }
+    Ok(())
 }
 
 /// What all nodes of a cluster have used since they started.
