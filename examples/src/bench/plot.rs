@@ -167,13 +167,13 @@ impl Chart {
         Ok(())
     }
 
-    /// From zero to above all values, or from the power of ten below them to the one above.
+    /// From zero, or the power of ten below all values, to where the legend hides none of them.
     fn range(&self, lines: &[Vec<(f64, f64)>]) -> Range<f64> {
         let values = || lines.iter().flatten().map(|(_, y)| *y);
         let (low, high) = (values().fold(f64::MAX, f64::min), values().fold(f64::MIN, f64::max));
         match self.decades {
-            true => low.floor()..high.ceil().max(low.floor() + 1.0),
-            false => 0.0..high.max(1.0) * 1.1,
+            true => low.floor()..(high + 0.5).ceil(),
+            false => 0.0..high.max(1.0) * 1.3,
         }
     }
 }
