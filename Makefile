@@ -1,6 +1,6 @@
 # make demo      builds what is missing and shows a cluster that loses its coordinator, and no job
 # make test      builds what is missing and runs every check and test
-# make bench     measures clusters of three processes; OUT=FOLDER writes results.json
+# make bench     measures clusters of processes; OUT=FOLDER writes results.json, charts; BENCH="..."
 # make simulate  simulates many clusters under faults; SEEDS=n JOBS=n NODES=n
 # make model     explores elections and takeovers in every order, within wider bounds; JOBS=n MODEL="..."
 # make fuzz      feeds damaged bytes to every decoder; SECONDS=n for each target
@@ -14,6 +14,8 @@ JOBS ?= 2
 # What is given to the model checker: scenarios, bounds in place of theirs; `--help` lists them.
 MODEL ?= --wide
 SECONDS ?= 60
+# What is given to the benchmark: `--only latency`, `--repeat 5`, `--queued 10000000`; see `--help`.
+BENCH ?=
 OUT_CHAOS := $(or $(OUT),$(CARGO_TARGET_DIR)/chaos)
 
 # The C++ part is compiled through ccache where there is one, so that it survives a `cargo clean`.
@@ -41,7 +43,7 @@ demo: build
 	@$(BIN)/demo
 
 bench: build
-	@$(BIN)/bench $(if $(OUT),--out $(OUT))
+	@$(BIN)/bench $(if $(OUT),--out $(OUT)) $(BENCH)
 
 # What is cheap to know comes first.
 verify: setup

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Bench, NAMES, Results, process};
+use super::{Bench, Plan, Results, process};
 use crate::api::Error;
 
 /// How long the CPU time is counted.
@@ -14,19 +14,17 @@ const WATCHED: Duration = Duration::from_secs(10);
 /// # Errors
 /// The cluster does not start.
 pub async fn measure(results: &mut Results) -> Result<(), Error> {
-    let bench = Bench::start("noop", 3).await?;
+    let bench = Bench::start(&Plan::default()).await?;
     // What starting costs is not idling.
     tokio::time::sleep(Duration::from_secs(2)).await;
-    let pids: Vec<u32> =
-        NAMES.iter().map(|name| bench.cluster.pid(name)).collect::<Result<_, _>>()?;
+    let pids = bench.pids()?;
     let before: Vec<f64> = pids.iter().map(|pid| process::cpu_s(*pid)).collect::<Result<_, _>>()?;
     tokio::time::sleep(WATCHED).await;
-    let (mut resident, mut cpu) = (0.0_f64, 0.0_f64);
+    let mut cpu = 0.0_f64;
     for (pid, before) in pids.iter().zip(before) {
-        resident = resident.max(process::resident_mib(*pid)?);
         cpu = cpu.max(process::cpu_s(*pid)? - before);
     }
-    results.add("idle.rss_mib", resident, "resident memory of an idle node");
+    results.add("idle.rss_mib", bench.fullest_mib()?, "resident memory of an idle node");
     let percent = cpu / WATCHED.as_secs_f64() * 100.0;
     results.add("idle.cpu_percent", percent, "of one core, an idle node");
     Ok(())

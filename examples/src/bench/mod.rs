@@ -1,114 +1,120 @@
 //! What the benchmark measures, part by part, and how it is told.
 //!
-//! Every cluster is made of `rust-node` processes with their default settings. A figure that counts
-//! something that must not happen, such as a lost job, makes the benchmark fail if it is not zero.
+//! Every cluster is made of `rust-node` processes with their default settings, unless the part says
+//! otherwise. A figure that counts something that must not happen, such as a lost job, makes the
+//! benchmark fail if it is not zero.
 
 pub mod failover;
 pub mod idle;
 pub mod latency;
+mod load;
+pub mod machine;
+pub mod plot;
 mod process;
+pub mod queue;
+mod results;
 pub mod throughput;
+mod wire;
 
 use std::{
     fs,
+    path::PathBuf,
     time::{Duration, Instant},
 };
 
-use hdrhistogram::Histogram;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
+
+pub use results::Results;
 
 use crate::{
     api::{Api, Error},
     local::{LocalCluster, NodeOptions, program},
 };
 
-/// The nodes of a cluster that is measured.
-const NAMES: [&str; 3] = ["a", "b", "c"];
+/// The nodes of a cluster that is measured; workers have other names.
+const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
 
 /// How long anything may take before the benchmark gives up.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Figures, by name.
-#[derive(Debug)]
-pub struct Results {
-    figures: Value,
-    broken: Option<String>,
+/// How long it waits before it asks again: answers cost CPU time that is measured.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// How a cluster is made that is measured.
+#[derive(Clone, Copy, Debug)]
+struct Plan {
+    /// How many nodes take and keep jobs; they run phases too, unless there are workers.
+    nodes: usize,
+    /// How many nodes do nothing but run phases.
+    workers: usize,
+    /// What each phase of the pipeline is.
+    phase: &'static str,
+    /// How many phases it has.
+    phases: usize,
+    /// The nodes' configuration file.
+    config: &'static str,
 }
 
-impl Default for Results {
+impl Default for Plan {
     fn default() -> Self {
-        Self { figures: Value::Object(Map::new()), broken: None }
+        Self { nodes: 3, workers: 0, phase: "noop", phases: 3, config: "" }
     }
 }
 
-impl Results {
-    /// Prints a figure and keeps it: `name` is a path with dots; its last part ends in the unit.
-    pub fn add(&mut self, name: &str, value: f64, meaning: &str) {
-        // Three digits are more than a run repeats.
-        let digits = if value.abs() < 10.0 { 2 } else { usize::from(value.abs() < 100.0) };
-        println!("  {name:32} {value:>10.digits$}   {meaning}");
-        let value = (value * 1000.0).round() / 1000.0;
-        let (parents, last) = name.rsplit_once('.').unwrap_or(("", name));
-        let parents = parents.split('.').filter(|part| !part.is_empty());
-        let parent = parents.fold(&mut self.figures, |at, part| &mut at[part]);
-        parent[last] = json!(value);
-    }
-
-    /// Prints and keeps what must be zero.
-    pub fn add_zero(&mut self, name: &str, value: usize, meaning: &str) {
-        self.add(name, value as f64, meaning);
-        if value > 0 {
-            self.broken.get_or_insert_with(|| format!("{name} is {value}, not 0: {meaning}"));
-        }
-    }
-
-    /// All figures, as nested objects.
-    pub fn json(&self) -> &Value {
-        &self.figures
-    }
-
-    /// What should be zero and is not.
-    pub fn broken_promise(&self) -> Option<String> {
-        self.broken.clone()
-    }
-}
-
-/// A cluster of three nodes that do everything, with one pipeline `p`.
+/// A cluster with one pipeline `p`.
 struct Bench {
     cluster: LocalCluster,
+    names: Vec<String>,
 }
 
 impl Bench {
     /// Starts the nodes, and waits until all know each other and one coordinates.
-    async fn start(phase: &str, phases: usize) -> Result<Self, Error> {
-        let mut bench = Self { cluster: LocalCluster::new(program("rust-node")?)? };
-        for name in NAMES {
+    async fn start(plan: &Plan) -> Result<Self, Error> {
+        let roles = if plan.workers > 0 { "replica,gateway" } else { "" };
+        let nodes = NAMES.iter().take(plan.nodes).map(|name| ((*name).to_owned(), roles));
+        let workers = (0..plan.workers).map(|at| (format!("worker{at}"), "worker"));
+        let (names, roles): (Vec<String>, Vec<&str>) = nodes.chain(workers).unzip();
+        let mut bench = Self { cluster: LocalCluster::new(program("rust-node")?)?, names };
+        for (name, roles) in bench.names.iter().zip(roles) {
             let starts = bench.cluster.folder().join("starts").display().to_string();
             let env = vec![
                 ("RUST_NODE_STARTS".to_owned(), starts),
-                ("RUST_NODE_NAME".to_owned(), name.to_owned()),
+                ("RUST_NODE_NAME".to_owned(), name.clone()),
                 ("CARBONMESH_LOG".to_owned(), "warn".to_owned()),
             ];
-            bench.cluster.start(name, NodeOptions { env, ..NodeOptions::default() })?;
+            let (roles, config) = (roles.to_owned(), plan.config.to_owned());
+            bench.cluster.start(name, NodeOptions { roles, config, env, ..Default::default() })?;
         }
         bench.await_members("a").await?;
-        let steps: Vec<Value> =
-            (0..phases).map(|at| json!({ "name": format!("s{at}"), "phase": phase })).collect();
-        bench.api("a")?.apply(&json!({ "name": "p", "phases": steps })).await?;
+        let step = |at| json!({ "name": format!("s{at}"), "phase": plan.phase });
+        let steps: Vec<Value> = (0..plan.phases).map(step).collect();
+        let replicas = plan.nodes.min(3);
+        let pipeline = json!({ "name": "p", "phases": steps, "replicas": replicas });
+        bench.api("a")?.apply(&pipeline).await?;
         bench.coordinator("a").await?;
         Ok(bench)
+    }
+
+    /// Names of all nodes that were started.
+    fn names(&self) -> &[String] {
+        &self.names
     }
 
     fn api(&self, node: &str) -> Result<Api, Error> {
         self.cluster.api(node)
     }
 
-    /// Waits until a node sees all three.
+    /// Where jobs are enqueued through a node.
+    fn jobs_url(&self, node: &str) -> Result<String, Error> {
+        Ok(format!("{}/v1/pipelines/p/jobs", self.cluster.http(node)?))
+    }
+
+    /// Waits until a node sees all.
     async fn await_members(&self, asked: &str) -> Result<(), Error> {
         let api = self.api(asked)?;
         wait_for("all nodes know each other", async || {
             let status = api.get("/v1/status").await?.success()?;
-            Ok((status["members"]["alive"] == NAMES.len()).then_some(()))
+            Ok((status["members"]["alive"] == self.names.len()).then_some(()))
         })
         .await
     }
@@ -118,9 +124,17 @@ impl Bench {
         wait_for("a coordinator", async || self.cluster.coordinator(asked, "p").await).await
     }
 
-    /// How many jobs have succeeded, as `asked` knows.
-    async fn succeeded(&self, asked: &str) -> Result<u64, Error> {
-        let status = self.api(asked)?.get("/v1/pipelines/p").await?.success()?;
+    /// A node that takes jobs and does not coordinate, if there is one.
+    async fn gateway(&self) -> Result<String, Error> {
+        let coordinator = self.coordinator("a").await?;
+        let mut others = self.names.iter().filter(|name| NAMES.contains(&name.as_str()));
+        Ok(others.find(|name| **name != coordinator).cloned().unwrap_or(coordinator))
+    }
+
+    /// How many jobs have succeeded, as the node that is asked knows; zero while nobody has counted
+    /// them lately.
+    async fn succeeded(&self, api: &Api) -> Result<u64, Error> {
+        let status = api.get("/v1/pipelines/p").await?.success()?;
         Ok(status["counts"]["succeeded"].as_u64().unwrap_or(0))
     }
 
@@ -137,6 +151,33 @@ impl Bench {
     fn starts(&self) -> Vec<Start> {
         let text = fs::read_to_string(self.cluster.folder().join("starts")).unwrap_or_default();
         text.lines().filter_map(Start::parse).collect()
+    }
+
+    /// The processes of all nodes.
+    fn pids(&self) -> Result<Vec<u32>, Error> {
+        self.names.iter().map(|name| self.cluster.pid(name)).collect()
+    }
+
+    /// Resident memory of the node that has most, in MiB.
+    fn fullest_mib(&self) -> Result<f64, Error> {
+        self.pids()?
+            .into_iter()
+            .try_fold(0.0, |most: f64, pid| Ok(most.max(process::resident_mib(pid)?)))
+    }
+
+    /// What went between the nodes so far, in MiB.
+    fn wire_mib(&self) -> Result<f64, Error> {
+        self.names.iter().try_fold(0.0, |sum, name| {
+            let address = self.cluster.listen(name)?;
+            let (_, port) = address.split_once("/tcp/").ok_or("a node listens on no port")?;
+            let port = port.split('/').next().unwrap_or_default().parse()?;
+            Ok(sum + wire::mib(port)?)
+        })
+    }
+
+    /// Where a node keeps its state.
+    fn data_folder(&self, name: &str) -> PathBuf {
+        self.cluster.folder().join(format!("{name}.data"))
     }
 }
 
@@ -170,12 +211,7 @@ async fn wait_for<T>(
         if let Some(answer) = ask().await? {
             return Ok(answer);
         }
-        tokio::time::sleep(Duration::from_millis(5)).await;
+        tokio::time::sleep(PAUSE).await;
     }
     Err(format!("{what}: waited in vain for {} s", PATIENCE.as_secs()).into())
-}
-
-/// An empty histogram, of three digits.
-fn histogram() -> Result<Histogram<u64>, Error> {
-    Ok(Histogram::new(3)?)
 }
