@@ -54,8 +54,8 @@ def throughput(broker, phases, jobs):
 
 
 def calibrated(broker, phases, seconds):
-    rate = throughput(broker, phases, 500)
-    return throughput(broker, phases, max(500, int(rate * seconds)))
+    rate = throughput(broker, phases, 100)
+    return throughput(broker, phases, max(100, int(rate * seconds)))
 
 
 def latency(singles):

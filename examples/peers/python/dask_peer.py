@@ -31,8 +31,8 @@ def throughput(client, phases, jobs):
 
 
 def calibrated(client, phases, seconds):
-    rate = throughput(client, phases, 500)
-    return throughput(client, phases, max(500, int(rate * seconds)))
+    rate = throughput(client, phases, 100)
+    return throughput(client, phases, max(100, int(rate * seconds)))
 
 
 def latency(client, singles):

@@ -51,7 +51,7 @@ pub fn quantile(mut values: Vec<f64>, part: f64) -> f64 {
 /// How many jobs take about `seconds` at a rate, within bounds that keep a run short and its start
 /// unimportant.
 pub fn jobs_for(rate: f64, seconds: f64) -> usize {
-    ((rate * seconds) as usize).clamp(500, 500_000)
+    ((rate * seconds) as usize).clamp(100, 500_000)
 }
 
 fn median(mut values: Vec<f64>) -> f64 {
@@ -123,7 +123,7 @@ mod tests {
     #[test]
     fn a_run_is_neither_too_short_nor_too_long() {
         assert_eq!(jobs_for(1000.0, 3.0), 3000);
-        assert_eq!(jobs_for(1.0, 3.0), 500);
+        assert_eq!(jobs_for(1.0, 3.0), 100);
         assert_eq!(jobs_for(1e9, 3.0), 500_000);
     }
 }

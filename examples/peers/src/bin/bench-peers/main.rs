@@ -15,7 +15,7 @@ mod redis;
 mod sandbox;
 mod work;
 
-use std::{fs, path::PathBuf, process::ExitCode};
+use std::{fs, path::PathBuf, process::ExitCode, time::Instant};
 
 use carbonmesh_peers::report::{Entry, Report};
 use clap::Parser;
@@ -29,7 +29,7 @@ struct Options {
     #[arg(long, default_value_t = 3)]
     rounds: usize,
     /// How long one throughput run is to take, in seconds, about
-    #[arg(long, default_value_t = 3.0)]
+    #[arg(long, default_value_t = 2.0)]
     seconds: f64,
     /// How many jobs, one at a time, the latency is measured with
     #[arg(long, default_value_t = 200)]
@@ -67,6 +67,7 @@ async fn main() -> ExitCode {
 }
 
 async fn run(options: Options) -> Result<(), Error> {
+    let machine = machine::describe()?;
     let mut report = Report { ours: ours::NAME.to_owned(), ..Report::default() };
     let mut found = Vec::new();
     for peer in peers(&Tools::new(options.tools)) {
@@ -91,14 +92,16 @@ async fn run(options: Options) -> Result<(), Error> {
     let effort = Effort { seconds: options.seconds, singles: options.singles };
     for round in 1..=options.rounds {
         for (peer, (name, entry)) in found.iter().zip(&mut report.entries) {
+            let began = Instant::now();
             match peer.measure(effort).await {
                 Ok(figures) => {
                     println!(
-                        "round {round}  {name:22} w1 {:7.0}/s  w3 {:7.0}/s  p50 {:8.2} ms  p99 {:8.2} ms",
+                        "round {round}  {name:22} w1 {:7.0}/s  w3 {:7.0}/s  p50 {:8.2} ms  p99 {:8.2} ms  in {} s",
                         figures.w1_jobs_per_s,
                         figures.w3_jobs_per_s,
                         figures.single_w3_p50_ms,
                         figures.single_w3_p99_ms,
+                        began.elapsed().as_secs(),
                     );
                     entry.rounds.push(figures);
                 }
@@ -112,7 +115,7 @@ async fn run(options: Options) -> Result<(), Error> {
     println!("\n{}", report.table());
     if let Some(folder) = options.out {
         let mut document = report.json();
-        document["machine"] = machine::describe()?;
+        document["machine"] = machine;
         document["date"] = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string().into();
         fs::create_dir_all(&folder)?;
         let path = folder.join("peers.json");

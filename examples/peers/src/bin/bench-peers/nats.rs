@@ -215,14 +215,23 @@ impl Worker for Puller {
     async fn step(&mut self) -> Result<Vec<usize>, Error> {
         let messages = self.messages.next().await.ok_or("the stream of messages has ended")?;
         let messages = messages.into_iter().collect::<Result<Vec<_>, _>>()?;
-        if let Some(next) = &self.next {
-            next.publish(messages.iter().map(|message| message.payload.clone()).collect()).await?;
-        }
-        // The server takes acknowledgements in their order: an answer to the last is one to all.
-        if let Some((last, others)) = messages.split_last() {
-            for message in others {
-                message.ack().await?;
+        // Whoever hands over needs no answer to its acknowledgements: the next stage has the jobs. At the
+        // end there must be one: the server takes them in their order, so the last's is one to all.
+        let (others, last) = match &self.next {
+            Some(next) => {
+                let jobs = messages.iter().map(|message| message.payload.clone());
+                next.publish(jobs.collect()).await?;
+                (&messages[..], None)
             }
+            None => {
+                let last = messages.split_last();
+                last.map_or((&messages[..], None), |(last, others)| (others, Some(last)))
+            }
+        };
+        for message in others {
+            message.ack().await?;
+        }
+        if let Some(last) = last {
             last.double_ack().await?;
         }
         messages.iter().map(|message| number(&message.payload)).collect()

@@ -20,7 +20,7 @@ pub(crate) fn modes(tools: &Tools) -> Vec<Box<dyn Peer>> {
     vec![
         Box::new(Python {
             name: "celery-redis",
-            promise: "1 copy in memory of Redis, synced every second",
+            promise: "1 copy in Redis's page cache, synced every second",
             script: include_str!("../../../python/celery_peer.py"),
             imports: "celery, redis; print(celery.__version__)",
             redis: true,

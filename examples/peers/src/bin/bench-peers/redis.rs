@@ -27,7 +27,7 @@ pub(crate) fn modes() -> Vec<Box<dyn Peer>> {
         }),
         Box::new(Redis {
             name: "redis-everysec",
-            promise: "1 copy in memory, synced every second",
+            promise: "1 copy in the page cache, synced every second",
             appendfsync: "everysec",
         }),
     ]

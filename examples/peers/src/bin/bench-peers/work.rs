@@ -17,12 +17,13 @@ use tokio::{
 
 use crate::peer::{Effort, Error};
 
-/// How many jobs are put, taken and handed over together.
-pub(crate) const BATCH: usize = 500;
+/// How many jobs are put, taken and handed over together. Fewer, or fewer connections, served no peer
+/// better, and those that sync worse.
+pub(crate) const BATCH: usize = 1000;
 
 /// How many connections put jobs, and how many work on each stage: while one waits for a sync, another
 /// fills the next.
-const CONNECTIONS: usize = 2;
+const CONNECTIONS: usize = 4;
 
 /// How long nothing may get done.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -156,8 +157,10 @@ impl Work {
     async fn start<S: Server>(server: &S, stages: &[Stage], batch: usize) -> Result<Self, Error> {
         let (report, done) = channel(1024);
         let mut work = Self { tasks: JoinSet::new(), done, report, seen: Vec::new(), count: 0 };
+        // Where one job is alone, one worker is enough for each stage.
+        let connections = CONNECTIONS.min(batch);
         for stage in stages {
-            for _ in 0..if batch > 1 { CONNECTIONS } else { 1 } {
+            for _ in 0..connections {
                 let mut worker = server.worker(stage, batch).await?;
                 let last = stage.next.is_none();
                 let report = work.report.clone();
