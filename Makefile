@@ -1,6 +1,7 @@
 # make demo      builds what is missing and shows a cluster that loses its coordinator, and no job
 # make test      builds what is missing and runs every check and test
 # make bench     measures clusters of three processes; OUT=FOLDER writes results.json
+# make bench-peers  the same work through other queues beside ours; `make setup-peers` installs them
 # make simulate  simulates many clusters under faults; SEEDS=n JOBS=n NODES=n
 # make model     explores elections and takeovers in every order, within wider bounds; JOBS=n MODEL="..."
 # make fuzz      feeds damaged bytes to every decoder; SECONDS=n for each target
@@ -14,6 +15,8 @@ JOBS ?= 2
 # What is given to the model checker: scenarios, bounds in place of theirs; `--help` lists them.
 MODEL ?= --wide
 SECONDS ?= 60
+# Where `make setup-peers` puts what Debian does not have.
+PEERS ?= $(HOME)/.cache/carbonmesh/peers
 OUT_CHAOS := $(or $(OUT),$(CARGO_TARGET_DIR)/chaos)
 
 # The C++ part is compiled through ccache where there is one, so that it survives a `cargo clean`.
@@ -24,7 +27,7 @@ endif
 
 BIN := $(CARGO_TARGET_DIR)/debug
 
-.PHONY: help setup build demo test verify bench simulate model chaos fuzz doc clean
+.PHONY: help setup setup-peers build demo test verify verify-peers bench bench-peers simulate model chaos fuzz doc clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -42,6 +45,18 @@ demo: build
 
 bench: build
 	@$(BIN)/bench $(if $(OUT),--out $(OUT))
+
+setup-peers:
+	@./.ci/setup-peers "$(PEERS)"
+
+# The clients of other queues are built here only.
+bench-peers: build
+	@cargo build --locked -p carbonmesh-peers --features clients
+	@$(BIN)/bench-peers --tools "$(PEERS)" $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(ONLY),--only $(ONLY)) \
+		$(if $(OUT),--out $(OUT))
+
+verify-peers: setup
+	cargo clippy --locked -p carbonmesh-peers --features clients --all-targets -- -D warnings
 
 # What is cheap to know comes first.
 verify: setup

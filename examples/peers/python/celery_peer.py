@@ -54,8 +54,14 @@ def throughput(broker, phases, jobs):
 
 
 def calibrated(broker, phases, seconds):
-    rate = throughput(broker, phases, 100)
-    return throughput(broker, phases, max(100, int(rate * seconds)))
+    throughput(broker, phases, 100)
+    jobs = 500
+    while True:
+        rate = throughput(broker, phases, jobs)
+        # What is over too soon says little: its start counts for too much.
+        if jobs > rate * seconds / 2:
+            return rate
+        jobs = max(2 * jobs, int(rate * seconds))
 
 
 def latency(singles):

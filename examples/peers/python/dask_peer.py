@@ -31,8 +31,14 @@ def throughput(client, phases, jobs):
 
 
 def calibrated(client, phases, seconds):
-    rate = throughput(client, phases, 100)
-    return throughput(client, phases, max(100, int(rate * seconds)))
+    throughput(client, phases, 100)
+    jobs = 500
+    while True:
+        rate = throughput(client, phases, jobs)
+        # What is over too soon says little: its start counts for too much.
+        if jobs > rate * seconds / 2:
+            return rate
+        jobs = max(2 * jobs, int(rate * seconds))
 
 
 def latency(client, singles):
