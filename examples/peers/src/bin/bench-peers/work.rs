@@ -17,8 +17,8 @@ use tokio::{
 
 use crate::peer::{Effort, Error};
 
-/// How many jobs are put, taken and handed over together. Fewer, or fewer connections, served no peer
-/// better, and those that sync worse.
+/// How many jobs are put, taken and handed over together. Of what was tried (200 to 1,000, on two and
+/// on four connections) this served peers that sync best; the others' figures differed by noise.
 pub(crate) const BATCH: usize = 1000;
 
 /// How many connections put jobs, and how many work on each stage: while one waits for a sync, another
