@@ -1,6 +1,7 @@
 # make demo      builds what is missing and shows a cluster that loses its coordinator, and no job
 # make test      builds what is missing and runs every check and test
 # make bench     measures clusters of processes; OUT=FOLDER writes results.json, charts; BENCH="..."
+# make bench-peers  the same work through other queues beside ours; `make setup-peers` installs them
 # make simulate  simulates many clusters under faults; SEEDS=n JOBS=n NODES=n
 # make model     explores elections and takeovers in every order, within wider bounds; JOBS=n MODEL="..."
 # make fuzz      feeds damaged bytes to every decoder; SECONDS=n for each target
@@ -16,6 +17,8 @@ MODEL ?= --wide
 SECONDS ?= 60
 # What is given to the benchmark: `--only latency`, `--repeat 5`, `--queued 10000000`; see `--help`.
 BENCH ?=
+# Where `make setup-peers` puts what Debian does not have.
+PEERS ?= $(HOME)/.cache/carbonmesh/peers
 OUT_CHAOS := $(or $(OUT),$(CARGO_TARGET_DIR)/chaos)
 
 # The C++ part is compiled through ccache where there is one, so that it survives a `cargo clean`.
@@ -26,7 +29,7 @@ endif
 
 BIN := $(CARGO_TARGET_DIR)/debug
 
-.PHONY: help setup build demo test verify bench simulate model chaos fuzz doc clean
+.PHONY: help setup setup-peers build demo test verify verify-peers bench bench-peers simulate model chaos fuzz doc clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -44,6 +47,18 @@ demo: build
 
 bench: build
 	@$(BIN)/bench $(if $(OUT),--out $(OUT)) $(BENCH)
+
+setup-peers:
+	@./.ci/setup-peers "$(PEERS)"
+
+# The clients of other queues are built here only.
+bench-peers: build
+	@cargo build --locked -p carbonmesh-peers --features clients
+	@$(BIN)/bench-peers --tools "$(PEERS)" $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(ONLY),--only $(ONLY)) \
+		$(if $(OUT),--out $(OUT))
+
+verify-peers: setup
+	cargo clippy --locked -p carbonmesh-peers --features clients --all-targets -- -D warnings
 
 # What is cheap to know comes first.
 verify: setup
