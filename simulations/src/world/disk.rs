@@ -13,6 +13,8 @@ use carbonmesh_protocol::{
 use carbonmesh_storage::{MemoryStorage, Storage, StoreReader};
 use xxhash_rust::xxh3::Xxh3DefaultBuilder;
 
+type Records = HashMap<(PipelineId, JobId), Option<Arc<JobRecord>>, Xxh3DefaultBuilder>;
+
 /// See the [module](self).
 #[derive(Default)]
 pub(crate) struct Disk {
@@ -20,7 +22,7 @@ pub(crate) struct Disk {
     /// Whether something on it cannot be read.
     damaged: bool,
     /// Jobs that were read; those that are not there as well.
-    read: RefCell<HashMap<(PipelineId, JobId), Option<Arc<JobRecord>>, Xxh3DefaultBuilder>>,
+    read: RefCell<Records>,
 }
 
 impl Disk {
