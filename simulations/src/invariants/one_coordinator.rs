@@ -112,13 +112,17 @@ fn coordinates(seen: &Seen<'_>, at: usize) -> bool {
     group.is_some_and(|group| group.coordinates.is_some())
 }
 
-/// Whether a majority has the ends of which somebody is told.
+/// Whether a majority has each of the ends of which somebody is told: not the same majority, since
+/// each phase is decided by itself.
 fn are_ends_committed(seen: &Seen<'_>, at: usize, view: &JobView) -> Verdict {
-    let steps = view.invocations.iter().enumerate();
-    let ended = steps.filter(|(_, step)| step.state == JobState::Succeeded);
-    let ended: Vec<u16> = ended.map(|(step, _)| step as u16).collect();
-    is_committed(seen, at, view.job, "tells of", |record| {
-        let has = |step| record.controls.get(step).map(Control::state) == Some(JobState::Succeeded);
-        ended.iter().all(has)
-    })
+    for (step, invocation) in view.invocations.iter().enumerate() {
+        if invocation.state != JobState::Succeeded {
+            continue;
+        }
+        is_committed(seen, at, view.job, "tells of", |record| {
+            let state = record.controls.get(&(step as u16)).map(Control::state);
+            state == Some(JobState::Succeeded)
+        })?;
+    }
+    Ok(())
 }
