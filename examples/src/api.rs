@@ -41,6 +41,22 @@ impl Api {
         read(self.http.get(format!("{}{path}", self.base)).send().await?).await
     }
 
+    /// POSTs a document.
+    ///
+    /// # Errors
+    /// Nobody answers, or not in JSON.
+    pub async fn post(&self, path: &str, document: &Value) -> Result<Answer, Error> {
+        read(self.http.post(format!("{}{path}", self.base)).json(document).send().await?).await
+    }
+
+    /// DELETEs what is at a path.
+    ///
+    /// # Errors
+    /// Nobody answers, or not in JSON.
+    pub async fn delete(&self, path: &str) -> Result<Answer, Error> {
+        read(self.http.delete(format!("{}{path}", self.base)).send().await?).await
+    }
+
     /// PUTs a pipeline's definition.
     ///
     /// # Errors

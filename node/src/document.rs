@@ -7,17 +7,19 @@
 mod duration;
 mod instructions;
 mod phase;
+mod retention;
 
 use carbonmesh_protocol::{
     name::Name,
-    pipeline::{PipelineDef, PipelineError, Quorum},
+    pipeline::{PipelineDef, PipelineError, Quorum, Retention, Settings},
 };
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 pub use duration::{DurationError, format_duration, parse_duration};
 pub use instructions::{Instructions, InstructionsError, merge_instructions};
-pub use phase::{BackoffDocument, PhaseDocument, PhaseItem};
+pub use phase::{BackoffDocument, LimitDocument, PhaseDocument, PhaseItem, RateDocument};
+pub use retention::{KeepDocument, RetentionDocument};
 
 /// How many nodes keep a pipeline's jobs if its document does not say.
 const DEFAULT_REPLICAS: u8 = 3;
@@ -75,6 +77,16 @@ pub struct PipelineDocument {
     /// How many replicas must back the coordinator before it dispatches.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub execute: Option<Quorum>,
+    /// How long a job may take from when it is enqueued; for ever unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<String>,
+    /// How long finished jobs are kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retention: Option<RetentionDocument>,
+    /// Where in the instructions it stands whose job it is, as a JSON Pointer (RFC 6901), such as
+    /// `/tenant`: of what waits, each owner's jobs come in turn.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fair_by: Option<String>,
     /// Its phases; each comes after the one before unless it says otherwise.
     pub phases: Vec<PhaseItem>,
 }
@@ -117,14 +129,24 @@ impl PipelineDocument {
     /// Names the place that cannot be used.
     pub fn definition(&self) -> Result<PipelineDef, DocumentError> {
         let (accept, execute) = self.quorums()?;
+        let timeout = self
+            .timeout
+            .as_deref()
+            .map(|text| parse_duration(text).map_err(|error| field("timeout", error.to_string())));
+        let retention = self.retention.as_ref().map(RetentionDocument::retention).transpose()?;
         let phases = self.phases.iter().enumerate();
         let phases = phases.map(|(at, item)| item.input(&format!("phases[{at}]")));
         Ok(PipelineDef::with(
             name(&self.name, || "name".to_owned())?,
             phases.collect::<Result<_, _>>()?,
-            self.replicas.unwrap_or(DEFAULT_REPLICAS),
-            accept,
-            execute,
+            Settings {
+                replicas: self.replicas.unwrap_or(DEFAULT_REPLICAS),
+                accept,
+                execute,
+                timeout: timeout.transpose()?,
+                retention: retention.unwrap_or(Retention::DEFAULT),
+                fair_by: self.fair_by.clone(),
+            },
         )?)
     }
 
@@ -153,6 +175,9 @@ impl From<&PipelineDef> for PipelineDocument {
             preset: available.then_some(Preset::Available),
             accept: (!available).then_some(pipeline.accept),
             execute: (!available).then_some(pipeline.execute),
+            timeout: pipeline.timeout.map(format_duration),
+            retention: RetentionDocument::of(&pipeline.retention),
+            fair_by: pipeline.fair_by.clone(),
             phases: phases.map(|(at, phase)| PhaseItem::of(pipeline, at, phase)).collect(),
         }
     }

@@ -11,7 +11,7 @@ use crate::{
     codec::{self, Encoded, Kind},
     id::{DiskId, NodeId, PipelineId},
     name::Name,
-    pipeline::{PipelineDef, Revision},
+    pipeline::{MAX_PHASES, PipelineDef, Revision},
 };
 
 /// How many definitions of one pipeline are kept for the jobs that still follow them.
@@ -29,6 +29,10 @@ pub struct CatalogEntry {
     pub generation: u64,
     /// Whether it was removed.
     pub removed: bool,
+    /// Whether no more of its work is given out.
+    pub paused: bool,
+    /// The phases of which no more work is given out.
+    pub paused_steps: BTreeSet<Name>,
     /// The definition that new jobs follow.
     pub current: Revision,
     /// That one and earlier ones.
@@ -51,6 +55,8 @@ impl CatalogEntry {
             name: definition.name.clone(),
             generation: 1,
             removed: false,
+            paused: false,
+            paused_steps: BTreeSet::new(),
             current,
             revisions: BTreeMap::from([(current, definition)]),
             applied: BTreeMap::from([(current, 1)]),
@@ -71,6 +77,24 @@ impl CatalogEntry {
         changed
     }
 
+    /// The same pipeline, or one of its phases, paused or not.
+    #[must_use]
+    pub fn pausing(&self, step: Option<&Name>, paused: bool) -> Self {
+        let mut changed = self.clone();
+        match step {
+            None => changed.paused = paused,
+            Some(step) if paused => drop(changed.paused_steps.insert(step.clone())),
+            Some(step) => drop(changed.paused_steps.remove(step)),
+        }
+        changed.generation += u64::from(changed != *self);
+        changed
+    }
+
+    /// Whether work of a phase may be given out.
+    pub fn gives_out(&self, step: &Name) -> bool {
+        !self.paused && !self.paused_steps.contains(step)
+    }
+
     /// Whether it can be what a node made: its definitions are valid, and under their own names.
     pub fn is_valid(&self) -> bool {
         let sound = |(at, definition): (&Revision, &PipelineDef)| {
@@ -82,6 +106,7 @@ impl CatalogEntry {
         self.generation <= LAST_GENERATION
             && self.revisions.contains_key(&self.current)
             && self.applied.len() == self.revisions.len()
+            && self.paused_steps.len() <= MAX_REVISIONS * MAX_PHASES
             && self.revisions.iter().all(sound)
     }
 
@@ -103,8 +128,13 @@ impl CatalogEntry {
     /// Takes over what `other` knows. Says whether anything changed.
     pub fn merge(&mut self, other: &Self) -> bool {
         let before = self.digest();
-        let rank = |entry: &Self| (entry.generation, entry.removed, entry.current);
+        let rank = |entry: &Self| {
+            let Self { generation, removed, current, paused, .. } = *entry;
+            (generation, removed, current, paused, entry.paused_steps.clone())
+        };
         if rank(other) > rank(self) {
+            self.paused = other.paused;
+            self.paused_steps = other.paused_steps.clone();
             self.generation = other.generation;
             self.removed = other.removed;
             self.current = other.current;

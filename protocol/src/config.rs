@@ -62,6 +62,9 @@ pub struct Timing {
     pub anti_entropy: Duration,
     /// How long a member must be away before its place is given to another. Default 10 min.
     pub replace_after: Duration,
+    /// How long it is kept in mind that a job was forgotten: for so long no copy that comes back
+    /// can run it again, and its idempotency key stays taken. Default 7 days.
+    pub tombstones: Duration,
 }
 
 impl Timing {
@@ -77,6 +80,7 @@ impl Timing {
         request_timeout: Duration::from_millis(5000),
         anti_entropy: Duration::from_millis(10_000),
         replace_after: Duration::from_secs(600),
+        tombstones: Duration::from_secs(7 * 24 * 3600),
     };
 }
 

@@ -14,6 +14,7 @@ use crate::{
     message::Message,
     name::Name,
     pipeline::{MAX_PHASES, PipelineDef, Revision},
+    record::JobOptions,
     store::Write,
     view::{ClusterView, JobState, JobSummary, JobView},
 };
@@ -139,6 +140,8 @@ pub enum Outcome {
         error: String,
         /// Whether another attempt may do better.
         retry: bool,
+        /// How long that should wait; without it, the pipeline says.
+        after: Option<Duration>,
     },
     /// It was cancelled before it ended.
     Cancelled,
@@ -165,6 +168,22 @@ pub enum Request {
         /// How long to wait for its end.
         wait: Option<Duration>,
     },
+    /// Change jobs.
+    Change {
+        /// Which.
+        target: Target,
+        /// How.
+        change: Change,
+    },
+    /// Give out no more work of a pipeline, or of one of its phases; or go on.
+    Pause {
+        /// The pipeline.
+        pipeline: Name,
+        /// Only this of its phases.
+        step: Option<Name>,
+        /// Whether to pause.
+        paused: bool,
+    },
     /// A page of jobs, newest key last.
     Jobs {
         /// Of which pipeline.
@@ -180,11 +199,64 @@ pub enum Request {
     Cluster,
 }
 
+/// Which jobs a request changes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// One.
+    Job(JobId),
+    /// A page of a pipeline's jobs in one state; those that the change does not fit stay as they are.
+    Jobs {
+        /// The pipeline.
+        pipeline: Name,
+        /// In which state.
+        state: JobState,
+        /// Only those behind this one.
+        after: Option<JobId>,
+        /// How many at most.
+        limit: u32,
+    },
+}
+
+/// What is done to a job.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub enum Change {
+    /// Ends it. What runs is asked to stop, and made to after a while.
+    Cancel {
+        /// Why, for people.
+        reason: String,
+    },
+    /// Runs a dead or cancelled one again.
+    Retry {
+        /// All of it, not only what did not succeed.
+        from_start: bool,
+    },
+    /// Forgets a finished one.
+    Discard,
+    /// Ends the phase that waits for a signal, be it now or later.
+    Signal {
+        /// Which signal.
+        name: Name,
+        /// What the phase gives (a JSON object), or why the job is to fail.
+        data: Result<Bytes, String>,
+    },
+}
+
+/// What was changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Changed {
+    /// How many jobs.
+    pub count: u64,
+    /// Where the next page begins (as `after`), if there may be one.
+    pub next: Option<JobId>,
+}
+
 /// A job as its client hands it in.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewJob {
     /// The idempotency key: the same key is the same job.
     pub key: Option<String>,
+    /// When it may begin, and how soon.
+    pub options: JobOptions,
     /// A JSON object; the core takes it as bytes.
     pub instructions: Bytes,
 }
@@ -214,6 +286,8 @@ pub enum Response {
         /// Where the next page begins (as `after`), if there may be one.
         next: Option<JobId>,
     },
+    /// Jobs were changed.
+    Changed(Changed),
     /// The cluster.
     Cluster(Box<ClusterView>),
     /// It was not done.
@@ -319,6 +393,39 @@ pub enum Refusal {
     /// Nobody can say whether the pipeline has unfinished jobs.
     #[error("nobody coordinates pipeline `{0}` at present: try again in a few seconds")]
     NoCoordinator(String),
+    /// The job's state does not allow it.
+    #[error("job {job} is {state}: it cannot be {needs}")]
+    WrongState {
+        /// The job.
+        job: JobId,
+        /// Its state.
+        state: JobState,
+        /// What was to be done.
+        needs: ChangeName,
+    },
+    /// Not every copy is up to date, so what is forgotten here might come back.
+    #[error(
+        "job {0} cannot be discarded at present: not all replicas are up to date; try again in a few seconds"
+    )]
+    Unsettled(JobId),
+    /// Nothing waits for the signal.
+    #[error("no phase of job {job} waits for signal `{signal}`, or none does any more")]
+    NotAwaited {
+        /// The job.
+        job: JobId,
+        /// The signal.
+        signal: String,
+    },
+    /// The pipeline has no such phase.
+    #[error("pipeline `{pipeline}` has no phase `{step}`: its phases are {known}")]
+    UnknownStep {
+        /// The pipeline.
+        pipeline: String,
+        /// What was asked for.
+        step: String,
+        /// What there is.
+        known: String,
+    },
     /// Too many pipelines.
     #[error("there are {0} pipelines already: remove one first (limits.pipelines)")]
     TooManyPipelines(usize),
@@ -334,6 +441,30 @@ pub enum Refusal {
     /// The node is about to stop.
     #[error("this node is stopping: ask another")]
     Stopping,
+}
+
+/// What was to be done to a job, as its refusal says it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub enum ChangeName {
+    /// See [`Change::Cancel`].
+    Cancelled,
+    /// See [`Change::Retry`].
+    Retried,
+    /// See [`Change::Discard`].
+    Discarded,
+    /// See [`Change::Signal`].
+    Signalled,
+}
+
+impl std::fmt::Display for ChangeName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Cancelled => "cancelled, since it has ended",
+            Self::Retried => "tried again: only dead and cancelled jobs can",
+            Self::Discarded => "discarded: only finished jobs can; cancel it first",
+            Self::Signalled => "signalled, since it has ended",
+        })
+    }
 }
 
 const _: () = assert!(MAX_PHASES <= u16::MAX as usize);

@@ -21,7 +21,7 @@ use crate::{
     codec::{Encoded, Kind},
     group_view::GroupView,
     id::{DiskId, JobId, PipelineId, Term, Token},
-    io::{Outcome, Refusal},
+    io::{Change, Changed, Outcome, Refusal},
     name::Name,
     pipeline::{MAX_PHASES, Revision},
     record::Component,
@@ -90,7 +90,8 @@ pub enum Message {
         /// Jobs that are not, since the sender lacks what was enqueued: whole records, in a
         /// [`SyncPush`](Self::SyncPush) of session 0, bring them there.
         missing: Vec<(PipelineId, JobId)>,
-        /// Strict groups of which nothing was taken, since a later term is known.
+        /// Groups of which nothing was taken: strict ones of which a later term is known, and those
+        /// of pipelines that the sender does not know.
         refused: Vec<PipelineId>,
         /// The sender's disk.
         disk: DiskId,
@@ -217,6 +218,8 @@ pub struct BeatGroup {
     pub settled: bool,
     /// Who a strict group consists of.
     pub view: Option<GroupView>,
+    /// Of jobs that were forgotten before this moment (ms since 1970), nothing is kept.
+    pub horizon_ms: u64,
 }
 
 /// How many jobs, and an order-free hash of their states.
@@ -349,6 +352,8 @@ pub struct SyncPage {
     pub to: JobId,
     /// What the initiator holds in it, in order.
     pub entries: Vec<(JobId, u64)>,
+    /// The view of a strict group, as the initiator knows it.
+    pub view: Option<GroupView>,
 }
 
 /// The answer to a page.
@@ -454,6 +459,42 @@ pub enum Question {
         /// How many at most.
         limit: u32,
     },
+    /// Not to be told something, but to have jobs changed.
+    Change {
+        /// The pipeline.
+        pipeline: PipelineId,
+        /// Which jobs.
+        which: Which,
+        /// How.
+        change: Change,
+    },
+}
+
+impl Question {
+    /// Which pipeline it is about.
+    pub fn pipeline(&self) -> PipelineId {
+        match self {
+            Self::Job { pipeline, .. }
+            | Self::Jobs { pipeline, .. }
+            | Self::Change { pipeline, .. } => *pipeline,
+        }
+    }
+}
+
+/// Which jobs of a pipeline are to be changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Which {
+    /// One.
+    Job(JobId),
+    /// A page of those in one state.
+    Jobs {
+        /// In which state.
+        state: JobState,
+        /// Only those behind this one.
+        after: Option<JobId>,
+        /// How many at most.
+        limit: u32,
+    },
 }
 
 /// What a replica knows.
@@ -468,6 +509,8 @@ pub enum Answer {
         /// Where the next page begins.
         next: Option<JobId>,
     },
-    /// This node cannot say: it does not coordinate the strict pipeline any more.
+    /// This node cannot say, or do it: it does not coordinate the pipeline (any more).
     Elsewhere,
+    /// What was changed, or why nothing was.
+    Changed(Result<Changed, Refusal>),
 }

@@ -57,4 +57,10 @@ pub enum Mutant {
     ContentIgnored,
     /// Each message leaves a timer behind.
     TimersPile,
+    /// Unfinished jobs are forgotten too.
+    UnfinishedReaped,
+    /// That a job was forgotten is forgotten at once.
+    MarksDropped,
+    /// A phase's rate and limit are not looked at.
+    LimitsIgnored,
 }

@@ -17,6 +17,9 @@ pub const MAX_PHASES: usize = 256;
 /// The longest time-out or wait that a phase may have.
 pub const MAX_DURATION: Duration = Duration::from_secs(366 * 24 * 3600);
 
+/// The longest time that a job may take, or be kept for.
+pub const MAX_AGE: Duration = Duration::from_secs(100 * 366 * 24 * 3600);
+
 /// The most copies that a pipeline may ask for.
 pub const MAX_REPLICAS: u8 = 9;
 
@@ -32,24 +35,35 @@ pub enum Quorum {
 }
 
 /// How long the next attempt of a failed phase waits: `initial`, then twice as long each time, up to
-/// `max`.
+/// `max`, less a random part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Backoff {
     /// The wait before the second attempt.
     pub initial: Duration,
     /// The longest wait.
     pub max: Duration,
+    /// How much of each wait is left to chance, in percent: what failed at one moment should not
+    /// come back at one moment.
+    pub jitter_percent: u8,
 }
 
 impl Backoff {
-    /// One second, then doubling up to one minute.
+    /// One second, then doubling up to one minute, each up to a tenth shorter.
     pub const DEFAULT: Self =
-        Self { initial: Duration::from_secs(1), max: Duration::from_secs(60) };
+        Self { initial: Duration::from_secs(1), max: Duration::from_secs(60), jitter_percent: 10 };
 
-    /// The wait after `failed` failed attempts.
+    /// The longest wait after `failed` failed attempts.
     pub fn after(&self, failed: u32) -> Duration {
         let doubled = 2u32.saturating_pow(failed.saturating_sub(1).min(30));
         self.initial.saturating_mul(doubled).min(self.max)
+    }
+
+    /// The wait after `failed` failed attempts; `chance` is any number, drawn anew each time.
+    pub fn wait(&self, failed: u32, chance: u64) -> Duration {
+        let longest = self.after(failed);
+        let part = longest * u32::from(self.jitter_percent.min(100)) / 100;
+        let shorter = chance % (part.as_millis() as u64 + 1);
+        longest - Duration::from_millis(shorter).min(longest)
     }
 }
 
@@ -66,8 +80,67 @@ pub struct PhaseDef {
     pub max_attempts: u32,
     /// How long a retry waits.
     pub backoff: Backoff,
-    /// How long one attempt may run; without it, the worker's own limit holds.
+    /// How long one attempt may run; without it, the worker's own limit holds. Of a phase that waits
+    /// for a signal, how long it waits.
     pub timeout: Option<Duration>,
+    /// How long after its first attempt began the phase may be tried again.
+    pub total_timeout: Option<Duration>,
+    /// The signal whose data is its result; no worker is needed then.
+    pub wait_for: Option<Name>,
+    /// How many attempts may begin in a time.
+    pub rate: Option<Rate>,
+    /// How many attempts there may be at once for jobs that have one value in common.
+    pub limit: Option<KeyedLimit>,
+}
+
+/// So many in a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Rate {
+    /// How many, at least 1.
+    pub count: u32,
+    /// In which time.
+    pub per: Duration,
+}
+
+/// So many at once for each value of a key.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct KeyedLimit {
+    /// Where in the instructions the value stands: a JSON Pointer (RFC 6901).
+    pub key: String,
+    /// How many at once, at least 1.
+    pub running: u32,
+}
+
+/// How long finished jobs are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Keep {
+    /// For how long after their end; `None` for ever.
+    pub age: Option<Duration>,
+    /// How many at most: the oldest go first; `None` for any number.
+    pub count: Option<u64>,
+}
+
+impl Keep {
+    const fn days(days: u64) -> Self {
+        Self { age: Some(Duration::from_secs(days * 24 * 3600)), count: None }
+    }
+}
+
+/// How long finished jobs are kept, by how they ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Retention {
+    /// Those that succeeded.
+    pub succeeded: Keep,
+    /// Dead letters.
+    pub dead: Keep,
+    /// Those that were cancelled.
+    pub cancelled: Keep,
+}
+
+impl Retention {
+    /// A week; dead letters 30 days.
+    pub const DEFAULT: Self =
+        Self { succeeded: Keep::days(7), dead: Keep::days(30), cancelled: Keep::days(7) };
 }
 
 /// Identifies one definition by its content.
@@ -86,6 +159,13 @@ pub struct PipelineDef {
     pub accept: Quorum,
     /// How many replicas must back the coordinator before it dispatches.
     pub execute: Quorum,
+    /// How long a job may take from when it is enqueued; then it is a dead letter.
+    pub timeout: Option<Duration>,
+    /// How long finished jobs are kept.
+    pub retention: Retention,
+    /// Where in the instructions stands whose job it is (JSON Pointer, RFC 6901): of what waits,
+    /// each owner's jobs come in turn.
+    pub fair_by: Option<String>,
 }
 
 /// The pipeline cannot be. Nothing was changed.
@@ -136,6 +216,30 @@ pub enum PipelineError {
         /// The way round, as text.
         cycle: String,
     },
+    /// A place in the instructions is not named as it must be.
+    #[error(
+        "pipeline `{pipeline}`: {field} `{pointer}` is no JSON Pointer: it begins with `/`, as in `/tenant`"
+    )]
+    Pointer {
+        /// The pipeline.
+        pipeline: Name,
+        /// Where.
+        field: String,
+        /// What was given.
+        pointer: String,
+    },
+    /// A phase that waits for a signal has what only one that a worker runs can have.
+    #[error(
+        "pipeline `{pipeline}`: phases[{position}] waits for a signal, so it can have no {key}"
+    )]
+    Waits {
+        /// The pipeline.
+        pipeline: Name,
+        /// The position of the phase, from 0.
+        position: usize,
+        /// What it has.
+        key: &'static str,
+    },
     /// A number is out of range.
     #[error("pipeline `{pipeline}`: {field} is {value}: allowed are {allowed}")]
     OutOfRange {
@@ -165,6 +269,14 @@ pub struct PhaseInput {
     pub backoff: Backoff,
     /// See [`PhaseDef::timeout`].
     pub timeout: Option<Duration>,
+    /// See [`PhaseDef::total_timeout`].
+    pub total_timeout: Option<Duration>,
+    /// See [`PhaseDef::wait_for`].
+    pub wait_for: Option<Name>,
+    /// See [`PhaseDef::rate`].
+    pub rate: Option<Rate>,
+    /// See [`PhaseDef::limit`].
+    pub limit: Option<KeyedLimit>,
 }
 
 impl PhaseInput {
@@ -177,17 +289,52 @@ impl PhaseInput {
             max_attempts: 3,
             backoff: Backoff::DEFAULT,
             timeout: None,
+            total_timeout: None,
+            wait_for: None,
+            rate: None,
+            limit: None,
+        }
+    }
+}
+
+/// A pipeline as a person describes it, but for its name and phases.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// See [`PipelineDef::replicas`].
+    pub replicas: u8,
+    /// See [`PipelineDef::accept`].
+    pub accept: Quorum,
+    /// See [`PipelineDef::execute`].
+    pub execute: Quorum,
+    /// See [`PipelineDef::timeout`].
+    pub timeout: Option<Duration>,
+    /// See [`PipelineDef::retention`].
+    pub retention: Retention,
+    /// See [`PipelineDef::fair_by`].
+    pub fair_by: Option<String>,
+}
+
+impl Default for Settings {
+    /// 3 replicas in the `available` preset.
+    fn default() -> Self {
+        Self {
+            replicas: 3,
+            accept: Quorum::Any,
+            execute: Quorum::Any,
+            timeout: None,
+            retention: Retention::DEFAULT,
+            fair_by: None,
         }
     }
 }
 
 impl PipelineDef {
-    /// A valid pipeline with 3 replicas in the `available` preset.
+    /// A valid pipeline with the usual settings.
     ///
     /// # Errors
     /// Whatever [`with`](Self::with) finds.
     pub fn new(name: Name, phases: Vec<PhaseInput>) -> Result<Self, PipelineError> {
-        Self::with(name, phases, 3, Quorum::Any, Quorum::Any)
+        Self::with(name, phases, Settings::default())
     }
 
     /// A valid pipeline: names are unique, `after` leads nowhere in circles, numbers are in range.
@@ -197,10 +344,9 @@ impl PipelineDef {
     pub fn with(
         name: Name,
         phases: Vec<PhaseInput>,
-        replicas: u8,
-        accept: Quorum,
-        execute: Quorum,
+        settings: Settings,
     ) -> Result<Self, PipelineError> {
+        let Settings { replicas, accept, execute, timeout, retention, fair_by } = settings;
         in_range(&name, || "replicas".into(), replicas.into(), 1, MAX_REPLICAS.into())?;
         if phases.is_empty() {
             return Err(PipelineError::NoPhases(name));
@@ -214,36 +360,65 @@ impl PipelineDef {
             in_range(&name, field, phase.max_attempts.into(), 1, 1000)?;
             let waits = [
                 ("timeout", phase.timeout.unwrap_or_default()),
+                ("total_timeout", phase.total_timeout.unwrap_or_default()),
                 ("backoff.initial", phase.backoff.initial),
                 ("backoff.max", phase.backoff.max),
+                ("rate.per", phase.rate.map_or(Duration::ZERO, |rate| rate.per)),
             ];
             for (what, wait) in waits {
                 let field = || format!("phases[{position}].{what} in seconds");
                 in_range(&name, field, wait.as_secs(), 0, MAX_DURATION.as_secs())?;
             }
+            let field = || format!("phases[{position}].backoff.jitter in percent");
+            in_range(&name, field, phase.backoff.jitter_percent.into(), 0, 100)?;
+            check_limits(&name, position, phase)?;
+        }
+        for (what, wait) in settings_waits(timeout, &retention) {
+            in_range(&name, || format!("{what} in seconds"), wait.as_secs(), 0, MAX_AGE.as_secs())?;
+        }
+        if let Some(pointer) = &fair_by {
+            check_pointer(&name, || "fair_by".to_owned(), pointer)?;
         }
         let order = topological(&name, &phases, &after)?;
         let place = |old: usize| order.iter().position(|&at| at == old).unwrap_or_default() as u16;
         let phases = order
             .iter()
             .map(|&at| {
-                let PhaseInput { name, phase, max_attempts, backoff, timeout, .. } =
-                    phases[at].clone();
+                let input = phases[at].clone();
                 let mut after: Vec<u16> = after[at].iter().map(|&before| place(before)).collect();
                 after.sort_unstable();
-                PhaseDef { name, phase, after, max_attempts, backoff, timeout }
+                PhaseDef {
+                    name: input.name,
+                    phase: input.phase,
+                    after,
+                    max_attempts: input.max_attempts,
+                    backoff: input.backoff,
+                    timeout: input.timeout,
+                    total_timeout: input.total_timeout,
+                    wait_for: input.wait_for,
+                    rate: input.rate,
+                    limit: input.limit,
+                }
             })
             .collect();
-        Ok(Self { name, phases, replicas, accept, execute })
+        Ok(Self { name, phases, replicas, accept, execute, timeout, retention, fair_by })
     }
 
     /// Whether [`with`](Self::with) can have made it: for definitions that came from elsewhere.
     pub fn is_valid(&self) -> bool {
         let names: BTreeSet<&Name> = self.phases.iter().map(|phase| &phase.name).collect();
         let sound = |(position, phase): (usize, &PhaseDef)| {
-            let waits =
-                [phase.timeout.unwrap_or_default(), phase.backoff.initial, phase.backoff.max];
+            let waits = [
+                phase.timeout.unwrap_or_default(),
+                phase.total_timeout.unwrap_or_default(),
+                phase.backoff.initial,
+                phase.backoff.max,
+                phase.rate.map_or(Duration::ZERO, |rate| rate.per),
+            ];
             phase.max_attempts >= 1
+                && phase.backoff.jitter_percent <= 100
+                && phase.rate.is_none_or(|rate| rate.count >= 1 && !rate.per.is_zero())
+                && phase.limit.as_ref().is_none_or(|limit| limit.running >= 1)
                 && waits.iter().all(|wait| *wait <= MAX_DURATION)
                 && phase.after.iter().all(|at| usize::from(*at) < position)
         };
@@ -251,6 +426,7 @@ impl PipelineDef {
             && names.len() == self.phases.len()
             && (1..=MAX_REPLICAS).contains(&self.replicas)
             && self.phases.iter().enumerate().all(sound)
+            && settings_waits(self.timeout, &self.retention).all(|(_, wait)| wait <= MAX_AGE)
     }
 
     /// Whether only a coordinator that a majority backs may take or dispatch jobs.
@@ -281,6 +457,56 @@ impl PipelineDef {
         }
         found
     }
+}
+
+/// What a pipeline as a whole may wait or keep.
+fn settings_waits(
+    timeout: Option<Duration>,
+    retention: &Retention,
+) -> impl Iterator<Item = (&'static str, Duration)> {
+    let ages = [
+        ("timeout", timeout),
+        ("retention.succeeded", retention.succeeded.age),
+        ("retention.dead", retention.dead.age),
+        ("retention.cancelled", retention.cancelled.age),
+    ];
+    ages.into_iter().map(|(what, age)| (what, age.unwrap_or_default()))
+}
+
+fn check_limits(pipeline: &Name, position: usize, phase: &PhaseInput) -> Result<(), PipelineError> {
+    let most = u64::from(u32::MAX);
+    if let Some(rate) = phase.rate {
+        let field = |key: &'static str| move || format!("phases[{position}].rate.{key}");
+        in_range(pipeline, field("count"), rate.count.into(), 1, most)?;
+        let per = u64::try_from(rate.per.as_millis()).unwrap_or(u64::MAX);
+        in_range(pipeline, field("per in ms"), per, 1, u64::MAX)?;
+    }
+    if let Some(limit) = &phase.limit {
+        let field = || format!("phases[{position}].limit.running");
+        in_range(pipeline, field, limit.running.into(), 1, most)?;
+        check_pointer(pipeline, || format!("phases[{position}].limit.key"), &limit.key)?;
+    }
+    let has = [
+        ("total_timeout", phase.total_timeout.is_some()),
+        ("rate", phase.rate.is_some()),
+        ("limit", phase.limit.is_some()),
+    ];
+    match has.into_iter().find(|(_, has)| *has && phase.wait_for.is_some()) {
+        Some((key, _)) => Err(PipelineError::Waits { pipeline: pipeline.clone(), position, key }),
+        None => Ok(()),
+    }
+}
+
+fn check_pointer(
+    pipeline: &Name,
+    field: impl FnOnce() -> String,
+    pointer: &str,
+) -> Result<(), PipelineError> {
+    if pointer.starts_with('/') {
+        return Ok(());
+    }
+    let (pipeline, pointer) = (pipeline.clone(), pointer.to_owned());
+    Err(PipelineError::Pointer { pipeline, field: field(), pointer })
 }
 
 fn in_range(

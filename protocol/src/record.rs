@@ -31,6 +31,9 @@ pub const SPEC: u16 = 0;
 /// The tag of payloads that were enqueued under one id.
 pub const PAYLOADS: u16 = 1;
 
+/// The tag of what stays of a job that was forgotten.
+pub const REAPED: u16 = 2;
+
 /// The tag of the first phase's control value; the others follow.
 pub const FIRST_CONTROL: u16 = 0x100;
 
@@ -55,6 +58,8 @@ pub struct Component {
 /// What was enqueued. Never changes.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct JobSpec {
+    /// Raised, with those of all its phases, when an operator tries the finished job again.
+    pub generation: u32,
     /// The pipeline's definition that the job follows.
     pub revision: Revision,
     /// How many phases that has.
@@ -63,6 +68,8 @@ pub struct JobSpec {
     pub created_ms: u64,
     /// In which term it was taken, where only a coordinator takes jobs.
     pub term: Option<Term>,
+    /// When it may begin, and how soon.
+    pub options: JobOptions,
     /// The idempotency key.
     pub key: Option<String>,
     /// A JSON object.
@@ -71,6 +78,17 @@ pub struct JobSpec {
 
 impl Encoded for JobSpec {
     const KIND: Kind = 0x100;
+}
+
+/// What a client says of a job beside what is to be done. Times are ms since 1970.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct JobOptions {
+    /// No phase begins earlier; 0 for at once.
+    pub not_before_ms: u64,
+    /// When it becomes a dead letter unless it has ended.
+    pub deadline_ms: Option<u64>,
+    /// Of what waits for the same phase, the higher goes first.
+    pub priority: i8,
 }
 
 /// Hashes of the payloads that one idempotency key was used for on both sides of a partition: the
@@ -92,6 +110,20 @@ impl Payloads {
         }
         self.0 != before
     }
+}
+
+/// What stays of a job whose retention is over, for as long as a copy that somebody still has might
+/// bring it back: all of it up to a generation is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Reaped {
+    /// The last generation that is gone.
+    pub generation: u32,
+    /// When it was forgotten (ms since 1970).
+    pub at_ms: u64,
+}
+
+impl Encoded for Reaped {
+    const KIND: Kind = 0x103;
 }
 
 fn payload_hash(spec: &JobSpec) -> u64 {
@@ -159,6 +191,13 @@ pub struct Control {
     pub lost_count: u32,
     /// How many attempts ended well after another had been accepted.
     pub late_count: u32,
+    /// When it was written, by the writer's clock (ms since 1970).
+    pub written_ms: u64,
+    /// When its first attempt of this generation was given out, or its wait for a signal began; 0
+    /// while neither has.
+    pub since_ms: u64,
+    /// Why it ended, where that is not what its last attempt says.
+    pub note: Option<String>,
     /// The last few attempts, oldest first.
     pub attempts: Vec<AttemptView>,
 }
@@ -181,6 +220,9 @@ impl Ord for Control {
             .then_with(|| self.attempt_count.cmp(&other.attempt_count))
             .then_with(|| self.lost_count.cmp(&other.lost_count))
             .then_with(|| self.late_count.cmp(&other.late_count))
+            .then_with(|| self.written_ms.cmp(&other.written_ms))
+            .then_with(|| self.since_ms.cmp(&other.since_ms))
+            .then_with(|| self.note.cmp(&other.note))
             .then_with(|| self.attempts.cmp(&other.attempts))
     }
 }
@@ -226,6 +268,8 @@ pub struct JobRecord {
     pub controls: BTreeMap<u16, Control>,
     /// What the id was used for, if for more than one payload.
     payloads: Payloads,
+    /// What was forgotten of it.
+    pub reaped: Option<Reaped>,
     /// Components of a later version.
     pub unknown: BTreeMap<u16, Bytes>,
 }
@@ -247,6 +291,7 @@ impl JobRecord {
             Ok(_) if self.unknown.contains_key(&tag) => Ok(false),
             Ok(Known::Spec(spec)) => Ok(self.merge_spec(&Arc::new(spec))),
             Ok(Known::Payloads(payloads)) => Ok(self.note_payloads(payloads.0)),
+            Ok(Known::Reaped(reaped)) => Ok(self.merge_reaped(reaped)),
             Ok(Known::Control(step, control)) => Ok(self.merge_control(step, control)),
             Err(DecodeError::Unknown { .. }) => Ok(self.merge_unknown(component)),
             Err(error) => Err(error),
@@ -255,7 +300,8 @@ impl JobRecord {
 
     fn merge_unknown(&mut self, component: &Component) -> bool {
         let tag = component.tag;
-        if self.unknown.get(&tag).is_some_and(|kept| *kept >= component.bytes) {
+        let kept = self.unknown.get(&tag).is_some_and(|kept| *kept >= component.bytes);
+        if kept || self.reaped.is_some() {
             return false;
         }
         self.unknown.insert(tag, component.bytes.clone());
@@ -272,9 +318,45 @@ impl JobRecord {
         true
     }
 
+    /// Whether nothing up to a generation counts any more.
+    fn has_reaped(&self, generation: u32) -> bool {
+        self.reaped.is_some_and(|reaped| reaped.generation >= generation)
+    }
+
+    /// Whether it was forgotten, and not begun anew.
+    pub fn is_reaped(&self) -> bool {
+        self.reaped.is_some() && self.spec.is_none()
+    }
+
+    /// Whether nothing is left to do.
+    pub fn is_over(&self) -> bool {
+        self.is_reaped() || self.state().is_terminal()
+    }
+
+    /// The highest generation of any part.
+    pub fn generation(&self) -> u32 {
+        let spec = self.spec.as_ref().map_or(0, |spec| spec.generation);
+        self.controls.values().map(|control| control.generation).fold(spec, u32::max)
+    }
+
+    /// Forgets all of it up to a generation. What has none goes with it, so that the order in which
+    /// parts come makes no difference. Says whether that is news.
+    pub fn merge_reaped(&mut self, reaped: Reaped) -> bool {
+        if self.reaped >= Some(reaped) {
+            return false;
+        }
+        self.reaped = Some(reaped);
+        self.spec = self.spec.take().filter(|spec| spec.generation > reaped.generation);
+        self.controls.retain(|_, control| control.generation > reaped.generation);
+        self.payloads = Payloads::default();
+        self.unknown.clear();
+        true
+    }
+
     /// Joins a control value. Says whether it won.
     pub fn merge_control(&mut self, step: u16, control: Control) -> bool {
         match self.controls.get(&step) {
+            _ if self.has_reaped(control.generation) => false,
             Some(mine) if *mine >= control => false,
             _ => {
                 self.controls.insert(step, control);
@@ -286,12 +368,17 @@ impl JobRecord {
     fn merge_spec(&mut self, spec: &Arc<JobSpec>) -> bool {
         // Two payloads can share an id only when one key was used twice across a partition. The
         // earlier wins everywhere; that there were two is kept.
+        if self.has_reaped(spec.generation) {
+            return false;
+        }
         let Some(mine) = self.spec.clone() else {
             self.spec = Some(Arc::clone(spec));
             return true;
         };
         // Where only coordinators take jobs, the later one has seen all that counts.
-        let rank = |spec: &Arc<JobSpec>| (Reverse(spec.term), spec.created_ms, Arc::clone(spec));
+        let rank = |spec: &Arc<JobSpec>| {
+            (Reverse((spec.generation, spec.term)), spec.created_ms, Arc::clone(spec))
+        };
         let older = rank(spec) < rank(&mine);
         let conflict = mine.instructions != spec.instructions
             && self.note_payloads([payload_hash(&mine), payload_hash(spec)]);
@@ -303,7 +390,7 @@ impl JobRecord {
 
     fn note_payloads(&mut self, hashes: impl IntoIterator<Item = u64>) -> bool {
         let readable = ![SPEC, PAYLOADS].iter().any(|tag| self.unknown.contains_key(tag));
-        readable && self.payloads.add(hashes)
+        readable && self.reaped.is_none() && self.payloads.add(hashes)
     }
 
     /// How many payloads beside the one that counts were enqueued under this id, at least.
@@ -321,6 +408,7 @@ impl JobRecord {
         let bytes = match tag {
             SPEC => self.spec.as_deref().map(|spec| pieces.encode(spec)),
             PAYLOADS if !self.payloads.0.is_empty() => Some(pieces.encode(&self.payloads)),
+            REAPED => self.reaped.as_ref().map(|reaped| pieces.encode(reaped)),
             tag => tag
                 .checked_sub(FIRST_CONTROL)
                 .and_then(|step| self.controls.get(&step))
@@ -330,29 +418,34 @@ impl JobRecord {
         Some(Component { tag, bytes })
     }
 
-    /// All components.
-    pub fn components(&self) -> Vec<Component> {
+    /// The tags of all components.
+    pub(crate) fn tags(&self) -> impl Iterator<Item = u16> {
         let controls = self.controls.keys().map(|step| FIRST_CONTROL + step);
         let unknown = self.unknown.keys().copied();
+        let spec = self.spec.as_ref().map(|_| SPEC);
         let payloads = (!self.payloads.0.is_empty()).then_some(PAYLOADS);
-        self.spec
-            .iter()
-            .map(|_| SPEC)
-            .chain(payloads)
-            .chain(controls)
-            .chain(unknown)
-            .filter_map(|tag| self.component(tag))
-            .collect()
+        let reaped = self.reaped.map(|_| REAPED);
+        [spec, payloads, reaped].into_iter().flatten().chain(controls).chain(unknown)
+    }
+
+    /// All components.
+    pub fn components(&self) -> Vec<Component> {
+        self.tags().filter_map(|tag| self.component(tag)).collect()
+    }
+
+    /// When any of its phases changed last (ms since 1970).
+    pub fn written_ms(&self) -> u64 {
+        self.controls.values().map(|control| control.written_ms).max().unwrap_or_default()
     }
 
     /// Where the job stands.
     pub fn state(&self) -> JobState {
         let has = |state| self.controls.values().any(|control| control.state() == state);
-        if has(JobState::Cancelled) {
-            return JobState::Cancelled;
-        }
         if has(JobState::Dead) {
             return JobState::Dead;
+        }
+        if has(JobState::Cancelled) {
+            return JobState::Cancelled;
         }
         let done = |step: u16| {
             self.controls.get(&step).is_some_and(|control| control.state() == JobState::Succeeded)
@@ -368,6 +461,7 @@ impl JobRecord {
     pub fn digest(&self) -> u64 {
         let mut hasher = Xxh3::new();
         if let Some(spec) = &self.spec {
+            hasher.update(&spec.generation.to_le_bytes());
             hasher.update(&spec.revision.to_le_bytes());
             hasher.update(&spec.created_ms.to_le_bytes());
             hasher.update(&spec.term.map_or(0, |term| term.counter).to_le_bytes());
@@ -381,6 +475,10 @@ impl JobRecord {
             hasher.update(control.term.node.as_bytes());
             hasher.update(&control.term.boot.to_le_bytes());
             hasher.update(&control.sequence.to_le_bytes());
+        }
+        if let Some(reaped) = self.reaped {
+            hasher.update(&reaped.generation.to_le_bytes());
+            hasher.update(&reaped.at_ms.to_le_bytes());
         }
         for payload in &self.payloads.0 {
             hasher.update(&payload.to_le_bytes());
@@ -406,6 +504,7 @@ impl JobRecord {
 enum Known {
     Spec(JobSpec),
     Payloads(Payloads),
+    Reaped(Reaped),
     Control(u16, Control),
 }
 
@@ -414,6 +513,7 @@ impl Known {
         match component.tag {
             SPEC => codec::decode(&component.bytes).map(Self::Spec),
             PAYLOADS => codec::decode(&component.bytes).map(Self::Payloads),
+            REAPED => codec::decode(&component.bytes).map(Self::Reaped),
             tag if tag >= FIRST_CONTROL => codec::decode(&component.bytes)
                 .map(|value| Self::Control(tag - FIRST_CONTROL, value)),
             _ => {

@@ -1,7 +1,8 @@
 //! Where a node's state lies: tables, keys, writes, and how the core reads.
 //!
 //! Keys sort so that one pipeline's jobs lie together, and one job's components behind each other:
-//! `Jobs: pipeline(16) job(16) tag(2)`, `Live: pipeline(16) job(16)`, `Meta: kind(1) rest`.
+//! `Jobs: pipeline(16) job(16) tag(2)`, `Live: pipeline(16) job(16)`, `Meta: kind(1) rest`,
+//! `Ended: pipeline(16) end(1) ms(8) job(16)`.
 
 use std::fmt;
 
@@ -19,11 +20,13 @@ pub enum Table {
     Jobs,
     /// Which jobs are unfinished, so that a start reads only those.
     Live,
+    /// Which jobs have ended, by how and when, so that the oldest are found.
+    Ended,
 }
 
 impl Table {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Meta, Self::Jobs, Self::Live];
+    pub const ALL: [Self; 4] = [Self::Meta, Self::Jobs, Self::Live, Self::Ended];
 
     /// Its name on disk.
     pub const fn name(self) -> &'static str {
@@ -31,6 +34,7 @@ impl Table {
             Self::Meta => "meta",
             Self::Jobs => "jobs",
             Self::Live => "live",
+            Self::Ended => "ended",
         }
     }
 }
@@ -129,6 +133,22 @@ pub(crate) fn job_key(pipeline: PipelineId, job: JobId) -> Bytes {
     key[..16].copy_from_slice(&pipeline.to_be_bytes());
     key[16..].copy_from_slice(&job.to_be_bytes());
     Bytes::copy_from_slice(&key)
+}
+
+/// The key of a job in [`Table::Ended`].
+pub(crate) fn ended_key(pipeline: PipelineId, end: u8, at_ms: u64, job: JobId) -> Bytes {
+    let mut key = [0; 41];
+    key[..16].copy_from_slice(&pipeline.to_be_bytes());
+    key[16] = end;
+    key[17..25].copy_from_slice(&at_ms.to_be_bytes());
+    key[25..].copy_from_slice(&job.to_be_bytes());
+    Bytes::copy_from_slice(&key)
+}
+
+/// The job that a key of [`Table::Ended`] names, and when it ended.
+pub(crate) fn parse_ended_key(key: &[u8]) -> Option<(u64, JobId)> {
+    let at_ms = u64::from_be_bytes(key.get(17..25)?.try_into().ok()?);
+    Some((at_ms, JobId::from_be_bytes(key.get(25..41)?.try_into().ok()?)))
 }
 
 /// Reads a key of [`Table::Live`] or [`Table::Jobs`]; the tag is 0 where there is none.

@@ -12,6 +12,7 @@ use crate::{
     id::{DiskId, JobId, NodeId, Term, Token},
     name::Name,
     pipeline::PipelineDef,
+    record::JobOptions,
 };
 
 /// Where a job, or one invocation of it, stands.
@@ -99,6 +100,10 @@ pub struct JobView {
     pub created_ms: u64,
     /// When it became terminal.
     pub finished_ms: Option<u64>,
+    /// What its client said of it beside.
+    pub options: JobOptions,
+    /// How often an operator has had it tried again.
+    pub generation: u32,
     /// The idempotency key that it was enqueued with.
     pub key: Option<String>,
     /// What was enqueued.
@@ -126,6 +131,8 @@ pub struct InvocationView {
     pub attempt_count: u32,
     /// Its last attempts, oldest first.
     pub attempts: Vec<AttemptView>,
+    /// Why it ended, where its last attempt does not say.
+    pub note: Option<String>,
     /// What it gave.
     pub result: Option<Bytes>,
 }
@@ -206,6 +213,10 @@ pub struct MemberView {
 pub struct PipelineView {
     /// Its current definition.
     pub definition: PipelineDef,
+    /// Whether no more of its work is given out, or of which of its phases.
+    pub paused: bool,
+    /// The phases that are paused by themselves.
+    pub paused_steps: Vec<Name>,
     /// Who coordinates it, and since which term.
     pub coordinator: Option<(NodeId, Term)>,
     /// Who should keep its jobs.

@@ -16,7 +16,7 @@ use carbonmesh_protocol::{
     message::{Assignment, BeatAck, Completion, GroupUpdate, Held, JobUpdate, Message, Replicate},
     name::Name,
     pipeline::{PhaseInput, PipelineDef},
-    record::{Component, Control, JobSpec, Progress},
+    record::{Component, Control, JobOptions, JobSpec, Progress, Reaped},
 };
 use proptest::prelude::*;
 
@@ -42,6 +42,8 @@ fn job() -> JobId {
 
 fn spec() -> JobSpec {
     JobSpec {
+        generation: 0,
+        options: JobOptions::default(),
         revision: 77,
         phases: 3,
         created_ms: 1_700_000_000_000,
@@ -61,6 +63,9 @@ fn control() -> Control {
         attempt_count: 1,
         lost_count: 0,
         late_count: 0,
+        written_ms: 7,
+        since_ms: 5,
+        note: None,
         attempts: Vec::new(),
     }
 }
@@ -130,7 +135,7 @@ fn messages() -> Vec<Message> {
             pipeline: pipeline(),
             job: job(),
             step: 1,
-            outcome: Outcome::Failed { error: "no".to_owned(), retry: true },
+            outcome: Outcome::Failed { error: "no".to_owned(), retry: true, after: None },
         }),
     ]
 }
@@ -199,6 +204,7 @@ fn the_bytes_of_this_release() {
     let mut current = vec![
         format!("spec {}", hex(codec::encode(&spec()))),
         format!("control {}", hex(codec::encode(&control()))),
+        format!("reaped {}", hex(codec::encode(&Reaped { generation: 1, at_ms: 300 }))),
     ];
     let messages = messages();
     current

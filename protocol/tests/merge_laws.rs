@@ -4,7 +4,9 @@
 use bytes::Bytes;
 use carbonmesh_protocol::{
     id::{NodeId, Term, Token},
-    record::{Component, Control, JobRecord, JobSpec, PAYLOADS, Progress, SPEC},
+    record::{
+        Component, Control, JobOptions, JobRecord, JobSpec, PAYLOADS, Progress, Reaped, SPEC,
+    },
     view::AttemptView,
 };
 use proptest::{collection::vec, prelude::*};
@@ -60,6 +62,9 @@ fn control() -> impl Strategy<Value = Control> {
             attempt_count,
             lost_count: 0,
             late_count: 0,
+            written_ms: 7,
+            since_ms: 5,
+            note: None,
             attempts,
         },
     )
@@ -81,16 +86,40 @@ fn foreign() -> impl Strategy<Value = Component> {
         })
 }
 
+fn spec(taken: impl Strategy<Value = Option<Term>>) -> impl Strategy<Value = JobSpec> {
+    (0u32..2, 0u64..3, taken, vec(0u8..2, 0..2)).prop_map(|(generation, created_ms, term, body)| {
+        JobSpec {
+            generation,
+            revision: 1,
+            phases: 3,
+            created_ms,
+            term,
+            options: JobOptions::default(),
+            key: None,
+            instructions: body.into(),
+        }
+    })
+}
+
+/// A record that may have been forgotten, up to a generation.
+fn reapable() -> impl Strategy<Value = Vec<Component>> {
+    let reaped = proptest::option::of((0u32..2, 0u64..3));
+    let parts = (proptest::option::of(spec(Just(None))), vec((0u16..3, control()), 0..4), reaped);
+    parts.prop_map(|(spec, controls, reaped)| {
+        let mut record = spec.map_or_else(JobRecord::default, JobRecord::new);
+        for (step, control) in controls {
+            record.merge_control(step, control);
+        }
+        if let Some((generation, at_ms)) = reaped {
+            record.merge_reaped(Reaped { generation, at_ms });
+        }
+        record.components()
+    })
+}
+
 fn record() -> impl Strategy<Value = Vec<Component>> {
     let taken = proptest::option::of(term());
-    let spec = (0u64..3, taken, vec(0u8..2, 0..2)).prop_map(|(created_ms, term, body)| JobSpec {
-        revision: 1,
-        phases: 3,
-        created_ms,
-        term,
-        key: None,
-        instructions: body.into(),
-    });
+    let spec = spec(taken);
     let controls = vec((0u16..3, control()), 0..4);
     (proptest::option::of(spec), controls, vec(foreign(), 0..2)).prop_map(
         |(spec, controls, foreign)| {
@@ -114,6 +143,25 @@ fn join(parts: &[&[Component]]) -> JobRecord {
 }
 
 proptest! {
+    #[test]
+    fn what_was_forgotten_joins_like_all_else(a in reapable(), b in reapable(), c in reapable()) {
+        prop_assert_eq!(join(&[&a, &b]), join(&[&b, &a]));
+        let left = join(&[&join(&[&a, &b]).components(), &c]);
+        let right = join(&[&a, &join(&[&b, &c]).components()]);
+        prop_assert_eq!(&left, &right);
+        prop_assert_eq!(join(&[&left.components(), &a, &b, &c, &c]), left);
+    }
+
+    #[test]
+    fn nothing_up_to_the_forgotten_generation_comes_back(a in reapable(), b in reapable()) {
+        let record = join(&[&a, &b]);
+        if let Some(reaped) = record.reaped {
+            prop_assert!(record.spec.iter().all(|spec| spec.generation > reaped.generation));
+            let mut controls = record.controls.values();
+            prop_assert!(controls.all(|control| control.generation > reaped.generation));
+        }
+    }
+
     #[test]
     fn merge_is_commutative(a in record(), b in record()) {
         prop_assert_eq!(join(&[&a, &b]), join(&[&b, &a]));

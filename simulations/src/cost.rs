@@ -15,7 +15,8 @@ use carbonmesh_protocol::{
     io::{Effect, Input, NewJob, Outcome, Request, RequestId, Response},
     message::Message,
     name::Name,
-    pipeline::{PhaseInput, PipelineDef, Quorum},
+    pipeline::{PhaseInput, PipelineDef},
+    record::JobOptions,
     time::Timestamp,
 };
 use carbonmesh_storage::{MemoryStorage, Storage, StoreReader};
@@ -59,7 +60,7 @@ impl Cluster {
         }
         cluster.run_for(Duration::from_secs(2));
         let steps = (0..phases).map(|at| PhaseInput::named(name(&format!("s{at}")))).collect();
-        let pipeline = PipelineDef::with(name("p"), steps, 3, Quorum::Any, Quorum::Any);
+        let pipeline = PipelineDef::new(name("p"), steps);
         cluster.ask(0, Request::Apply(pipeline.expect("a pipeline")));
         cluster.run_for(Duration::from_secs(15));
         cluster
@@ -71,7 +72,11 @@ impl Cluster {
     /// They are not done after a virtual minute.
     pub fn run_jobs(&mut self, count: usize) {
         let before = self.done();
-        let job = || NewJob { key: None, instructions: Bytes::from_static(b"{\"at\":1}") };
+        let job = || NewJob {
+            key: None,
+            options: JobOptions::default(),
+            instructions: Bytes::from_static(b"{\"at\":1}"),
+        };
         let jobs = (0..count).map(|_| job()).collect();
         self.ask(1, Request::Enqueue { pipeline: name("p"), jobs });
         for _ in 0..60_000 {

@@ -1,7 +1,12 @@
 //! What kind of world a seed makes: drawn whole, so that rare mixtures come up too; and the ways to
 //! make one simpler, to see which of its faults a failure needs.
 
-use carbonmesh_protocol::{advert::Roles, pipeline::Quorum};
+use std::time::Duration;
+
+use carbonmesh_protocol::{
+    advert::Roles,
+    pipeline::{Quorum, Rate},
+};
 
 use crate::random::Random;
 
@@ -83,6 +88,21 @@ pub struct Options {
     /// How many workers of a thousand cancellations end the attempt.
     pub cancels_per_mille: u32,
 
+    /// How long finished jobs are kept; 0 for longer than a world lasts.
+    pub keep_ms: u64,
+    /// How long it is kept in mind that a job was forgotten.
+    pub tombstones_ms: u64,
+    /// Whether the second phase waits for a signal.
+    pub signals: bool,
+    /// How many attempts of the first phase may begin in a second; 0 for any number.
+    pub rate: u32,
+    /// Whether only one attempt of the first phase may run for each key.
+    pub keyed: bool,
+    /// How many jobs of a thousand are to begin later, or to end by a deadline.
+    pub dated_per_mille: u32,
+    /// How many jobs of a thousand clients cancel, try again or discard.
+    pub changes_per_mille: u32,
+
     /// A bug in every core.
     #[cfg(feature = "mutants")]
     pub mutant: Option<carbonmesh_protocol::mutant::Mutant>,
@@ -116,6 +136,12 @@ pub const SIMPLIFICATIONS: &[Simplification] = &[
     ("failures", |it| it.failures_per_mille = 0),
     ("hangs", |it| it.hangs_per_mille = 0),
     ("cancels", |it| it.cancels_per_mille = 0),
+    ("retention", |it| it.keep_ms = 0),
+    ("signals", |it| it.signals = false),
+    ("rates", |it| it.rate = 0),
+    ("keys", |it| it.keyed = false),
+    ("dates", |it| it.dated_per_mille = 0),
+    ("changes", |it| it.changes_per_mille = 0),
     ("half-the-requests", |it| it.requests = it.requests.div_ceil(2)),
     ("half-the-time", |it| it.faults_ms /= 2),
     ("slow-syncs", |it| it.sync_ms = 1),
@@ -207,9 +233,41 @@ impl Options {
             failures_per_mille: one_of(&[0, 0, 50]),
             hangs_per_mille: one_of(&[0, 0, 20]),
             cancels_per_mille: one_of(&[0, 500, 1000]),
+            keep_ms: one_of(&[0, 0, 0, 4000, 20_000]).into(),
+            // With clocks that jump by hours, hours pass.
+            tombstones_ms: match jump_every_ms {
+                0 => one_of(&[600_000, 45_000]).into(),
+                _ => 600_000_000,
+            },
+            signals: one_of(&[0, 0, 0, 1]) == 1,
+            rate: one_of(&[0, 0, 0, 20]),
+            keyed: one_of(&[0, 0, 0, 1]) == 1,
+            // With clocks that jump, moments mean little.
+            dated_per_mille: if jump_every_ms == 0 { one_of(&[0, 0, 0, 300]) } else { 0 },
+            changes_per_mille: one_of(&[0, 0, 0, 300]),
             #[cfg(feature = "mutants")]
             mutant: None,
         }
+    }
+
+    /// Whether any job is forgotten while the world lasts.
+    pub(crate) fn forgets(&self) -> bool {
+        self.keep_ms > 0 || self.changes_per_mille > 0
+    }
+
+    /// Whether it is forgotten in time that jobs were.
+    pub(crate) fn expires(&self) -> bool {
+        self.forgets() && self.tombstones_ms < 60_000
+    }
+
+    /// The phase that waits for a signal.
+    pub(crate) fn signal_step(&self) -> Option<u16> {
+        (self.signals && self.phases > 1).then_some(1)
+    }
+
+    /// How many attempts of the first phase may begin in a time.
+    pub(crate) fn rate(&self) -> Option<Rate> {
+        (self.rate > 0).then_some(Rate { count: self.rate, per: Duration::from_secs(1) })
     }
 
     /// A world of many nodes, seven of which keep jobs: a partition in half is all that goes wrong.
@@ -236,7 +294,15 @@ impl Options {
     /// The same world without any fault.
     #[must_use]
     pub fn without_faults(mut self) -> Self {
-        let harmless = ["rounds", "half-the-requests", "half-the-time", "later-phases"];
+        let harmless = [
+            "rounds",
+            "half-the-requests",
+            "half-the-time",
+            "later-phases",
+            "retention",
+            "rates",
+            "keys",
+        ];
         for (name, simplify) in SIMPLIFICATIONS {
             if !harmless.contains(name) {
                 simplify(&mut self);
@@ -270,6 +336,7 @@ impl Options {
             self.repeated_per_mille.into(),
             self.overtaken_per_mille.into(),
             self.stuck_per_mille.into(),
+            self.changes_per_mille.into(),
         ];
         faults.iter().all(|fault| *fault == 0)
     }

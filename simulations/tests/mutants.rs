@@ -56,6 +56,9 @@ mutants! {
     an_attempt_on_its_way_that_counts_as_lost: OnItsWayLost => ["bounded-rerun"];
     copies_whose_content_nobody_compares: ContentIgnored => ["convergence", "no-lost-job"];
     timers_that_pile_up: TimersPile => ["bounded"];
+    unfinished_jobs_that_are_forgotten: UnfinishedReaped => ["legal-reap"];
+    marks_that_are_dropped_at_once: MarksDropped => ["legal-reap", "terminal-stays"];
+    limits_that_nobody_looks_at: LimitsIgnored => ["limits"];
     a_newer_component_that_is_dropped: NewerDropped => ["merge"];
     a_value_that_stays_because_it_came_last: LastComesStays => ["merge", "terminal-stays"];
     attempts_that_nobody_counts: AttemptsUncounted => ["no-lost-job"];

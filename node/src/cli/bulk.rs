@@ -17,7 +17,7 @@ use reqwest::{Method, header::CONTENT_TYPE};
 
 use super::{
     client::{Client, Problem},
-    enqueue::EnqueueArgs,
+    enqueue::{self, EnqueueArgs},
     failure::Failure,
     output::{Output, clean},
     source::{Line, Source},
@@ -34,9 +34,11 @@ const RETRY_AFTER_S: u64 = 1;
 /// Sends all lines of the input.
 pub(super) async fn run(args: EnqueueArgs, client: &Client, out: &Output) -> Result<(), Failure> {
     let mut source = Source::open(&args.job)?;
+    let options = enqueue::options(&args);
     let mut upload = Upload {
         client,
         out,
+        options,
         pipeline: args.pipeline,
         key: args.key,
         bar: progress(source.bytes()),
@@ -83,6 +85,8 @@ struct Upload<'a> {
     out: &'a Output,
     pipeline: Name,
     key: Option<String>,
+    /// What is said of each job beside.
+    options: Vec<(&'static str, String)>,
     bar: ProgressBar,
     tally: Tally,
     answered_up_to: u64,
@@ -156,7 +160,8 @@ impl Upload<'_> {
         lines: &[&Line],
         answers: &mut BTreeMap<u64, LineDoc>,
     ) -> Result<(), Failure> {
-        let query: Vec<_> = self.key.iter().map(|field| ("key", field.as_str())).collect();
+        let mut query: Vec<_> = self.key.iter().map(|field| ("key", field.as_str())).collect();
+        query.extend(self.options.iter().map(|(key, value)| (*key, value.as_str())));
         let path = ["pipelines", self.pipeline.as_str(), "jobs"];
         let mut body = Vec::new();
         for (_, line) in lines {
@@ -281,6 +286,11 @@ mod tests {
             id: None,
             ndjson: true,
             key: key.map(str::to_owned),
+            delay: None,
+            run_at: None,
+            timeout: None,
+            deadline: None,
+            priority: None,
             skip: 0,
         };
         let client = Client::new(url.parse().expect("a URL"))?;

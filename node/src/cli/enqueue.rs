@@ -4,6 +4,7 @@ use std::{io::Read, time::Duration};
 
 use carbonmesh_protocol::name::Name;
 use clap::Args;
+use jiff::Timestamp;
 use reqwest::{Method, header::CONTENT_TYPE};
 
 use super::{
@@ -13,7 +14,10 @@ use super::{
     job,
     output::{Output, table},
 };
-use crate::{document::parse_duration, http::view::ReceiptDoc};
+use crate::{
+    document::{format_duration, parse_duration},
+    http::view::ReceiptDoc,
+};
 
 #[derive(Debug, Args)]
 pub(super) struct EnqueueArgs {
@@ -28,6 +32,21 @@ pub(super) struct EnqueueArgs {
     /// The job's idempotency key: the same key is the same job
     #[arg(long, value_name = "KEY")]
     pub(super) id: Option<String>,
+    /// Begin no earlier than in this time, such as 10m
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration, conflicts_with = "run_at")]
+    pub(super) delay: Option<Duration>,
+    /// Begin no earlier than at this moment, such as 2030-01-31T12:00:00Z
+    #[arg(long, value_name = "MOMENT")]
+    pub(super) run_at: Option<Timestamp>,
+    /// Give up if it has not ended after this time
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration, conflicts_with = "deadline")]
+    pub(super) timeout: Option<Duration>,
+    /// Give up if it has not ended at this moment
+    #[arg(long, value_name = "MOMENT")]
+    pub(super) deadline: Option<Timestamp>,
+    /// Of what waits for the same phase, the higher goes first: -100 to 100
+    #[arg(long, value_name = "NUMBER", allow_negative_numbers = true, value_parser = clap::value_parser!(i8).range(-100..=100))]
+    pub(super) priority: Option<i8>,
     /// Read many jobs, one JSON object a line
     #[arg(long, conflicts_with_all = ["wait", "id"])]
     pub(super) ndjson: bool,
@@ -44,8 +63,10 @@ pub(super) async fn run(args: EnqueueArgs, client: &Client, out: &Output) -> Res
         return bulk::run(args, client, out).await;
     }
     let path = ["pipelines", args.pipeline.as_str(), "jobs"];
+    let options = options(&args);
+    let options: Vec<_> = options.iter().map(|(key, value)| (*key, value.as_str())).collect();
     let mut request = client
-        .request(Method::POST, &path, &[])
+        .request(Method::POST, &path, &options)
         .header(CONTENT_TYPE, "application/json")
         .body(read(&args.job)?);
     if let Some(key) = &args.id {
@@ -59,6 +80,18 @@ pub(super) async fn run(args: EnqueueArgs, client: &Client, out: &Output) -> Res
         }
         None => out.answer(&answer, receipt),
     }
+}
+
+/// What is said of a job beside what is to be done, as parameters of the request.
+pub(super) fn options(args: &EnqueueArgs) -> Vec<(&'static str, String)> {
+    let options = [
+        ("delay", args.delay.map(format_duration)),
+        ("run_at", args.run_at.map(|at| at.to_string())),
+        ("timeout", args.timeout.map(format_duration)),
+        ("deadline", args.deadline.map(|at| at.to_string())),
+        ("priority", args.priority.map(|priority| priority.to_string())),
+    ];
+    options.into_iter().filter_map(|(key, value)| Some((key, value?))).collect()
 }
 
 fn receipt(receipt: &ReceiptDoc) -> String {

@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use carbonmesh_protocol::{id::JobId, name::Name, view::JobState};
-use clap::Subcommand;
-use reqwest::Method;
+use clap::{Args, Subcommand};
+use reqwest::{Method, header::CONTENT_TYPE};
+use serde_json::json;
 use tokio::time::Instant;
 
 use super::{
@@ -15,7 +16,7 @@ use super::{
 };
 use crate::{
     document::{format_duration, parse_duration},
-    http::view::{InvocationDoc, JobDoc, JobsDoc},
+    http::view::{ChangedDoc, InvocationDoc, JobDoc, JobsDoc},
 };
 
 /// How long one request waits for a job's end: short enough to notice soon that the node is gone.
@@ -45,6 +46,54 @@ pub(super) enum Command {
         #[arg(long, value_name = "DURATION", num_args = 0..=1, require_equals = true, value_parser = parse_duration)]
         wait: Option<Option<Duration>>,
     },
+    /// End jobs; what runs is asked to stop, and made to after a while
+    Cancel {
+        #[command(flatten)]
+        which: Which,
+        /// Why, for people
+        #[arg(long)]
+        reason: Option<String>,
+    },
+    /// Run dead or cancelled jobs again
+    Retry {
+        #[command(flatten)]
+        which: Which,
+        /// All of it, not only what did not succeed
+        #[arg(long)]
+        from_start: bool,
+    },
+    /// Forget finished jobs
+    Discard {
+        #[command(flatten)]
+        which: Which,
+    },
+    /// Give a job the signal that a phase of it waits for
+    Signal {
+        /// Which job
+        id: JobId,
+        /// Which signal
+        name: Name,
+        /// What the phase gives: a JSON object
+        #[arg(value_name = "JSON", default_value = "{}")]
+        data: String,
+        /// Fail the job instead, for this reason
+        #[arg(long, value_name = "REASON", conflicts_with = "data")]
+        fail: Option<String>,
+    },
+}
+
+/// One job, or all of a pipeline in one state.
+#[derive(Debug, Args)]
+pub(super) struct Which {
+    /// One job
+    #[arg(required_unless_present = "pipeline")]
+    id: Option<JobId>,
+    /// All jobs of this pipeline in one state
+    #[arg(long, conflicts_with = "id", requires = "state")]
+    pipeline: Option<Name>,
+    /// In which state: queued, running, succeeded, dead or cancelled
+    #[arg(long, requires = "pipeline")]
+    state: Option<JobState>,
 }
 
 pub(super) async fn run(command: Command, client: &Client, out: &Output) -> Result<(), Failure> {
@@ -60,7 +109,75 @@ pub(super) async fn run(command: Command, client: &Client, out: &Output) -> Resu
         Command::Show { id, wait: None } => {
             out.answer(&client.get(&["jobs", &id.to_string()], &[]).await?, show)
         }
+        Command::Cancel { which, reason } => {
+            change(Method::POST, &which, "cancel", json!({"reason": reason}), client, out).await
+        }
+        Command::Retry { which, from_start } => {
+            change(Method::POST, &which, "retry", json!({"from_start": from_start}), client, out)
+                .await
+        }
+        Command::Discard { which: Which { id: Some(id), .. } } => {
+            let request = client.request(Method::DELETE, &["jobs", &id.to_string()], &[]);
+            client.text(request, Duration::ZERO).await.map(drop)
+        }
+        Command::Discard { which } => {
+            change(Method::POST, &which, "discard", json!({}), client, out).await
+        }
+        Command::Signal { id, name, data, fail } => {
+            let query = fail.as_deref().map(|fail| ("fail", fail));
+            let query: Vec<_> = query.into_iter().collect();
+            let path = ["jobs", &id.to_string(), "signals", name.as_str()];
+            let request = client.request(Method::POST, &path, &query);
+            let request = match fail {
+                Some(_) => request,
+                None => request.header(CONTENT_TYPE, "application/json").body(data),
+            };
+            out.answer(&client.answer::<ChangedDoc>(request, Duration::ZERO).await?, changed)
+        }
         Command::Show { id, wait: Some(limit) } => wait(&id.to_string(), limit, client, out).await,
+    }
+}
+
+/// Changes one job, or page by page all of a pipeline in a state.
+async fn change(
+    method: Method,
+    which: &Which,
+    how: &str,
+    document: serde_json::Value,
+    client: &Client,
+    out: &Output,
+) -> Result<(), Failure> {
+    if let Some(id) = &which.id {
+        let path = ["jobs", &id.to_string(), how];
+        let request = client.request(method, &path, &[]).json(&document);
+        return out.answer(&client.answer::<ChangedDoc>(request, Duration::ZERO).await?, changed);
+    }
+    let pipeline = which.pipeline.as_ref().map(Name::as_str).unwrap_or_default();
+    let state = which.state.map(JobState::name).unwrap_or_default();
+    let (mut sum, mut after) = (0, None::<String>);
+    loop {
+        let mut query = vec![("state", state)];
+        query.extend(after.as_deref().map(|after| ("after", after)));
+        let path = ["pipelines", pipeline, how];
+        let request = client.request(method.clone(), &path, &query);
+        let request = match how {
+            "discard" => request,
+            _ => request.json(&document),
+        };
+        let mut answer = client.answer::<ChangedDoc>(request, Duration::ZERO).await?;
+        sum += answer.document.changed;
+        after = answer.document.next.take();
+        if after.is_none() {
+            answer.document.changed = sum;
+            return out.answer(&answer, changed);
+        }
+    }
+}
+
+fn changed(document: &ChangedDoc) -> String {
+    match document.changed {
+        1 => "1 job changed".to_owned(),
+        count => format!("{count} jobs changed"),
     }
 }
 
@@ -131,6 +248,10 @@ fn show(job: &JobDoc) -> String {
         ("state", Some(job.state.to_string())),
         ("created", Some(job.created_at.clone())),
         ("finished", job.finished_at.clone()),
+        ("not before", job.not_before.clone()),
+        ("deadline", job.deadline.clone()),
+        ("priority", (job.priority != 0).then(|| job.priority.to_string())),
+        ("generation", (job.generation > 0).then(|| job.generation.to_string())),
         ("key", job.key.as_deref().map(clean)),
         ("conflicts", (job.conflicts > 0).then(|| job.conflicts.to_string())),
         ("other payloads", (job.other_payloads > 0).then(|| job.other_payloads.to_string())),
@@ -143,12 +264,13 @@ fn show(job: &JobDoc) -> String {
 
 fn invocation(invocation: &InvocationDoc) -> [String; 6] {
     let last = invocation.attempts.last();
+    let error = last.and_then(|attempt| attempt.error.as_deref());
     [
         invocation.step.clone(),
         invocation.phase.clone(),
         invocation.state.to_string(),
         invocation.attempt_count.to_string(),
         or_dash(last.map(|attempt| node(&attempt.worker))),
-        or_dash(last.and_then(|attempt| attempt.error.as_deref()).map(short)),
+        or_dash(invocation.note.as_deref().or(error).map(short)),
     ]
 }

@@ -8,6 +8,7 @@ mod client;
 mod cluster;
 mod enqueue;
 mod failure;
+mod graph;
 mod job;
 mod output;
 mod pipeline;

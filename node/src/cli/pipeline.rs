@@ -1,6 +1,10 @@
 //! `carbonmesh pipeline ...`
 
-use std::{io::Read, path::PathBuf, time::Duration};
+use std::{
+    io::Read,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use carbonmesh_protocol::{name::Name, view::Counts};
 use clap::Subcommand;
@@ -9,6 +13,7 @@ use reqwest::Method;
 use super::{
     client::Client,
     failure::Failure,
+    graph,
     output::{Output, clean, joined, or_dash, table, values},
 };
 use crate::{
@@ -30,6 +35,30 @@ pub(super) enum Command {
         /// Which
         name: Name,
     },
+    /// Give out no more work of a pipeline, or of one of its phases
+    Pause {
+        /// Which
+        name: Name,
+        /// Only this phase
+        #[arg(long)]
+        phase: Option<Name>,
+    },
+    /// Go on with what was paused
+    Resume {
+        /// Which
+        name: Name,
+        /// Only this phase
+        #[arg(long)]
+        phase: Option<Name>,
+    },
+    /// Draw a pipeline's phases
+    Graph {
+        /// A pipeline; or a pipeline document, if there is such a file
+        name: String,
+        /// As what
+        #[arg(long, value_enum, default_value = "text")]
+        format: graph::Format,
+    },
     /// Remove a pipeline that has no unfinished jobs
     Rm {
         /// Which
@@ -48,11 +77,54 @@ pub(super) async fn run(command: Command, client: &Client, out: &Output) -> Resu
             let answer = client.get::<PipelineDoc>(&["pipelines", name.as_str()], &[]).await?;
             out.answer(&answer, show)
         }
+        Command::Pause { name, phase } => pause(&name, phase.as_ref(), "pause", client, out).await,
+        Command::Resume { name, phase } => {
+            pause(&name, phase.as_ref(), "resume", client, out).await
+        }
+        Command::Graph { name, format } => draw(&name, format, client, out).await,
         Command::Rm { name } => {
             let request = client.request(Method::DELETE, &["pipelines", name.as_str()], &[]);
             client.text(request, Duration::ZERO).await.map(drop)
         }
     }
+}
+
+async fn pause(
+    name: &Name,
+    phase: Option<&Name>,
+    how: &'static str,
+    client: &Client,
+    out: &Output,
+) -> Result<(), Failure> {
+    let query: Vec<_> = phase.map(|phase| ("phase", phase.as_str())).into_iter().collect();
+    let request = client.request(Method::POST, &["pipelines", name.as_str(), how], &query);
+    let answer = client.answer::<AppliedDoc>(request, Duration::ZERO).await?;
+    out.answer(&answer, |applied| {
+        let what = match (how, applied.changed) {
+            ("pause", _) => "is paused",
+            _ => "goes on",
+        };
+        format!("{} {what}, {} copies", applied.name, applied.copies)
+    })
+}
+
+/// Draws what a document defines, if there is such a file, else what a node knows.
+async fn draw(
+    name: &str,
+    format: graph::Format,
+    client: &Client,
+    out: &Output,
+) -> Result<(), Failure> {
+    let usage = |error: &dyn std::fmt::Display| Failure::Usage(error.to_string());
+    let definition = if Path::new(name).is_file() || name == "-" {
+        let document = PipelineDocument::from_text(&read(&name.into())?);
+        document.and_then(|document| document.definition()).map_err(|error| usage(&error))?
+    } else {
+        let known: Name = name.parse().map_err(|error| usage(&error))?;
+        let answer = client.get::<PipelineDoc>(&["pipelines", known.as_str()], &[]).await?;
+        answer.document.definition.definition().map_err(|error| usage(&error))?
+    };
+    out.text(&graph::draw(&definition, format))
 }
 
 /// One line per pipeline.
@@ -125,6 +197,8 @@ fn show(pipeline: &PipelineDoc) -> String {
         ("term", pipeline.term.map(|term| term.to_string())),
         ("replicas", Some(joined(pipeline.replicas.iter().map(node)))),
         ("jobs", pipeline.counts.as_ref().map(counts)),
+        ("paused", pipeline.paused.then(|| "all of it".to_owned())),
+        ("paused phases", some(&pipeline.paused_phases)),
         ("nobody offers", some(&pipeline.unoffered)),
     ]);
     let mut before = None;

@@ -73,6 +73,7 @@ pub(super) struct TimingSection {
     request_timeout: Option<String>,
     anti_entropy: Option<String>,
     replace_after: Option<String>,
+    tombstones: Option<String>,
 }
 
 impl ConfigFile {
@@ -162,6 +163,7 @@ impl TimingSection {
             request_timeout: or("request_timeout", &self.request_timeout, default.request_timeout)?,
             anti_entropy: or("anti_entropy", &self.anti_entropy, default.anti_entropy)?,
             replace_after: or("replace_after", &self.replace_after, default.replace_after)?,
+            tombstones: or("tombstones", &self.tombstones, default.tombstones)?,
         };
         if timing.lease < timing.beat * 2 {
             let reason = "must be at least twice timing.beat, or one lost beat ends it";

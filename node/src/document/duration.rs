@@ -1,13 +1,15 @@
-//! Durations as people write them: `500ms`, `30s`, `5m`, `1h`, `1h 30m`.
+//! Durations as people write them: `500ms`, `30s`, `5m`, `1h`, `1h 30m`, `7d`.
 
 use std::time::Duration;
 
 use jiff::SignedDuration;
 use thiserror::Error;
 
+const DAY_S: u64 = 24 * 3600;
+
 /// The text is no duration.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-#[error("`{0}` is no duration: write a number with its unit, such as 500ms, 30s, 5m or 1h")]
+#[error("`{0}` is no duration: write a number with its unit, such as 500ms, 30s, 5m, 1h or 7d")]
 pub struct DurationError(pub String);
 
 /// Reads a duration; zero is one, a negative is none.
@@ -15,12 +17,23 @@ pub struct DurationError(pub String);
 /// # Errors
 /// The text is no duration, or a negative one.
 pub fn parse_duration(text: &str) -> Result<Duration, DurationError> {
-    let signed = text.parse::<SignedDuration>().map_err(|_| DurationError(text.to_owned()))?;
-    Duration::try_from(signed).map_err(|_| DurationError(text.to_owned()))
+    let wrong = || DurationError(text.to_owned());
+    // A day is 24 hours here, whatever a calendar says; jiff leaves that to its callers.
+    if let Some(days) = text.strip_suffix('d')
+        && let Ok(days) = days.parse::<u32>()
+    {
+        return Ok(Duration::from_secs(u64::from(days) * DAY_S));
+    }
+    let signed = text.parse::<SignedDuration>().map_err(|_| wrong())?;
+    Duration::try_from(signed).map_err(|_| wrong())
 }
 
 /// Writes a duration so that [`parse_duration`] reads the same one.
 pub fn format_duration(duration: Duration) -> String {
+    let (seconds, rest) = (duration.as_secs(), duration.subsec_nanos());
+    if rest == 0 && seconds > 0 && seconds.is_multiple_of(DAY_S) {
+        return format!("{}d", seconds / DAY_S);
+    }
     format!("{:#}", SignedDuration::try_from(duration).unwrap_or(SignedDuration::MAX))
 }
 
@@ -34,6 +47,8 @@ mod tests {
             assert_eq!(parse_duration(text), Ok(Duration::from_millis(ms)));
             assert_eq!(format_duration(Duration::from_millis(ms)), text);
         }
+        assert_eq!(parse_duration("7d"), Ok(Duration::from_secs(7 * DAY_S)));
+        assert_eq!(format_duration(Duration::from_secs(7 * DAY_S)), "7d");
         let odd = Duration::from_millis(5_400_250);
         assert_eq!(parse_duration(&format_duration(odd)), Ok(odd));
         assert_eq!(parse_duration("0s"), Ok(Duration::ZERO));

@@ -2,7 +2,7 @@
 
 use std::{fmt, time::Duration};
 
-use carbonmesh_protocol::pipeline::{Backoff, PhaseDef, PhaseInput, PipelineDef};
+use carbonmesh_protocol::pipeline::{Backoff, KeyedLimit, PhaseDef, PhaseInput, PipelineDef, Rate};
 use serde::{
     Deserialize, Deserializer, Serialize,
     de::{MapAccess, Visitor, value::MapAccessDeserializer},
@@ -38,9 +38,42 @@ pub struct PhaseDocument {
     /// How long a retry waits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backoff: Option<BackoffDocument>,
-    /// How long one attempt may run, such as `30s`; the worker's own limit unless given.
+    /// How long one attempt may run, such as `30s`; the worker's own limit unless given. Of a phase
+    /// that waits for a signal, how long it waits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout: Option<String>,
+    /// How long after its first attempt began the phase may be tried again; for ever unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub total_timeout: Option<String>,
+    /// The signal whose data is the phase's result; no worker runs it then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wait_for: Option<String>,
+    /// How many attempts may begin in a time; any number unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate: Option<RateDocument>,
+    /// How many attempts there may be at once for one key; any number unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<LimitDocument>,
+}
+
+/// So many in a time, such as 100 in `1s`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RateDocument {
+    /// How many.
+    pub count: u32,
+    /// In which time.
+    pub per: String,
+}
+
+/// So many at once for each value that jobs have at a place.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LimitDocument {
+    /// The place in the instructions, as a JSON Pointer (RFC 6901), such as `/customer`.
+    pub key: String,
+    /// How many at once.
+    pub running: u32,
 }
 
 /// How long a retry waits: `initial`, then twice as long each time, up to `max`.
@@ -53,6 +86,9 @@ pub struct BackoffDocument {
     /// `1m` unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max: Option<String>,
+    /// How much of each wait is left to chance, in percent; 10 unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub jitter_percent: Option<u8>,
 }
 
 impl PhaseItem {
@@ -79,8 +115,19 @@ impl PhaseItem {
             backoff: (phase.backoff != usual.backoff).then(|| BackoffDocument {
                 initial: Some(format_duration(phase.backoff.initial)),
                 max: Some(format_duration(phase.backoff.max)),
+                jitter_percent: (phase.backoff.jitter_percent != usual.backoff.jitter_percent)
+                    .then_some(phase.backoff.jitter_percent),
             }),
             timeout: phase.timeout.map(format_duration),
+            total_timeout: phase.total_timeout.map(format_duration),
+            wait_for: phase.wait_for.as_ref().map(ToString::to_string),
+            rate: phase
+                .rate
+                .map(|rate| RateDocument { count: rate.count, per: format_duration(rate.per) }),
+            limit: phase
+                .limit
+                .as_ref()
+                .map(|limit| LimitDocument { key: limit.key.clone(), running: limit.running }),
         };
         let bare = PhaseDocument { name: document.name.clone(), ..PhaseDocument::default() };
         if document == bare { Self::Name(document.name) } else { Self::Full(document) }
@@ -122,6 +169,13 @@ impl PhaseDocument {
         });
         let phase = self.phase.as_ref().map(|text| name(text, || at("phase")));
         let timeout = self.timeout.as_ref().map(|text| positive(text, || at("timeout")));
+        let total = self.total_timeout.as_ref();
+        let total_timeout = total.map(|text| positive(text, || at("total_timeout")));
+        let wait_for = self.wait_for.as_ref().map(|text| name(text, || at("wait_for")));
+        let rate = self.rate.as_ref().map(|rate| {
+            let per = positive(&rate.per, || at("rate.per"))?;
+            Ok::<_, DocumentError>(Rate { count: rate.count, per })
+        });
         Ok(PhaseInput {
             phase: phase.transpose()?.unwrap_or(usual.phase),
             after: after.transpose()?,
@@ -131,6 +185,13 @@ impl PhaseDocument {
                 None => usual.backoff,
             },
             timeout: timeout.transpose()?,
+            total_timeout: total_timeout.transpose()?,
+            wait_for: wait_for.transpose()?,
+            rate: rate.transpose()?,
+            limit: self
+                .limit
+                .as_ref()
+                .map(|limit| KeyedLimit { key: limit.key.clone(), running: limit.running }),
             name: usual.name,
         })
     }
@@ -141,7 +202,9 @@ impl BackoffDocument {
         let read = |text: &Option<String>, key: &str| {
             text.as_ref().map(|text| positive(text, || format!("{place}.{key}"))).transpose()
         };
-        let Backoff { initial, max } = Backoff::DEFAULT;
+        let Backoff { initial, max, jitter_percent } = Backoff::DEFAULT;
+        let jitter_percent = self.jitter_percent.unwrap_or(jitter_percent);
+        let backoff = |initial, max| Backoff { initial, max, jitter_percent };
         match (read(&self.initial, "initial")?, read(&self.max, "max")?) {
             (Some(initial), Some(max)) if initial > max => Err(field(
                 place,
@@ -151,11 +214,11 @@ impl BackoffDocument {
                     format_duration(max)
                 ),
             )),
-            (Some(initial), Some(max)) => Ok(Backoff { initial, max }),
+            (Some(initial), Some(max)) => Ok(backoff(initial, max)),
             // The end that was not given gives way to the one that was.
-            (Some(initial), None) => Ok(Backoff { initial, max: max.max(initial) }),
-            (None, Some(max)) => Ok(Backoff { initial: initial.min(max), max }),
-            (None, None) => Ok(Backoff { initial, max }),
+            (Some(initial), None) => Ok(backoff(initial, max.max(initial))),
+            (None, Some(max)) => Ok(backoff(initial.min(max), max)),
+            (None, None) => Ok(backoff(initial, max)),
         }
     }
 }

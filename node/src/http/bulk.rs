@@ -20,6 +20,7 @@ use bytes::Bytes;
 use carbonmesh_protocol::{
     io::{NewJob, Receipt, Refusal, Request, Response as Answer},
     name::Name,
+    record::JobOptions,
 };
 use futures::{FutureExt, StreamExt, stream};
 
@@ -43,12 +44,13 @@ const IN_FLIGHT: usize = 4;
 pub(super) async fn enqueue(
     api: Api,
     pipeline: Name,
-    key_field: Option<String>,
+    (key_field, options): (Option<String>, JobOptions),
     body: Body,
 ) -> Result<Response, Problem> {
     let lines = Lines::new(api.limits.job_bytes);
     let chunks = body.into_data_stream();
-    let reader = Reader { chunks, lines, job_bytes: api.limits.job_bytes, key_field, ended: false };
+    let job_bytes = api.limits.job_bytes;
+    let reader = Reader { chunks, lines, job_bytes, key_field, options, ended: false };
     let headers = [(CONTENT_TYPE, "application/x-ndjson")];
     let Some((batch, reader)) = reader.read().await else {
         return Ok((headers, Body::empty()).into_response());
@@ -101,6 +103,7 @@ struct Reader {
     lines: Lines,
     job_bytes: usize,
     key_field: Option<String>,
+    options: JobOptions,
     ended: bool,
 }
 
@@ -149,7 +152,8 @@ impl Reader {
                 Some(key.to_owned())
             }
         };
-        Ok(NewJob { key, instructions: instructions.into_bytes() })
+        let options = self.options;
+        Ok(NewJob { key, options, instructions: instructions.into_bytes() })
     }
 }
 

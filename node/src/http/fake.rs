@@ -6,6 +6,7 @@ use carbonmesh_protocol::{
     io::{Receipt, Request, Response},
     name::Name,
     pipeline::{PhaseInput, PipelineDef},
+    record::JobOptions,
     view::{
         AttemptView, ClusterView, InvocationView, JobState, JobView, Liveness, MemberView,
         PipelineView,
@@ -86,6 +87,8 @@ pub(crate) fn job(id: JobId, state: JobState) -> JobView {
         state,
         created_ms: 0,
         finished_ms: state.is_terminal().then_some(2_500),
+        options: JobOptions::default(),
+        generation: 0,
         key: None,
         instructions: r#"{"n":1.00,"a":1}"#.into(),
         results: vec![r#"{"a": 2}"#.into()],
@@ -95,6 +98,7 @@ pub(crate) fn job(id: JobId, state: JobState) -> JobView {
             state,
             attempt_count: 1,
             attempts: vec![attempt],
+            note: None,
             result: Some(r#"{"a": 2}"#.into()),
         }],
         conflicts: 0,
@@ -128,6 +132,8 @@ pub(crate) fn cluster() -> ClusterView {
         ],
         pipelines: vec![PipelineView {
             definition,
+            paused: false,
+            paused_steps: vec![],
             coordinator: Some((NODE, term)),
             replicas: vec![NODE, NodeId::from_bytes([2; 16])],
             counts: None,

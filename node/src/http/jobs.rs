@@ -13,8 +13,10 @@ use carbonmesh_protocol::{
     id::JobId,
     io::{NewJob, Receipt, Request, Response as Answer},
     name::Name,
+    record::JobOptions,
     view::{JobState, JobView},
 };
+use jiff::Timestamp;
 use serde::Deserialize;
 
 use super::{
@@ -23,10 +25,16 @@ use super::{
     pipelines::cluster,
     view::{JobDoc, JobSummaryDoc, JobsDoc, Names, ReceiptDoc},
 };
-use crate::document::{Instructions, format_duration};
+use crate::{
+    clock,
+    document::{Instructions, format_duration},
+};
 
 /// Where a client puts the idempotency key of a single job.
 const IDEMPOTENCY_KEY: &str = "idempotency-key";
+
+/// The priorities that a job may have; 0 unless given.
+const PRIORITIES: std::ops::RangeInclusive<i8> = -100..=100;
 
 /// How many jobs a page has unless asked otherwise, and at most.
 const PAGE: u32 = 100;
@@ -39,6 +47,47 @@ pub(super) struct EnqueueParameters {
     #[serde(default, deserialize_with = "duration")]
     wait: Option<Duration>,
     key: Option<String>,
+    #[serde(default, deserialize_with = "duration")]
+    delay: Option<Duration>,
+    #[serde(default, deserialize_with = "parsed")]
+    run_at: Option<Timestamp>,
+    #[serde(default, deserialize_with = "duration")]
+    timeout: Option<Duration>,
+    #[serde(default, deserialize_with = "parsed")]
+    deadline: Option<Timestamp>,
+    priority: Option<i8>,
+}
+
+impl EnqueueParameters {
+    /// When the jobs may begin, and how soon.
+    fn options(&self) -> Result<JobOptions, Problem> {
+        let both = |one: &str, other: &str| {
+            let detail = format!("{one}, {other}: they say the same thing: give one of them");
+            Err(Problem::bad_request("bad-query", detail))
+        };
+        let now_ms = clock::unix_ms();
+        let later =
+            |by: Duration| now_ms.saturating_add(u64::try_from(by.as_millis()).unwrap_or(u64::MAX));
+        let moment = |at: Timestamp| u64::try_from(at.as_millisecond()).unwrap_or_default();
+        let not_before_ms = match (self.delay, self.run_at) {
+            (Some(_), Some(_)) => return both("delay", "run_at"),
+            (delay, run_at) => delay.map(later).or(run_at.map(moment)).unwrap_or_default(),
+        };
+        let deadline_ms = match (self.timeout, self.deadline) {
+            (Some(_), Some(_)) => return both("timeout", "deadline"),
+            (timeout, deadline) => timeout.map(later).or(deadline.map(moment)),
+        };
+        if deadline_ms.is_some_and(|at| at <= not_before_ms.max(now_ms)) {
+            let detail = "deadline: it comes before the job may begin: give a later one";
+            return Err(Problem::bad_request("bad-query", detail));
+        }
+        let priority = self.priority.unwrap_or_default();
+        if !PRIORITIES.contains(&priority) {
+            let detail = format!("priority: {priority} is out of range: -100 to 100 are allowed");
+            return Err(Problem::bad_request("bad-query", detail));
+        }
+        Ok(JobOptions { not_before_ms, deadline_ms, priority })
+    }
 }
 
 /// The parameters of one job's page.
@@ -68,13 +117,15 @@ pub(super) async fn enqueue(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let EnqueueParameters { wait, key: key_field } = parameters;
+    let options = parameters.options()?;
+    let EnqueueParameters { wait, key: key_field, .. } = parameters;
     match (media_type(&headers).as_str(), wait, key_field) {
         ("application/json", wait, None) => {
             let wait = wait.map(|wait| bounded(wait, &api)).transpose()?;
             let key = idempotency_key(&headers)?;
             let json = read_body(body, api.limits.job_bytes).await?;
-            let job = NewJob { key, instructions: Instructions::parse(&json)?.into_bytes() };
+            let instructions = Instructions::parse(&json)?.into_bytes();
+            let job = NewJob { key, options, instructions };
             enqueue_one(&api, pipeline, job, wait).await
         }
         ("application/json", _, Some(_)) => Err(Problem::bad_request(
@@ -94,7 +145,7 @@ pub(super) async fn enqueue(
             ))
         }
         ("application/x-ndjson", None, key_field) => {
-            bulk::enqueue(api, pipeline, key_field, body).await
+            bulk::enqueue(api, pipeline, (key_field, options), body).await
         }
         (other, ..) => Err(wrong_media_type(other, "application/json or application/x-ndjson")),
     }

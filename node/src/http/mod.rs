@@ -6,6 +6,7 @@
 //! Invariant: no request makes the node hold more than its limits allow; bulk bodies are streamed.
 
 mod bulk;
+mod changes;
 mod cluster;
 mod extract;
 #[cfg(test)]
@@ -104,7 +105,15 @@ pub fn router(handle: NodeHandle, limits: HttpLimits) -> Router {
             get(pipelines::show).put(pipelines::apply).delete(pipelines::remove),
         )
         .route("/v1/pipelines/{name}/jobs", post(jobs::enqueue).get(jobs::list))
-        .route("/v1/jobs/{id}", get(jobs::show))
+        .route("/v1/pipelines/{name}/cancel", post(changes::cancel_many))
+        .route("/v1/pipelines/{name}/retry", post(changes::retry_many))
+        .route("/v1/pipelines/{name}/discard", post(changes::discard_many))
+        .route("/v1/pipelines/{name}/pause", post(pipelines::pause))
+        .route("/v1/pipelines/{name}/resume", post(pipelines::resume))
+        .route("/v1/jobs/{id}", get(jobs::show).delete(changes::discard))
+        .route("/v1/jobs/{id}/cancel", post(changes::cancel))
+        .route("/v1/jobs/{id}/retry", post(changes::retry))
+        .route("/v1/jobs/{id}/signals/{name}", post(changes::signal))
         .route("/v1/nodes", get(cluster::nodes))
         .route("/v1/phases", get(cluster::phases))
         .route("/v1/status", get(cluster::status))

@@ -14,9 +14,11 @@ use carbonmesh_protocol::{
     view::ClusterView,
 };
 
+use serde::Deserialize;
+
 use super::{
     Api, Problem,
-    extract::{PathPart, media_type, read_body, wrong_media_type},
+    extract::{Parameters, PathPart, media_type, parsed, read_body, wrong_media_type},
     view::{AppliedDoc, Names, PipelineDoc, PipelinesDoc},
 };
 use crate::document::PipelineDocument;
@@ -83,6 +85,47 @@ pub(super) async fn remove(
 ) -> Result<StatusCode, Problem> {
     match api.ask(Request::Remove(name)).await? {
         Answer::Removed => Ok(StatusCode::NO_CONTENT),
+        other => Err(Problem::unexpected(&other)),
+    }
+}
+
+/// What is paused.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct PauseParameters {
+    #[serde(default, deserialize_with = "parsed")]
+    phase: Option<Name>,
+}
+
+/// `POST /v1/pipelines/{name}/pause?phase=`
+pub(super) async fn pause(
+    state: State<Api>,
+    name: PathPart<Name>,
+    parameters: Parameters<PauseParameters>,
+) -> Result<Json<AppliedDoc>, Problem> {
+    set_paused(state, name, parameters, true).await
+}
+
+/// `POST /v1/pipelines/{name}/resume?phase=`
+pub(super) async fn resume(
+    state: State<Api>,
+    name: PathPart<Name>,
+    parameters: Parameters<PauseParameters>,
+) -> Result<Json<AppliedDoc>, Problem> {
+    set_paused(state, name, parameters, false).await
+}
+
+async fn set_paused(
+    State(api): State<Api>,
+    PathPart(pipeline): PathPart<Name>,
+    Parameters(PauseParameters { phase: step }): Parameters<PauseParameters>,
+    paused: bool,
+) -> Result<Json<AppliedDoc>, Problem> {
+    let name = pipeline.to_string();
+    match api.ask(Request::Pause { pipeline, step, paused }).await? {
+        Answer::Applied { revision, changed, copies } => {
+            Ok(Json(AppliedDoc { name, revision: format!("{revision:016x}"), changed, copies }))
+        }
         other => Err(Problem::unexpected(&other)),
     }
 }

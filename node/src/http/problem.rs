@@ -209,6 +209,20 @@ impl From<Refusal> for Problem {
                 problem(Status::CONFLICT, "too-many-pipelines", "too many pipelines")
                     .with("limit", *limit)
             }
+            Refusal::WrongState { state, .. } => {
+                problem(Status::CONFLICT, "wrong-state", "the job's state does not allow it")
+                    .with("state", state.name())
+            }
+            Refusal::Unsettled(_) => {
+                problem(Status::SERVICE_UNAVAILABLE, "unsettled", "replicas are not up to date")
+                    .retry_after(RETRY_NO_REPLICA_S)
+            }
+            Refusal::NotAwaited { .. } => {
+                problem(Status::CONFLICT, "not-awaited", "nothing waits for the signal")
+            }
+            Refusal::UnknownStep { .. } => {
+                problem(Status::NOT_FOUND, "unknown-phase", "unknown phase")
+            }
             Refusal::InvalidPipeline(detail) => Self::invalid_pipeline(detail.clone()),
             Refusal::NotGateway => {
                 problem(Status::SERVICE_UNAVAILABLE, "not-gateway", "not a gateway")
@@ -247,11 +261,28 @@ mod tests {
             (Refusal::NoCoordinator("p".into()), 503, "no-coordinator"),
             (Refusal::TooManyPipelines(1), 409, "too-many-pipelines"),
             (Refusal::InvalidPipeline("why".into()), 422, "invalid-pipeline"),
+            (
+                Refusal::WrongState {
+                    job,
+                    state: carbonmesh_protocol::view::JobState::Dead,
+                    needs: carbonmesh_protocol::io::ChangeName::Cancelled,
+                },
+                409,
+                "wrong-state",
+            ),
+            (Refusal::Unsettled(job), 503, "unsettled"),
+            (Refusal::NotAwaited { job, signal: "s".into() }, 409, "not-awaited"),
+            (
+                Refusal::UnknownStep { pipeline: "p".into(), step: "s".into(), known: "a".into() },
+                404,
+                "unknown-phase",
+            ),
             (Refusal::NotGateway, 503, "not-gateway"),
             (Refusal::Stopping, 503, "stopping"),
         ];
         for (refusal, status, slug) in cases {
-            let retry = status == 429 || slug == "no-replica" || slug == "no-coordinator";
+            let again = ["no-replica", "no-coordinator", "unsettled"].contains(&slug);
+            let retry = status == 429 || again;
             let detail = refusal.to_string();
             let problem = Problem::from(refusal);
             assert_eq!(problem.status, status, "{slug}");

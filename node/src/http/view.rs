@@ -17,7 +17,9 @@ pub use cluster::{
     AppliedDoc, HealthDoc, MembersDoc, NodeDoc, NodePhaseDoc, NodesDoc, OfferDoc, PhaseDoc,
     PhasesDoc, PipelineDoc, PipelinesDoc, RefusingDoc, StatusDoc, VersionDoc,
 };
-pub use job::{AttemptDoc, InvocationDoc, JobDoc, JobSummaryDoc, JobsDoc, LineDoc, ReceiptDoc};
+pub use job::{
+    AttemptDoc, ChangedDoc, InvocationDoc, JobDoc, JobSummaryDoc, JobsDoc, LineDoc, ReceiptDoc,
+};
 
 /// A node: its identity in full, and its name if the node that was asked knows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

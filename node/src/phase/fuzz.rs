@@ -22,7 +22,7 @@ fn check(input: &[u8]) {
                 assert!(json.len() <= RESULT_BYTES);
                 assert!(parse(&json).is_ok(), "a result is a JSON object");
             }
-            Outcome::Failed { error, retry } => {
+            Outcome::Failed { error, retry, .. } => {
                 assert!(!retry && !error.is_empty() && error.len() < ERROR_BYTES + 8);
             }
             Outcome::Cancelled => panic!("nobody has cancelled it"),

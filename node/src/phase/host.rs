@@ -82,7 +82,7 @@ impl PhaseHost {
         let (token, ends) = (attempt.token, self.ends.clone());
         let Some(offered) = self.phases.get(&attempt.phase) else {
             let error = format!("phase {} is not offered here", attempt.phase);
-            let outcome = Outcome::Failed { error, retry: true };
+            let outcome = Outcome::Failed { error, retry: true, after: None };
             // Nobody listens only when the node ends.
             self.spawn(async move { drop(ends.send((token, outcome)).await) });
             return;
@@ -195,13 +195,19 @@ pub(super) fn concluded(result: Result<Fields, PhaseError>, limit: usize) -> Out
                     json.len()
                 ),
                 retry: false,
+                after: None,
             },
             Err(error) => Outcome::Failed {
                 error: format!("the result cannot be written as JSON: {error}"),
                 retry: false,
+                after: None,
             },
         },
-        Err(PhaseError::Retry(error)) => Outcome::Failed { error: bounded(error), retry: true },
-        Err(PhaseError::Fatal(error)) => Outcome::Failed { error: bounded(error), retry: false },
+        Err(PhaseError::Retry(error)) => {
+            Outcome::Failed { error: bounded(error), retry: true, after: None }
+        }
+        Err(PhaseError::Fatal(error)) => {
+            Outcome::Failed { error: bounded(error), retry: false, after: None }
+        }
     }
 }

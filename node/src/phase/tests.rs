@@ -55,7 +55,7 @@ fn host(phase: impl Phase, ends: mpsc::Sender<(Token, Outcome)>) -> PhaseHost {
 
 fn failed(outcome: Outcome) -> (String, bool) {
     match outcome {
-        Outcome::Failed { error, retry } => (error, retry),
+        Outcome::Failed { error, retry, .. } => (error, retry),
         other => panic!("{other:?}"),
     }
 }

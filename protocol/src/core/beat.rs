@@ -79,6 +79,7 @@ impl Core {
             self.expire_leader(pipeline);
             self.consider_election(pipeline);
             self.drop_if_removed(pipeline);
+            self.tidy(pipeline)?;
         }
         self.complete_own()?;
         self.anti_entropy();
@@ -153,6 +154,7 @@ impl Core {
                 counts: group.counts(),
                 settled: self.is_settled(group),
                 view: group.view.clone().filter(|_| self.is_strict(group.id)),
+                horizon_ms: group.horizon_ms,
             })
             .collect()
     }
@@ -221,7 +223,8 @@ impl Core {
     /// Says whether the lease is granted.
     fn on_beat_group(&mut self, from: NodeId, beat: BeatGroup) -> bool {
         let (pipeline, term) = (beat.pipeline, beat.term);
-        let Some(group) = self.groups.get(&pipeline) else {
+        let known = self.catalog.contains_key(&pipeline);
+        let Some(group) = self.groups.get(&pipeline).filter(|_| known) else {
             self.send(from, Message::CatalogPull);
             return false;
         };
@@ -235,6 +238,7 @@ impl Core {
         if let Some(view) = &beat.view {
             self.learn_view(pipeline, view);
         }
+        self.learn_horizon(pipeline, beat.horizon_ms);
         if let Some(group) = self.groups.get_mut(&pipeline)
             && group.leader.is_some_and(|leader| (leader.node, leader.term) == (from, term))
         {

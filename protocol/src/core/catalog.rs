@@ -182,6 +182,29 @@ impl Core {
         self.spread(request, removed);
     }
 
+    /// A client wants no more work of a pipeline given out, or again.
+    pub(super) fn pause(
+        &mut self,
+        request: RequestId,
+        name: &Name,
+        step: Option<&Name>,
+        paused: bool,
+    ) {
+        let entry = match self.pipeline_named(name) {
+            Ok(entry) => entry.clone(),
+            Err(refusal) => return self.reply(request, Response::Refused(refusal)),
+        };
+        let steps = entry.revisions.values().flat_map(|definition| &definition.phases);
+        let known: BTreeSet<&Name> = steps.map(|phase| &phase.name).collect();
+        if let Some(step) = step.filter(|step| !known.contains(step)) {
+            let known: Vec<&str> = known.into_iter().map(Name::as_str).collect();
+            let (pipeline, step) = (name.to_string(), step.to_string());
+            let refusal = Refusal::UnknownStep { pipeline, step, known: known.join(", ") };
+            return self.reply(request, Response::Refused(refusal));
+        }
+        self.spread(request, entry.pausing(step, paused));
+    }
+
     /// How many jobs of a pipeline are not finished, as far as this node knows.
     fn unfinished(&self, pipeline: PipelineId) -> u64 {
         let Some(group) = self.groups.get(&pipeline) else { return 0 };

@@ -22,14 +22,14 @@ use crate::{
     io::{Effect, PersistId},
     message::{Answer, Assignment, GroupUpdate, JobUpdate, Message, Replicate, StoreResult},
     record::{Component, FIRST_CONTROL},
-    store::{ReadError, Table, Write, job_key, put_component_key},
+    store::{ReadError, Table, Write, ended_key, job_key, put_component_key},
     time::Timestamp,
 };
 
 use super::{
     Core,
     catalog::meta_key,
-    group::{PeerSync, Recount},
+    group::{PeerSync, Standing},
     query::Asker,
     sync::update_bytes,
 };
@@ -69,7 +69,11 @@ pub(super) enum Held {
     Taken { gateway: NodeId, store: u64, pipeline: PipelineId, results: Vec<StoreResult> },
     /// A strict group's view.
     View { pipeline: PipelineId, sequence: u64 },
-    /// What somebody asked of a strict group.
+    /// Some of the last traces of forgotten jobs are gone.
+    Expired(PipelineId),
+    /// An attempt that nobody wants any more.
+    Cancel { worker: NodeId, token: Token },
+    /// What somebody asked, or asked to be done.
     Answer { asker: Asker, answer: Box<Answer> },
 }
 
@@ -280,9 +284,13 @@ impl Core {
         debug_assert!(group.jobs.contains_key(&job), "a job that changed is in memory");
         let entry = group.jobs.get_mut(&job)?;
         entry.pending += 1;
+        // What came earlier in this batch may have been forgotten since.
+        let forgotten = entry.record.reaped.is_some();
+        let kept = |tag: u16| !forgotten || entry.record.tags().any(|kept| kept == tag);
         let components: Vec<Component> = dirty
             .tags
             .into_iter()
+            .filter(|(tag, _)| kept(*tag))
             .filter_map(|(tag, bytes)| match bytes {
                 Some(bytes) => Some(Component { tag, bytes }),
                 None => entry.record.component_in(tag, pieces),
@@ -292,14 +300,12 @@ impl Core {
             let key = pieces.take(|out| put_component_key(out, pipeline, job, component.tag));
             Write::Put { table: Table::Jobs, key, value: component.bytes.clone() }
         }));
-        let key = job_key(pipeline, job);
-        match group.recount(job) {
-            Recount::Began => {
-                writes.push(Write::Put { table: Table::Live, key, value: Bytes::new() });
-            }
-            Recount::Ended => writes.push(Write::Delete { table: Table::Live, key }),
-            Recount::Same => {}
-        }
+        writes.extend(entry.take_dropped().into_iter().map(|tag| {
+            let key = pieces.take(|out| put_component_key(out, pipeline, job, tag));
+            Write::Delete { table: Table::Jobs, key }
+        }));
+        let (before, now) = group.recount(job)?;
+        list(pipeline, job, before, now, writes);
         Some((group.elected_term(), JobUpdate { job, components }))
     }
 
@@ -363,6 +369,10 @@ impl Core {
         missing: &[(PipelineId, JobId)],
         refused: &[PipelineId],
     ) -> Result<(), ReadError> {
+        if refused.iter().any(|pipeline| !self.is_strict(*pipeline)) {
+            // It did not know the pipeline, and kept nothing of it.
+            self.put_out(from);
+        }
         let Some(&(pipeline, _)) = missing.first() else {
             self.on_batch_kept((from, disk), batch, refused);
             return Ok(());
@@ -373,8 +383,8 @@ impl Core {
             bytes += record.as_ref().map_or(0, update_bytes);
             records.extend(record);
         }
-        if records.len() < missing.len() || bytes > LARGE_BATCH_BYTES {
-            // It lacks more than fits into one answer: all of it is compared.
+        if records.len() < missing.len() || bytes > LARGE_BATCH_BYTES || !refused.is_empty() {
+            // It lacks more than one answer can make good: all of it is compared.
             self.put_out(from);
             return Ok(());
         }
@@ -461,7 +471,13 @@ impl Core {
                 self.on_taken(gateway, store, pipeline, results);
             }
             Held::View { pipeline, sequence } => self.on_view_committed(pipeline, sequence),
-            Held::Answer { asker, answer } => self.answer(asker, *answer),
+            Held::Answer { asker, answer } => self.let_answer_go(asker, *answer),
+            Held::Expired(pipeline) => {
+                if let Some(group) = self.groups.get_mut(&pipeline) {
+                    group.expiring.clear();
+                }
+            }
+            Held::Cancel { worker, token } => self.cancel_at(worker, token),
             Held::Dropped(pipeline) => {
                 if let Some(group) = self.groups.get_mut(&pipeline) {
                     group.dropping = group.dropping.saturating_sub(1);
@@ -477,6 +493,26 @@ impl Core {
             }
         }
     }
+}
+
+/// Keeps a job on the list where it belongs.
+fn list(
+    pipeline: PipelineId,
+    job: JobId,
+    before: Option<Standing>,
+    now: Standing,
+    writes: &mut Vec<Write>,
+) {
+    let key = |standing: Standing| match standing {
+        Standing::Live { .. } => (Table::Live, job_key(pipeline, job)),
+        Standing::Ended(end, at_ms) => (Table::Ended, ended_key(pipeline, end as u8, at_ms, job)),
+    };
+    let (before, (table, key)) = (before.map(key), key(now));
+    if before.as_ref() == Some(&(table, key.clone())) {
+        return;
+    }
+    writes.extend(before.map(|(table, key)| Write::Delete { table, key }));
+    writes.push(Write::Put { table, key, value: Bytes::new() });
 }
 
 fn tag_bytes(record: &crate::record::JobRecord, tag: u16) -> usize {

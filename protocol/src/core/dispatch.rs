@@ -4,22 +4,28 @@
 //! any more is dropped when its turn comes. Of several workers the least loaded is next; of several
 //! pipelines each in turn.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
 
 use crate::{
     id::{JobId, NodeId, PipelineId, Token},
     message::{Assignment, Message},
     mutant::Mutant,
     name::Name,
-    pipeline::PipelineDef,
-    record::{JobRecord, Progress},
+    pipeline::{PhaseDef, PipelineDef},
+    record::{Control, JobRecord, Progress},
 };
 
 use super::{
     Core,
     commit::Held,
     group::{Role, Running},
+    ready::{Entry, QueueName, value_at},
     reign::push_attempt,
+    timer::Timer,
 };
 
 /// What a worker lets this node run there.
@@ -86,64 +92,111 @@ impl Core {
 
     /// Fills the windows with what is ready.
     pub(super) fn dispatch(&mut self) {
-        let mut wanted: BTreeMap<Name, Vec<PipelineId>> = BTreeMap::new();
+        let mut wanted: BTreeMap<Name, VecDeque<(PipelineId, Name)>> = BTreeMap::new();
         for group in self.groups.values() {
             let Role::Coordinator(reign) = &group.role else { continue };
             if reign.ready.is_empty() || !self.may_act(group.id) {
                 continue;
             }
-            for (phase, queue) in &reign.ready {
-                if !queue.is_empty() {
-                    wanted.entry(phase.clone()).or_default().push(group.id);
+            let Some(entry) = self.catalog.get(&group.id) else { continue };
+            for ((phase, step), queue) in &reign.ready {
+                if !queue.is_empty() && entry.gives_out(step) {
+                    wanted.entry(phase.clone()).or_default().push_back((group.id, step.clone()));
                 }
             }
         }
-        for (phase, mut pipelines) in wanted {
-            let first = self.assigned as usize % pipelines.len();
-            pipelines.rotate_left(first);
-            self.dispatch_phase(&phase, pipelines.into());
+        for (phase, mut queues) in wanted {
+            let first = self.assigned as usize % queues.len();
+            queues.rotate_left(first);
+            self.dispatch_phase(&phase, queues);
         }
     }
 
-    fn dispatch_phase(
-        &mut self,
-        phase: &Name,
-        mut pipelines: std::collections::VecDeque<PipelineId>,
-    ) {
-        while let Some(pipeline) = pipelines.pop_front() {
-            let Some(worker) = self.least_loaded(phase) else { return };
-            if let Some((job, step)) = self.next_ready(pipeline, phase) {
-                self.assign(pipeline, job, step, phase, worker);
-                pipelines.push_back(pipeline);
+    fn dispatch_phase(&mut self, phase: &Name, mut queues: VecDeque<(PipelineId, Name)>) {
+        while let Some((pipeline, step)) = queues.pop_front() {
+            if self.least_loaded(phase, None).is_none() {
+                return;
+            }
+            let name = (phase.clone(), step);
+            if let Some((entry, key)) = self.next_ready(pipeline, &name) {
+                let near = self.last_worker(pipeline, entry.job, entry.step);
+                let Some(worker) = self.least_loaded(phase, near) else { return };
+                self.assign(pipeline, entry.job, entry.step, (&name, key), worker);
+                queues.push_back((pipeline, name.1));
             }
         }
     }
 
-    /// The worker with the smallest share of its window taken; of several, who waited longest.
-    fn least_loaded(&self, phase: &Name) -> Option<NodeId> {
+    /// Who ran the phase before, and so may have what that left.
+    fn last_worker(&self, pipeline: PipelineId, job: JobId, step: u16) -> Option<NodeId> {
+        let record = &self.groups.get(&pipeline)?.jobs.get(&job)?.record;
+        let definition = self.definition(pipeline, record.spec.as_ref()?.revision)?;
+        let before = definition.phases.get(usize::from(step))?.after.last()?;
+        record.controls.get(before)?.attempts.last().map(|attempt| attempt.worker)
+    }
+
+    /// The worker with the smallest share of its window taken; of several, the one that is near;
+    /// of others, who waited longest.
+    fn least_loaded(&self, phase: &Name, near: Option<NodeId>) -> Option<NodeId> {
         self.windows
             .iter()
             .filter_map(|(worker, window)| Some((*worker, *window.phases.get(phase)?)))
             .filter(|(worker, slots)| slots.taken < slots.window && self.is_reachable(*worker))
-            .min_by_key(|(_, slots)| {
-                (u64::from(slots.taken) * 1_000_000 / u64::from(slots.window), slots.last)
+            .min_by_key(|(worker, slots)| {
+                let share = u64::from(slots.taken) * 1_000_000 / u64::from(slots.window);
+                (share, Some(*worker) != near, slots.last)
             })
             .map(|(worker, _)| worker)
     }
 
-    /// The next entry of a queue that still holds.
-    fn next_ready(&mut self, pipeline: PipelineId, phase: &Name) -> Option<(JobId, u16)> {
+    /// The next entry of a queue that still holds and may begin; where attempts are limited by key,
+    /// with its key.
+    fn next_ready(
+        &mut self,
+        pipeline: PipelineId,
+        name: &QueueName,
+    ) -> Option<(Entry, Option<Arc<str>>)> {
+        let now = self.now;
+        let phase =
+            self.current(pipeline).and_then(|it| it.phases.iter().find(|it| it.name == name.1));
+        let phase = phase.filter(|_| !self.has(Mutant::LimitsIgnored));
+        let (rate, limit) = phase.map_or((None, None), |phase| (phase.rate, phase.limit.clone()));
         loop {
             let reign = self.groups.get_mut(&pipeline)?.reign()?;
-            let queue = reign.ready.get_mut(phase)?;
-            let Some((job, step)) = queue.pop_front() else {
-                reign.ready.remove(phase);
+            let queue = reign.ready.get_mut(name)?;
+            if let Some(until) = queue.held_back(now, rate) {
+                self.arm_at(until, Timer::Delayed(pipeline));
+                return None;
+            }
+            let Some(entry) = queue.pop() else {
+                if queue.is_idle() {
+                    reign.ready.remove(name);
+                }
                 return None;
             };
-            if self.is_ready(pipeline, job, step) {
-                return Some((job, step));
+            if !self.is_ready(pipeline, entry.job, entry.step) {
+                let reign = self.groups.get_mut(&pipeline)?.reign()?;
+                reign.ready.get_mut(name)?.skip(&entry);
+                continue;
+            }
+            let key = limit.as_ref().and_then(|limit| self.key_of(pipeline, entry.job, &limit.key));
+            let queue = self.groups.get_mut(&pipeline)?.reign()?.ready.get_mut(name)?;
+            match (key, &limit) {
+                (Some(key), Some(limit)) if queue.is_full(&key, limit) => queue.park(key, entry),
+                (key, _) => return Some((entry, key)),
             }
         }
+    }
+
+    /// What a job's instructions have at a place.
+    pub(super) fn key_of(
+        &self,
+        pipeline: PipelineId,
+        job: JobId,
+        pointer: &str,
+    ) -> Option<Arc<str>> {
+        let record = &self.groups.get(&pipeline)?.jobs.get(&job)?.record;
+        value_at(&record.spec.as_ref()?.instructions, pointer)
     }
 
     fn is_ready(&self, pipeline: PipelineId, job: JobId, step: u16) -> bool {
@@ -159,11 +212,7 @@ impl Core {
                 }
                 Some(_) => false,
             };
-            Some(
-                waits
-                    && !record.state().is_terminal()
-                    && is_open(record, definition, usize::from(step)),
-            )
+            Some(waits && !record.is_over() && is_open(record, definition, usize::from(step)))
         };
         holds().unwrap_or(false)
     }
@@ -173,7 +222,7 @@ impl Core {
         else {
             return false;
         };
-        reign.delayed.iter().any(|(_, delayed, at)| (*delayed, *at) == (job, step))
+        reign.delayed.iter().any(|(_, delayed, at, _)| (*delayed, *at) == (job, step))
     }
 
     /// Writes down that a worker has the phase; it is told once that is durable.
@@ -182,7 +231,7 @@ impl Core {
         pipeline: PipelineId,
         job: JobId,
         step: u16,
-        phase: &Name,
+        (name, key): (&QueueName, Option<Arc<str>>),
         worker: NodeId,
     ) {
         let wall_ms = self.wall_ms();
@@ -193,14 +242,18 @@ impl Core {
         self.update_control(pipeline, job, step, |control| {
             token.sequence = control.sequence;
             push_attempt(control, worker, token, wall_ms);
+            if control.since_ms == 0 {
+                control.since_ms = wall_ms;
+            }
             control.progress = Progress::Running { worker, token };
         });
         let Some(assignment) = self.assignment(pipeline, job, step, token) else { return };
-        let phase = phase.clone();
         let running = Running {
             job,
             step,
-            phase,
+            phase: name.0.clone(),
+            name: name.1.clone(),
+            key,
             worker,
             after_beat: None,
             claimed: true,
@@ -236,11 +289,18 @@ impl Core {
             step_name: phase.name.clone(),
             phase: phase.phase.clone(),
             number: record.controls.get(&step)?.attempt_count,
-            timeout: phase.timeout,
+            timeout: self.time_left(record.controls.get(&step)?, phase),
             key: spec.key.clone(),
             instructions: spec.instructions.clone(),
             results: results(record, &definition.ancestors(step.into())),
         })
+    }
+
+    /// How long an attempt may take: no longer than the phase has left.
+    fn time_left(&self, control: &Control, phase: &PhaseDef) -> Option<Duration> {
+        let spent = Duration::from_millis(self.wall_ms().saturating_sub(control.since_ms));
+        let left = phase.total_timeout.map(|total| total.saturating_sub(spent));
+        phase.timeout.into_iter().chain(left).min()
     }
 
     /// The attempt is durable: its worker may begin, unless things have changed since.
@@ -251,8 +311,10 @@ impl Core {
             return;
         };
         running.after_beat = Some(sequence);
-        if !self.may_act(assignment.pipeline) {
-            // Its lease ran out while this became durable: another may have taken over.
+        let Assignment { pipeline, job, step, .. } = assignment;
+        if !self.may_act(pipeline) || !self.is_still_open(pipeline, job, step) {
+            // Its lease ran out while this became durable, and another may have taken over; or what
+            // it comes after is to be done again.
             return self.give_back(assignment.pipeline, assignment.token);
         }
         if to == self.me() {
@@ -260,6 +322,16 @@ impl Core {
         } else {
             self.send(to, Message::Assign(assignment));
         }
+    }
+
+    /// Whether all that a phase comes after have succeeded.
+    fn is_still_open(&self, pipeline: PipelineId, job: JobId, step: u16) -> bool {
+        let open = || {
+            let record = &self.groups.get(&pipeline)?.jobs.get(&job)?.record;
+            let definition = self.definition(pipeline, record.spec.as_ref()?.revision)?;
+            Some(is_open(record, definition, step.into()))
+        };
+        open().unwrap_or(false)
     }
 
     /// A worker has no room for an attempt after all.
@@ -290,13 +362,28 @@ impl Core {
             slots.taken += 1;
             slots.last = self.assigned;
         }
+        let current = self.current(pipeline);
+        let phase = current.and_then(|it| it.phases.iter().find(|it| it.name == running.name));
+        let rate = phase.and_then(|phase| phase.rate);
+        let now = self.now;
         if let Some(reign) = self.groups.get_mut(&pipeline).and_then(|group| group.reign()) {
+            if rate.is_some() || running.key.is_some() {
+                let name = (running.phase.clone(), running.name.clone());
+                let what = (running.job, running.step);
+                let queue = reign.ready.entry(name).or_default();
+                queue.begin(what, now, rate, running.key.as_ref());
+            }
             reign.running.insert(token, running);
         }
     }
 
     pub(super) fn remove_running(&mut self, pipeline: PipelineId, token: Token) -> Option<Running> {
-        let running = self.groups.get_mut(&pipeline)?.reign()?.running.remove(&token)?;
+        let reign = self.groups.get_mut(&pipeline)?.reign()?;
+        let running = reign.running.remove(&token)?;
+        if let Some(key) = &running.key {
+            let name = (running.phase.clone(), running.name.clone());
+            reign.ready.entry(name).or_default().end(key);
+        }
         self.free_slot(&running);
         Some(running)
     }
@@ -323,7 +410,7 @@ impl Core {
         for group in self.groups.values() {
             if let Role::Coordinator(reign) = &group.role {
                 let waiting = reign.ready.iter().filter(|(_, queue)| !queue.is_empty());
-                demand.extend(waiting.map(|(phase, _)| phase.clone()));
+                demand.extend(waiting.map(|((phase, _), _)| phase.clone()));
             }
         }
         demand.into_iter().collect()

@@ -92,6 +92,10 @@ impl Core {
             Request::Remove(name) => self.remove(id, &name),
             Request::Enqueue { pipeline, jobs } => return self.enqueue(id, &pipeline, jobs),
             Request::Job { job, wait } => return self.ask_job(id, job, wait),
+            Request::Change { target, change } => return self.ask_change(id, target, change),
+            Request::Pause { pipeline, step, paused } => {
+                self.pause(id, &pipeline, step.as_ref(), paused);
+            }
             Request::Jobs { pipeline, state, after, limit } => {
                 return self.ask_jobs(id, &pipeline, state, after, limit);
             }
@@ -107,6 +111,7 @@ impl Core {
         // Jobs that were sent are stored all the same; only the answer has no reader.
         self.gateway.applying.remove(&id);
         self.queries.drop_request(id);
+        self.drop_held_answers(id);
         for group in self.groups.values_mut() {
             super::query::drop_watchers(&mut group.watchers, |asker| *asker == Asker::Client(id));
         }
@@ -219,9 +224,16 @@ impl Core {
                 JobId::time_ordered(pipeline, created_ms, random)
             }
         };
-        let NewJob { key, instructions } = job;
-        let term = None;
-        let spec = JobSpec { revision, phases, created_ms, term, key, instructions };
+        let NewJob { key, mut options, instructions } = job;
+        let timeout = self.current(pipeline).and_then(|definition| definition.timeout);
+        let over = timeout.map(|timeout| {
+            let begins = created_ms.max(options.not_before_ms);
+            begins.saturating_add(u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX))
+        });
+        options.deadline_ms = options.deadline_ms.into_iter().chain(over).min();
+        let (generation, term) = (0, None);
+        let spec =
+            JobSpec { generation, revision, phases, created_ms, term, options, key, instructions };
         let record = JobRecord::new(spec);
         Ok(JobUpdate { job: id, components: record.components() })
     }

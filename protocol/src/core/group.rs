@@ -6,7 +6,10 @@
 //! Invariants: the highest term never falls; a vote is given once a counter; `live` and `finished`
 //! are the digests of exactly the jobs that they name.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -16,12 +19,16 @@ use crate::{
     id::{DiskId, JobId, NodeId, PipelineId, Term, Token},
     message::{BeatGroup, Digest},
     name::Name,
-    record::JobRecord,
+    record::{Component, JobRecord, REAPED, Reaped},
     time::Timestamp,
     view::{Counts, JobState},
 };
 
-use super::{query::Watcher, strict::StrictReign};
+use super::{
+    query::Watcher,
+    ready::{QueueName, ReadyQueue},
+    strict::StrictReign,
+};
 
 /// What a node has promised within a group; on disk before any promise is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,6 +56,7 @@ pub(super) struct Finished {
     pub(super) succeeded: u64,
     pub(super) dead: u64,
     pub(super) cancelled: u64,
+    pub(super) reaped: u64,
 }
 
 impl Encoded for Finished {
@@ -56,22 +64,62 @@ impl Encoded for Finished {
 }
 
 impl Finished {
-    fn of(&mut self, state: JobState) -> &mut u64 {
-        match state {
-            JobState::Dead => &mut self.dead,
-            JobState::Cancelled => &mut self.cancelled,
-            _ => &mut self.succeeded,
+    fn of(&mut self, end: End) -> &mut u64 {
+        match end {
+            End::Succeeded => &mut self.succeeded,
+            End::Dead => &mut self.dead,
+            End::Cancelled => &mut self.cancelled,
+            End::Reaped => &mut self.reaped,
         }
     }
 
-    fn add(&mut self, state: JobState, hash: u64) {
+    fn add(&mut self, end: End, hash: u64) {
         self.digest.add(hash);
-        *self.of(state) += 1;
+        *self.of(end) += 1;
     }
 
-    fn remove(&mut self, state: JobState, hash: u64) {
+    pub(super) fn remove(&mut self, end: End, hash: u64) {
         self.digest.remove(hash);
-        *self.of(state) -= 1;
+        *self.of(end) -= 1;
+    }
+}
+
+/// How a job has ended, as [`Table::Ended`](crate::store::Table::Ended) sorts it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum End {
+    Succeeded,
+    Dead,
+    Cancelled,
+    /// Only that it was is kept.
+    Reaped,
+}
+
+/// Where a job stands, as the digests count it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// It is unfinished.
+    Live { running: bool },
+    /// It has ended, at that moment (ms since 1970).
+    Ended(End, u64),
+}
+
+impl Standing {
+    pub(super) fn of(record: &JobRecord) -> Self {
+        if let Some(reaped) = record.reaped.filter(|_| record.is_reaped()) {
+            return Self::Ended(End::Reaped, reaped.at_ms);
+        }
+        let end = match record.state() {
+            JobState::Succeeded => End::Succeeded,
+            JobState::Dead => End::Dead,
+            JobState::Cancelled => End::Cancelled,
+            state => return Self::Live { running: state == JobState::Running },
+        };
+        Self::Ended(end, record.written_ms())
+    }
+
+    pub(super) fn is_live(self) -> bool {
+        matches!(self, Self::Live { .. })
     }
 }
 
@@ -79,11 +127,39 @@ impl Finished {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Job {
     pub(super) record: JobRecord,
-    /// Under which hash and state the digests count it.
-    pub(super) counted: Option<(JobState, u64)>,
+    /// Under which hash the digests count it, and as what.
+    pub(super) counted: Option<(Standing, u64)>,
+    /// Components that may have gone when it was forgotten, and lie on disk.
+    dropped: BTreeSet<u16>,
     /// How many batches that are not settled touch it.
     pub(super) pending: u32,
     size: usize,
+}
+
+impl Job {
+    /// Joins one component. Says whether anything changed; what cannot be read changes nothing.
+    pub(super) fn merge(&mut self, component: &Component) -> bool {
+        if component.tag == REAPED {
+            self.dropped.extend(self.record.tags());
+        }
+        self.record.merge(component).unwrap_or(false)
+    }
+
+    /// Puts a mark in its place.
+    pub(super) fn forget(&mut self, reaped: Reaped) {
+        self.dropped.extend(self.record.tags());
+        self.record.merge_reaped(reaped);
+    }
+
+    /// Components that are on disk, and gone.
+    pub(super) fn take_dropped(&mut self) -> Vec<u16> {
+        let kept: BTreeSet<u16> = match self.dropped.is_empty() {
+            true => return Vec::new(),
+            false => self.record.tags().collect(),
+        };
+        let dropped = std::mem::take(&mut self.dropped);
+        dropped.into_iter().filter(|tag| !kept.contains(tag)).collect()
+    }
 }
 
 /// Who coordinates, as this node heard last.
@@ -134,12 +210,17 @@ pub(super) struct Reign {
     pub(super) unmerged: BTreeSet<NodeId>,
     /// Replicas that receive each change.
     pub(super) peers: BTreeMap<NodeId, PeerSync>,
-    /// Invocations that want a worker, by phase.
-    pub(super) ready: BTreeMap<Name, VecDeque<(JobId, u16)>>,
+    /// Invocations that want a worker.
+    pub(super) ready: BTreeMap<QueueName, ReadyQueue>,
     /// Attempts at workers.
     pub(super) running: BTreeMap<Token, Running>,
-    /// Invocations whose backoff runs.
-    pub(super) delayed: BTreeSet<(Timestamp, JobId, u16)>,
+    /// Invocations that are looked at again at a moment, and whether they have waited for long
+    /// enough by then.
+    pub(super) delayed: BTreeSet<(Timestamp, JobId, u16, bool)>,
+    /// When jobs are looked at whose deadline comes.
+    pub(super) deadlines: BTreeSet<(Timestamp, JobId)>,
+    /// The jobs in there.
+    pub(super) dated: BTreeMap<JobId, Timestamp>,
     /// What a strict group needs beside.
     pub(super) strict: StrictReign,
 }
@@ -169,6 +250,10 @@ pub(super) struct Running {
     pub(super) job: JobId,
     pub(super) step: u16,
     pub(super) phase: Name,
+    /// The step's name.
+    pub(super) name: Name,
+    /// Where attempts are limited by key: this one's.
+    pub(super) key: Option<Arc<str>>,
     pub(super) worker: NodeId,
     /// The last beat that was sent before its worker had it; none while it is still held here.
     pub(super) after_beat: Option<u64>,
@@ -191,7 +276,16 @@ impl Reign {
             ready: BTreeMap::new(),
             running: BTreeMap::new(),
             delayed: BTreeSet::new(),
+            deadlines: BTreeSet::new(),
+            dated: BTreeMap::new(),
             strict: StrictReign::default(),
+        }
+    }
+
+    /// A job has ended: its deadline does not matter any more.
+    pub(super) fn forget_deadline(&mut self, job: JobId) {
+        if let Some(at) = self.dated.remove(&job) {
+            self.deadlines.remove(&(at, job));
         }
     }
 
@@ -236,6 +330,10 @@ pub(super) struct Group {
     pub(super) pledge: Option<(NodeId, Timestamp)>,
     /// Counts how often this node began anew to keep a copy, since it started.
     pub(super) copy: u64,
+    /// Of jobs that were forgotten before this moment (ms since 1970), nothing is kept at all.
+    pub(super) horizon_ms: u64,
+    /// Forgotten jobs whose last traces are on their way off the disk.
+    pub(super) expiring: BTreeSet<JobId>,
 }
 
 impl PeerSync {
@@ -274,6 +372,8 @@ impl Group {
             view: None,
             pledge: None,
             copy: 0,
+            horizon_ms: 0,
+            expiring: BTreeSet::new(),
         }
     }
 
@@ -306,63 +406,61 @@ impl Group {
         matches!(self.role, Role::Coordinator(_))
     }
 
-    /// Brings digests and counts in line with a job that changed. Says whether it ended just now,
-    /// or came back.
-    pub(super) fn recount(&mut self, id: JobId) -> Recount {
-        let Some(job) = self.jobs.get_mut(&id) else { return Recount::Same };
-        let (state, hash) = (job.record.state(), job.record.digest() ^ job_hash(id));
+    /// Brings digests and counts in line with a job that changed. Says as what it counted before,
+    /// and does now.
+    pub(super) fn recount(&mut self, id: JobId) -> Option<(Option<Standing>, Standing)> {
+        let job = self.jobs.get_mut(&id)?;
+        let (standing, hash) = (Standing::of(&job.record), job.record.digest() ^ job_hash(id));
         let size = job.record.size();
         self.bytes = self.bytes + size - job.size;
         job.size = size;
-        let before = job.counted.replace((state, hash));
-        self.uncount(before);
-        if state.is_terminal() {
-            self.finished.add(state, hash);
-            self.finished_dirty = true;
-        } else {
-            self.live.add(hash);
+        let before = job.counted.replace((standing, hash));
+        match before {
+            Some((Standing::Live { running }, hash)) => {
+                self.live.remove(hash);
+                self.running -= u64::from(running);
+            }
+            Some((Standing::Ended(end, _), hash)) => {
+                self.finished.remove(end, hash);
+                self.finished_dirty = true;
+            }
+            None => {}
         }
-        self.running += u64::from(state == JobState::Running);
-        match (before.is_some_and(|(state, _)| state.is_terminal()), state.is_terminal()) {
-            _ if before.is_none() && !state.is_terminal() => Recount::Began,
-            (false, true) => Recount::Ended,
-            (true, false) => Recount::Began,
-            _ => Recount::Same,
+        match standing {
+            Standing::Live { running } => {
+                self.live.add(hash);
+                self.running += u64::from(running);
+            }
+            Standing::Ended(end, _) => {
+                self.finished.add(end, hash);
+                self.finished_dirty = true;
+            }
         }
-    }
-
-    fn uncount(&mut self, counted: Option<(JobState, u64)>) {
-        let Some((state, hash)) = counted else { return };
-        if state.is_terminal() {
-            self.finished.remove(state, hash);
-            self.finished_dirty = true;
-        } else {
-            self.live.remove(hash);
-        }
-        self.running -= u64::from(state == JobState::Running);
+        Some((before.map(|(standing, _)| standing), standing))
     }
 
     /// Puts a job that was read from disk, and is counted there, into memory.
     pub(super) fn insert_counted(&mut self, id: JobId, record: JobRecord) {
-        let counted = Some((record.state(), record.digest() ^ job_hash(id)));
+        let counted = Some((Standing::of(&record), record.digest() ^ job_hash(id)));
         let size = record.size();
         self.bytes += size;
-        self.jobs.insert(id, Job { record, counted, pending: 0, size });
+        self.jobs.insert(id, Job { record, counted, size, ..Job::default() });
     }
 
     /// Puts an unfinished job that was read at the start into memory.
     pub(super) fn load(&mut self, id: JobId, record: JobRecord) {
         self.insert_counted(id, record);
-        let Some((state, hash)) = self.jobs.get(&id).and_then(|job| job.counted) else { return };
-        debug_assert!(!state.is_terminal());
+        let counted = self.jobs.get(&id).and_then(|job| job.counted);
+        debug_assert!(counted.is_some_and(|(standing, _)| standing.is_live()));
+        let Some((Standing::Live { running }, hash)) = counted else { return };
         self.live.add(hash);
-        self.running += u64::from(state == JobState::Running);
+        self.running += u64::from(running);
     }
 
     /// Takes a job out of memory if it is finished and all of it is on disk.
     pub(super) fn evict_if_settled(&mut self, id: JobId) {
         let settled = self.jobs.get(&id).is_some_and(|job| {
-            job.pending == 0 && job.counted.is_some_and(|(state, _)| state.is_terminal())
+            job.pending == 0 && job.counted.is_some_and(|(standing, _)| !standing.is_live())
         });
         if settled && let Some(job) = self.jobs.remove(&id) {
             self.bytes -= job.size;
@@ -390,17 +488,6 @@ impl Group {
             cancelled: self.finished.cancelled,
         }
     }
-}
-
-/// What a change meant for the list of unfinished jobs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Recount {
-    /// The job belongs on the list.
-    Began,
-    /// It does not any more.
-    Ended,
-    /// As before.
-    Same,
 }
 
 /// Makes the hash of a record one of the job, so that two jobs alike do not cancel each other out.

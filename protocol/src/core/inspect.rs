@@ -14,7 +14,7 @@ use crate::{
 use super::{
     Core,
     commit::PROMISE,
-    group::{Promise, Role},
+    group::{Promise, Role, job_hash},
 };
 
 /// A node's state at one moment.
@@ -127,6 +127,26 @@ impl Core {
     /// coordinator does not have on disk yet, no change that is not settled.
     pub fn is_quiet(&self) -> bool {
         self.worker.is_empty() && self.commits.is_empty()
+    }
+
+    /// The digests of unfinished and finished jobs, counted anew from what is on disk.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub fn count_anew(&self, pipeline: PipelineId) -> Result<(Digest, Digest), ReadError> {
+        let (mut live, mut finished) = (Digest::default(), Digest::default());
+        let mut from = JobId::MIN;
+        loop {
+            let (jobs, upto) = self.jobs_on_disk(pipeline, from..=JobId::MAX, 1000, usize::MAX)?;
+            for (job, record) in &jobs {
+                let digest = if record.is_over() { &mut finished } else { &mut live };
+                digest.add(record.digest() ^ job_hash(*job));
+            }
+            if upto == JobId::MAX {
+                return Ok((live, finished));
+            }
+            from = upto.next();
+        }
     }
 
     /// A job's record as this node holds it.

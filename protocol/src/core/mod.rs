@@ -14,6 +14,7 @@
 
 mod beat;
 mod catalog;
+mod change;
 mod commit;
 mod dispatch;
 mod election;
@@ -23,8 +24,10 @@ mod group;
 mod inspect;
 mod members;
 mod query;
+mod ready;
 mod reign;
 mod replica;
+mod retention;
 mod strict;
 mod sync;
 mod timer;
@@ -320,6 +323,8 @@ impl Core {
             Timer::Grace(peer) => self.on_grace_over(peer),
             Timer::Claim(pipeline) => self.on_claims_over(pipeline),
             Timer::Delayed(pipeline) => self.on_delay_over(pipeline),
+            Timer::Deadline(pipeline) => self.on_deadline(pipeline),
+            Timer::Tidy(pipeline) => self.tidy(pipeline)?,
             Timer::Store(store) => self.on_store_timer(store)?,
             Timer::Apply(request) => self.on_apply_timer(request),
             Timer::Query(query) => self.on_query_timer(query),

@@ -9,7 +9,7 @@ use std::{
 use crate::{
     id::{JobId, NodeId, PipelineId},
     io::{Refusal, RequestId, Response},
-    message::{Answer, Message, Question},
+    message::{Answer, Message, Question, Which},
     mutant::Mutant,
     name::Name,
     record::{JobRecord, Progress},
@@ -54,6 +54,8 @@ pub(super) struct Watcher {
 pub(super) struct Queries {
     pending: BTreeMap<u64, Pending>,
     last: u64,
+    /// How many answers wait until what they tell is durable.
+    held: usize,
 }
 
 #[derive(Clone, Debug)]
@@ -65,6 +67,8 @@ struct Pending {
     others: Vec<(PipelineId, NodeId)>,
     /// Whether one of those who were asked has no such job.
     denied: bool,
+    /// Whether somebody who might have it could not say, or could not be asked.
+    unsure: bool,
     deadline: Timestamp,
 }
 
@@ -75,7 +79,7 @@ impl Queries {
     }
 
     pub(super) fn waiting(&self) -> usize {
-        self.pending.len()
+        self.pending.len() + self.held
     }
 
     pub(super) fn drop_request(&mut self, id: RequestId) {
@@ -122,7 +126,11 @@ impl Core {
             self.refuse_question(request, strict.copied());
             return Ok(());
         }
-        self.pass_on(request, whom, |pipeline| Question::Job { pipeline, job, wait });
+        let silent = |pipeline: &PipelineId| {
+            !self.knows_best(*pipeline) && whom.iter().all(|(of, _)| of != pipeline)
+        };
+        let unsure = pipelines.iter().any(silent);
+        self.pass_on(request, (whom, unsure), |pipeline| Question::Job { pipeline, job, wait });
         Ok(())
     }
 
@@ -154,7 +162,12 @@ impl Core {
             self.refuse_question(request, Some(pipeline));
             return Ok(());
         }
-        self.pass_on(request, whom, |pipeline| Question::Jobs { pipeline, state, after, limit });
+        self.pass_on(request, (whom, false), |pipeline| Question::Jobs {
+            pipeline,
+            state,
+            after,
+            limit,
+        });
         Ok(())
     }
 
@@ -168,23 +181,23 @@ impl Core {
         coordinates || self.config.roles.replica && self.who_knows(pipeline).is_empty()
     }
 
-    /// Others who have copies: the coordinator first; of a strict pipeline nobody else can say what
-    /// is committed.
+    /// Others who have copies: the coordinator first. Where only coordinators take jobs, nobody else
+    /// can know better; of another strict pipeline replicas can say that there is such a job.
     fn who_knows(&self, pipeline: PipelineId) -> Vec<NodeId> {
         let leader = self.groups.get(&pipeline).and_then(|group| group.leader);
         let leader = leader.map(|leader| leader.node);
         let mut nodes: Vec<NodeId> = leader.into_iter().collect();
-        if !self.is_strict(pipeline) {
+        if !self.takes_by_coordinator(pipeline) {
             nodes.extend(self.keepers(pipeline).into_iter().filter(|node| Some(*node) != leader));
         }
         nodes.retain(|node| *node != self.me() && self.is_reachable(*node));
         nodes
     }
 
-    fn pass_on(
+    pub(super) fn pass_on(
         &mut self,
         request: RequestId,
-        mut whom: Vec<(PipelineId, NodeId)>,
+        (mut whom, unsure): (Vec<(PipelineId, NodeId)>, bool),
         question: impl Fn(PipelineId) -> Question,
     ) {
         whom.reverse();
@@ -192,11 +205,11 @@ impl Core {
         let question = question(pipeline);
         let wait = match &question {
             Question::Job { wait, .. } => wait.unwrap_or_default(),
-            Question::Jobs { .. } => Duration::ZERO,
+            Question::Jobs { .. } | Question::Change { .. } => Duration::ZERO,
         };
         let deadline = self.now + wait + self.config.timing.request_timeout;
         let (asked, others, denied) = (node, whom, false);
-        self.ask_node(Pending { request, question, asked, others, denied, deadline });
+        self.ask_node(Pending { request, question, asked, others, denied, unsure, deadline });
     }
 
     /// Nobody can be asked.
@@ -230,13 +243,24 @@ impl Core {
                     let left = pending.deadline.since(now);
                     *wait = wait.map(|_| left.saturating_sub(self.config.timing.request_timeout));
                 }
-                Question::Jobs { pipeline: of, .. } => *of = pipeline,
+                Question::Jobs { pipeline: of, .. } | Question::Change { pipeline: of, .. } => {
+                    *of = pipeline;
+                }
             }
             return self.ask_node(pending);
         }
         match pending.question {
-            Question::Job { job, .. } if pending.denied => {
+            Question::Job { job, .. } if pending.denied && !pending.unsure => {
                 self.reply(pending.request, Response::Refused(Refusal::UnknownJob(job)));
+            }
+            Question::Change { which: Which::Job(job), .. }
+                if pending.denied && !pending.unsure =>
+            {
+                self.reply(pending.request, Response::Refused(Refusal::UnknownJob(job)));
+            }
+            // Whoever was asked may have done it.
+            Question::Change { .. } => {
+                self.reply(pending.request, Response::Refused(Refusal::Unknown));
             }
             Question::Job { pipeline, .. } | Question::Jobs { pipeline, .. } => {
                 self.refuse_question(pending.request, Some(pipeline));
@@ -279,9 +303,17 @@ impl Core {
         question: Question,
     ) -> Result<(), ReadError> {
         let asker = Asker::Peer(from, query);
-        let (Question::Job { pipeline, .. } | Question::Jobs { pipeline, .. }) = question;
-        if !self.may_answer(pipeline) {
-            self.answer(asker, Answer::Elsewhere);
+        let pipeline = question.pipeline();
+        let may = match question {
+            Question::Change { .. } => self.may_change(pipeline),
+            Question::Job { .. } | Question::Jobs { .. } => self.may_answer(pipeline),
+        };
+        if !may {
+            let answer = match question {
+                Question::Job { job, .. } if !self.has_job(pipeline, job)? => Answer::Job(None),
+                _ => Answer::Elsewhere,
+            };
+            self.answer(asker, answer);
             return Ok(());
         }
         match question {
@@ -291,6 +323,7 @@ impl Core {
                 self.answer_committed(asker, pipeline, None, Answer::Jobs { jobs, next });
                 Ok(())
             }
+            Question::Change { which, change, .. } => self.change(asker, pipeline, which, &change),
         }
     }
 
@@ -303,12 +336,17 @@ impl Core {
             Answer::Job(None) => return self.ask_next(Pending { denied: true, ..pending }),
             Answer::Job(Some(view)) => Response::Job(view),
             Answer::Jobs { jobs, next } => Response::Jobs { jobs, next },
-            Answer::Elsewhere => return self.ask_next(pending),
+            Answer::Elsewhere => return self.ask_next(Pending { unsure: true, ..pending }),
+            Answer::Changed(Err(Refusal::UnknownJob(_))) => {
+                return self.ask_next(Pending { denied: true, ..pending });
+            }
+            Answer::Changed(Ok(changed)) => Response::Changed(changed),
+            Answer::Changed(Err(refusal)) => Response::Refused(refusal),
         };
         self.reply(pending.request, response);
     }
 
-    fn has_job(&self, pipeline: PipelineId, job: JobId) -> Result<bool, ReadError> {
+    pub(super) fn has_job(&self, pipeline: PipelineId, job: JobId) -> Result<bool, ReadError> {
         let in_memory =
             self.groups.get(&pipeline).is_some_and(|group| group.jobs.contains_key(&job));
         Ok(in_memory || self.read_record(pipeline, job)?.is_some())
@@ -368,8 +406,52 @@ impl Core {
         if self.is_committed(pipeline, job) || self.has(Mutant::ReadUncommitted) {
             self.answer(asker, answer);
         } else {
-            let answer = Box::new(answer);
-            self.hold_until_durable(pipeline, Held::Answer { asker, answer });
+            self.answer_when_durable(asker, pipeline, answer);
+        }
+    }
+
+    /// Answers once this batch is durable; not more askers than requests may wait are kept waiting.
+    pub(super) fn answer_when_durable(
+        &mut self,
+        asker: Asker,
+        pipeline: PipelineId,
+        answer: Answer,
+    ) {
+        if self.queries.held >= self.config.limits.requests {
+            return self.give_up_answer(pipeline, asker, &answer);
+        }
+        self.queries.held += 1;
+        let answer = Box::new(answer);
+        self.hold_until_durable(pipeline, Held::Answer { asker, answer });
+    }
+
+    /// What was to be told is durable.
+    pub(super) fn let_answer_go(&mut self, asker: Asker, answer: Answer) {
+        self.queries.held = self.queries.held.saturating_sub(1);
+        self.answer(asker, answer);
+    }
+
+    /// Whether anybody waits for what is not durable yet.
+    pub(super) fn are_answers_held(&self) -> bool {
+        self.queries.held > 0
+    }
+
+    /// Nobody waits for some answers any more.
+    pub(super) fn answers_dropped(&mut self, count: usize) {
+        self.queries.held = self.queries.held.saturating_sub(count);
+    }
+
+    /// What was to be told cannot be.
+    pub(super) fn let_answer_fall(&mut self, pipeline: PipelineId, asker: Asker, answer: &Answer) {
+        self.queries.held = self.queries.held.saturating_sub(1);
+        self.give_up_answer(pipeline, asker, answer);
+    }
+
+    fn give_up_answer(&mut self, pipeline: PipelineId, asker: Asker, answer: &Answer) {
+        match answer {
+            // It may be done all the same.
+            Answer::Changed(_) => self.answer(asker, Answer::Changed(Err(Refusal::Unknown))),
+            _ => self.answer_elsewhere(pipeline, asker),
         }
     }
 
@@ -386,6 +468,8 @@ impl Core {
         let response = match answer {
             Answer::Job(Some(view)) => Response::Job(view),
             Answer::Jobs { jobs, next } => Response::Jobs { jobs, next },
+            Answer::Changed(Ok(changed)) => Response::Changed(changed),
+            Answer::Changed(Err(refusal)) => Response::Refused(refusal),
             Answer::Job(None) | Answer::Elsewhere => Response::Refused(Refusal::Unknown),
         };
         self.reply(request, response);
@@ -430,6 +514,10 @@ impl Core {
             !waiting.is_empty()
         });
         for (job, asker) in over {
+            if !self.may_answer(pipeline) {
+                self.answer_elsewhere(pipeline, asker);
+                continue;
+            }
             let view = self.job_view(pipeline, job)?;
             self.answer_view(asker, pipeline, job, view);
         }
@@ -461,6 +549,7 @@ impl Core {
                     state: control.map_or(JobState::Queued, |control| control.state()),
                     attempt_count: control.map_or(0, |control| control.attempt_count),
                     attempts: control.map_or_else(Vec::new, |control| control.attempts.clone()),
+                    note: control.and_then(|control| control.note.clone()),
                     result: control.and_then(|control| match &control.progress {
                         Progress::Succeeded { result, .. } => Some(result.clone()),
                         _ => None,
@@ -468,15 +557,15 @@ impl Core {
                 }
             })
             .collect();
-        let ends = invocations.iter().flat_map(|invocation| &invocation.attempts);
-        let finished_ms = ends.filter_map(|attempt| attempt.finished_ms).max();
         let all: BTreeSet<usize> = (0..definition.phases.len()).collect();
         Some(JobView {
             job,
             pipeline: definition.name.clone(),
             state,
             created_ms: spec.created_ms,
-            finished_ms: finished_ms.filter(|_| state.is_terminal()),
+            finished_ms: state.is_terminal().then(|| record.written_ms()),
+            options: spec.options,
+            generation: spec.generation,
             key: spec.key.clone(),
             instructions: spec.instructions.clone(),
             results: results(record, &all),
@@ -499,6 +588,7 @@ impl Core {
             control.is_none_or(|control| control.state() != JobState::Succeeded)
         });
         let step = open.and_then(|step| definition.phases.get(step)).or(definition.phases.last());
+        let note = record.controls.values().find_map(|control| control.note.clone());
         let errors = record.controls.values().filter_map(|control| control.attempts.last());
         Some(JobSummary {
             job,
@@ -506,12 +596,12 @@ impl Core {
             created_ms: spec.created_ms,
             key: spec.key.clone(),
             step: step.map(|phase| phase.name.clone()),
-            error: errors.filter_map(|attempt| attempt.error.clone()).next_back(),
+            error: note.or_else(|| errors.filter_map(|attempt| attempt.error.clone()).next_back()),
         })
     }
 
     /// A page of jobs in the order of their ids, and where the next begins.
-    fn page(
+    pub(super) fn page(
         &self,
         pipeline: PipelineId,
         state: Option<JobState>,
@@ -555,7 +645,8 @@ impl Core {
     }
 
     fn pipeline_view(&self, pipeline: PipelineId) -> Option<PipelineView> {
-        let definition = self.catalog.get(&pipeline)?.definition()?;
+        let entry = self.catalog.get(&pipeline)?;
+        let definition = entry.definition()?;
         let group = self.groups.get(&pipeline);
         let counts = group.and_then(|group| {
             let told = group.beat.as_ref().filter(|_| group.leader.is_some());
@@ -569,10 +660,13 @@ impl Core {
             .flat_map(|member| member.advert.phases.iter().map(|slots| &slots.phase))
             .chain(self.worker.phases().map(|(phase, _, _)| phase))
             .collect();
-        let phases = definition.phases.iter().map(|phase| &phase.phase);
+        let phases = definition.phases.iter().filter(|phase| phase.wait_for.is_none());
+        let phases = phases.map(|phase| &phase.phase);
         let unoffered: BTreeSet<&Name> = phases.filter(|phase| !offered.contains(phase)).collect();
         Some(PipelineView {
             definition: definition.clone(),
+            paused: entry.paused,
+            paused_steps: entry.paused_steps.iter().cloned().collect(),
             coordinator: group
                 .and_then(|group| group.leader)
                 .map(|leader| (leader.node, leader.term)),

@@ -4,22 +4,25 @@
 //! becomes ready only when all that it comes after have succeeded; every control value that is
 //! written here is greater than the one before.
 
-use std::{mem, time::Duration};
+use std::{mem, sync::Arc, time::Duration};
 
 use crate::{
     id::{JobId, NodeId, PipelineId, Term, Token},
     io::Outcome,
     message::{Completion, Held as HeldAttempt, Message},
     mutant::Mutant,
+    name::Name,
+    pipeline::PhaseDef,
     record::{Control, FIRST_CONTROL, MAX_ATTEMPTS_KEPT, Progress},
     store::ReadError,
-    view::{AttemptView, JobState},
+    view::AttemptView,
 };
 
 use super::{
     Core,
     commit::Held,
     group::{Leader, PeerSync, Role, Running},
+    ready::{Entry, Place, QueueName},
     sync::Purpose,
     timer::Timer,
 };
@@ -27,14 +30,11 @@ use super::{
 /// A phase that took this many workers down with it is poison: the job becomes a dead letter.
 const MAX_LOST_ATTEMPTS: u32 = 10;
 
-/// Where in the queue a phase goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Place {
-    /// It was given out already, and has waited for longer than all others.
-    Front,
-    /// As a rule.
-    Back,
-}
+/// The longest wait before a moment is compared with the clock again, which may have been set.
+const LONGEST_WAIT: Duration = Duration::from_secs(600);
+
+/// The longest wait that a handler may ask for.
+const LONGEST_PAUSE: Duration = Duration::from_secs(24 * 3600);
 
 const GIVEN_BACK: &str = "its worker gave it back";
 
@@ -75,7 +75,7 @@ impl Core {
         let Some(Role::Coordinator(reign) | Role::TakingOver(reign)) = Some(&group.role) else {
             return;
         };
-        if entry.record.state().is_terminal() {
+        if entry.record.is_over() {
             return;
         }
         let running: Vec<(u16, NodeId, Token)> = entry
@@ -90,7 +90,8 @@ impl Core {
             })
             .collect();
         for (step, worker, token) in running {
-            let Some(phase) = self.phase_of(pipeline, job, step) else { continue };
+            let Some((phase, name)) = self.queue_of(pipeline, job, step) else { continue };
+            let key = self.limit_key(pipeline, job, &name);
             // A worker that was lost before has had part of its time already.
             let known = self.members.get(&worker).is_some_and(|member| {
                 !member.reachable && self.now.since(member.heard) < self.config.timing.lease
@@ -104,6 +105,8 @@ impl Core {
                 job,
                 step,
                 phase,
+                name,
+                key,
                 worker,
                 after_beat,
                 claimed: false,
@@ -114,15 +117,19 @@ impl Core {
         }
     }
 
-    pub(super) fn phase_of(
-        &self,
-        pipeline: PipelineId,
-        job: JobId,
-        step: u16,
-    ) -> Option<crate::name::Name> {
+    /// The queue in which a phase of a job waits.
+    fn queue_of(&self, pipeline: PipelineId, job: JobId, step: u16) -> Option<QueueName> {
         let record = &self.groups.get(&pipeline)?.jobs.get(&job)?.record;
         let definition = self.definition(pipeline, record.spec.as_ref()?.revision)?;
-        definition.phases.get(usize::from(step)).map(|phase| phase.phase.clone())
+        let phase = definition.phases.get(usize::from(step))?;
+        Some((phase.phase.clone(), phase.name.clone()))
+    }
+
+    /// What a job's attempts at a step are limited by.
+    fn limit_key(&self, pipeline: PipelineId, job: JobId, step: &Name) -> Option<Arc<str>> {
+        let phases = &self.current(pipeline)?.phases;
+        let limit = phases.iter().find(|phase| phase.name == *step)?.limit.as_ref()?;
+        self.key_of(pipeline, job, &limit.key)
     }
 
     /// Keeps those who should hold copies in step; called each beat and when somebody comes back.
@@ -224,67 +231,159 @@ impl Core {
     }
 
     fn refresh_at(&mut self, pipeline: PipelineId, job: JobId, place: Place) {
-        let wall_ms = self.wall_ms();
         let Some(group) = self.groups.get(&pipeline) else { return };
-        if !group.is_coordinator() {
-            return;
-        }
-        if !group.jobs.contains_key(&job) {
+        if !group.is_coordinator() || !group.jobs.contains_key(&job) {
             return;
         }
         self.adopt_running(pipeline, job);
-        let Some(group) = self.groups.get(&pipeline) else { return };
-        let Some(entry) = group.jobs.get(&job) else { return };
+        let Some(entry) = self.groups.get(&pipeline).and_then(|it| it.jobs.get(&job)) else {
+            return;
+        };
         let Some(spec) = &entry.record.spec else { return };
-        let Some(definition) = self.definition(pipeline, spec.revision) else { return };
-        if entry.record.state().is_terminal() {
+        if entry.record.is_over() {
             return;
         }
-        let mut ready = Vec::new();
-        for (step, phase) in definition.phases.iter().enumerate() {
-            let wait_ms = match entry.record.controls.get(&(step as u16)).map(|it| &it.progress) {
-                None => 0,
-                Some(Progress::Waiting { not_before_ms }) => {
-                    // Another node's clock may be wrong by any amount; the backoff bounds the wait.
-                    let most = millis(phase.backoff.max);
-                    not_before_ms.saturating_sub(wall_ms).min(most)
-                }
-                Some(_) => continue,
-            };
-            if super::dispatch::is_open(&entry.record, definition, step) {
-                ready.push((step as u16, phase.phase.clone(), Duration::from_millis(wait_ms)));
-            }
+        let (steps, deadline_ms) = (spec.phases, spec.options.deadline_ms);
+        if let Some(deadline_ms) = deadline_ms {
+            self.note_deadline(pipeline, job, deadline_ms);
         }
-        for (step, phase, wait) in ready {
-            let at = self.now + wait;
-            let Some(reign) = self.groups.get_mut(&pipeline).and_then(|group| group.reign()) else {
-                return;
-            };
-            if wait.is_zero() {
-                let queue = reign.ready.entry(phase).or_default();
-                match place {
-                    Place::Front => queue.push_front((job, step)),
-                    Place::Back => queue.push_back((job, step)),
-                }
-            } else {
-                reign.delayed.insert((at, job, step));
-                self.arm_at(at, Timer::Delayed(pipeline));
-            }
+        for step in 0..steps {
+            self.refresh_step(pipeline, job, step, (place, false));
         }
     }
 
-    /// A backoff is over.
+    /// Queues a phase if its time has come, or it has waited for as long as it should, else sees to
+    /// it that it is looked at again.
+    fn refresh_step(
+        &mut self,
+        pipeline: PipelineId,
+        job: JobId,
+        step: u16,
+        (place, waited): (Place, bool),
+    ) {
+        let wall_ms = self.wall_ms();
+        let Some(entry) = self.groups.get(&pipeline).and_then(|it| it.jobs.get(&job)) else {
+            return;
+        };
+        let Some(spec) = &entry.record.spec else { return };
+        let Some(definition) = self.definition(pipeline, spec.revision) else { return };
+        let Some(phase) = definition.phases.get(usize::from(step)) else { return };
+        let control = entry.record.controls.get(&step);
+        let mut not_before_ms = spec.options.not_before_ms;
+        if let Some(control) = control {
+            let Progress::Waiting { not_before_ms: again_ms } = control.progress else { return };
+            // Another node's clock may be wrong by any amount: how long the wait was to be, by one
+            // and the same clock, is what counts.
+            let wait_ms = again_ms.saturating_sub(control.written_ms);
+            not_before_ms = not_before_ms.max(again_ms.min(wall_ms.saturating_add(wait_ms)));
+        }
+        if !super::dispatch::is_open(&entry.record, definition, usize::from(step)) {
+            return;
+        }
+        if phase.wait_for.is_some() {
+            return self.await_signal(pipeline, job, step, waited);
+        }
+        let wait = Duration::from_millis(not_before_ms.saturating_sub(wall_ms));
+        if !wait.is_zero() && !waited {
+            return self.look_again(pipeline, job, step, wait);
+        }
+        let name = (phase.phase.clone(), phase.name.clone());
+        let priority = spec.options.priority;
+        let pointer = self.current(pipeline).and_then(|current| current.fair_by.as_deref());
+        let owner = pointer.and_then(|pointer| self.key_of(pipeline, job, pointer));
+        if let Some(reign) = self.groups.get_mut(&pipeline).and_then(|group| group.reign()) {
+            let entry = Entry { job, step, priority, owner };
+            reign.ready.entry(name).or_default().push(entry, place);
+        }
+    }
+
+    /// Looks at a phase again after a while; not too late where clocks are set meanwhile.
+    fn look_again(&mut self, pipeline: PipelineId, job: JobId, step: u16, wait: Duration) {
+        let (at, enough) = (self.now + wait.min(LONGEST_WAIT), wait <= LONGEST_WAIT);
+        if let Some(reign) = self.groups.get_mut(&pipeline).and_then(|group| group.reign()) {
+            reign.delayed.insert((at, job, step, enough));
+            self.arm_at(at, Timer::Delayed(pipeline));
+        }
+    }
+
+    /// A phase waits for a signal: for as long as it may.
+    fn await_signal(&mut self, pipeline: PipelineId, job: JobId, step: u16, waited: bool) {
+        let wall_ms = self.wall_ms();
+        let Some(group) = self.groups.get(&pipeline) else { return };
+        let Some(record) = group.jobs.get(&job).map(|entry| &entry.record) else { return };
+        let definition = record.spec.as_ref().and_then(|it| self.definition(pipeline, it.revision));
+        let phase = definition.and_then(|definition| definition.phases.get(usize::from(step)));
+        let Some(PhaseDef { timeout: Some(timeout), wait_for: Some(signal), .. }) = phase else {
+            return;
+        };
+        let (timeout, signal) = (*timeout, signal.clone());
+        let mut since_ms = record.controls.get(&step).map_or(0, |control| control.since_ms);
+        if since_ms == 0 {
+            since_ms = wall_ms;
+            self.update_control(pipeline, job, step, |control| control.since_ms = wall_ms);
+        }
+        let left = since_ms.saturating_add(millis(timeout)).saturating_sub(wall_ms);
+        // Whatever became of the clock, it does not wait for longer than that from now on.
+        let left = left.min(millis(timeout));
+        if left > 0 && !waited {
+            return self.look_again(pipeline, job, step, Duration::from_millis(left));
+        }
+        self.update_control(pipeline, job, step, |control| {
+            control.progress = Progress::Dead;
+            control.note = Some(format!("signal `{signal}` did not come within {timeout:?}"));
+        });
+    }
+
+    /// A wait is over.
     pub(super) fn on_delay_over(&mut self, pipeline: PipelineId) {
         let now = self.now;
         let Some(reign) = self.groups.get_mut(&pipeline).and_then(|group| group.reign()) else {
             return;
         };
-        let later = reign.delayed.split_off(&(now + Duration::from_millis(1), JobId::MIN, 0));
+        let later =
+            reign.delayed.split_off(&(now + Duration::from_millis(1), JobId::MIN, 0, false));
         let due = mem::replace(&mut reign.delayed, later);
-        for (_, job, step) in due {
-            let Some(phase) = self.phase_of(pipeline, job, step) else { continue };
-            if let Some(reign) = self.groups.get_mut(&pipeline).and_then(|group| group.reign()) {
-                reign.ready.entry(phase).or_default().push_back((job, step));
+        for (_, job, step, enough) in due {
+            let group = self.groups.get(&pipeline);
+            let entry = group.and_then(|group| group.jobs.get(&job));
+            if entry.is_some_and(|entry| !entry.record.is_over()) {
+                self.refresh_step(pipeline, job, step, (Place::Back, enough));
+            }
+        }
+    }
+
+    /// Sees to it that a job ends by its deadline.
+    fn note_deadline(&mut self, pipeline: PipelineId, job: JobId, deadline_ms: u64) {
+        let left = Duration::from_millis(deadline_ms.saturating_sub(self.wall_ms()));
+        let at = self.now + left.min(LONGEST_WAIT);
+        let Some(reign) = self.groups.get_mut(&pipeline).and_then(|group| group.reign()) else {
+            return;
+        };
+        if !reign.dated.contains_key(&job) {
+            reign.dated.insert(job, at);
+            reign.deadlines.insert((at, job));
+            self.arm_at(at, Timer::Deadline(pipeline));
+        }
+    }
+
+    /// Some jobs' deadlines may have come.
+    pub(super) fn on_deadline(&mut self, pipeline: PipelineId) {
+        let (now, wall_ms) = (self.now, self.wall_ms());
+        loop {
+            let reign = self.groups.get_mut(&pipeline).and_then(|group| group.reign());
+            let Some(reign) = reign else { return };
+            let Some((_, job)) = reign.deadlines.first().copied().filter(|it| it.0 <= now) else {
+                return;
+            };
+            reign.forget_deadline(job);
+            let entry = self.groups.get(&pipeline).and_then(|group| group.jobs.get(&job));
+            let Some(record) = entry.map(|entry| &entry.record).filter(|it| !it.is_over()) else {
+                continue;
+            };
+            match record.spec.as_ref().and_then(|spec| spec.options.deadline_ms) {
+                Some(at) if at > wall_ms => self.note_deadline(pipeline, job, at),
+                Some(_) => self.stop_job(pipeline, job, &Progress::Dead, "its deadline has passed"),
+                None => {}
             }
         }
     }
@@ -340,9 +439,12 @@ impl Core {
         let Some(group) = self.groups.get(&pipeline) else { return };
         let control =
             group.jobs.get(&job).and_then(|entry| entry.record.controls.get(&step).cloned());
-        let in_memory = group.jobs.contains_key(&job);
+        let entry = group.jobs.get(&job);
         match control {
-            _ if !in_memory => {}
+            _ if entry.is_none() => {}
+            _ if entry.is_some_and(|entry| entry.record.is_reaped()) => {
+                self.cancel_at(worker, token);
+            }
             Some(control) if control.is_terminal() => self.cancel_at(worker, token),
             Some(Control { progress: Progress::Running { token: other, .. }, .. }) => {
                 let claimed = group.elected_term().is_some()
@@ -356,7 +458,8 @@ impl Core {
             Some(control) if has_ended(&control, token) => {}
             _ if self.is_strict(pipeline) => self.cancel_at(worker, token),
             _ => {
-                let Some(phase) = self.phase_of(pipeline, job, step) else { return };
+                let Some((phase, name)) = self.queue_of(pipeline, job, step) else { return };
+                let key = self.limit_key(pipeline, job, &name);
                 let wall_ms = self.wall_ms();
                 self.update_control(pipeline, job, step, |control| {
                     match control.attempts.iter_mut().find(|attempt| attempt.token == token) {
@@ -375,6 +478,8 @@ impl Core {
                     job,
                     step,
                     phase,
+                    name,
+                    key,
                     worker,
                     after_beat,
                     claimed: true,
@@ -386,7 +491,7 @@ impl Core {
         }
     }
 
-    fn cancel_at(&mut self, worker: NodeId, token: Token) {
+    pub(super) fn cancel_at(&mut self, worker: NodeId, token: Token) {
         if worker == self.me() {
             self.worker_cancel(token);
         } else if self.is_reachable(worker) {
@@ -462,7 +567,7 @@ impl Core {
         self.refresh_at(pipeline, running.job, Place::Front);
     }
 
-    fn control(&self, pipeline: PipelineId, job: JobId, step: u16) -> Option<&Control> {
+    pub(super) fn control(&self, pipeline: PipelineId, job: JobId, step: u16) -> Option<&Control> {
         self.groups.get(&pipeline)?.jobs.get(&job)?.record.controls.get(&step)
     }
 
@@ -477,11 +582,11 @@ impl Core {
         let group = self.groups.get_mut(&pipeline)?;
         let reign = group.reign()?;
         let (term, sequence) = (reign.term, reign.next_sequence());
-        let strict = self.is_strict(pipeline);
+        let (strict, written_ms) = (self.is_strict(pipeline), self.wall_ms());
         let group = self.groups.get_mut(&pipeline)?;
         let record = &mut group.jobs.get_mut(&job)?.record;
         let control = record.controls.entry(step).or_insert_with(|| Control {
-            generation: 0,
+            generation: record.spec.as_ref().map_or(0, |spec| spec.generation),
             term,
             sequence,
             strict,
@@ -489,10 +594,14 @@ impl Core {
             attempt_count: 0,
             lost_count: 0,
             late_count: 0,
+            written_ms,
+            since_ms: 0,
+            note: None,
             attempts: Vec::new(),
         });
         let before = cfg!(debug_assertions).then(|| control.clone());
         (control.term, control.sequence, control.strict) = (term, sequence, strict);
+        control.written_ms = written_ms;
         change(control);
         debug_assert!(before.is_none_or(|before| before <= *control), "a local step moves up");
         self.touch(pipeline, job, FIRST_CONTROL + step, true);
@@ -521,6 +630,12 @@ impl Core {
         }
         if self.is_beyond(pipeline, job, step) {
             // No phase of the job: nothing that a worker of this cluster was given.
+            return Ok(());
+        }
+        let entry = self.groups.get(&pipeline).and_then(|group| group.jobs.get(&job));
+        if entry.is_some_and(|entry| entry.record.is_reaped()) {
+            self.hold_until_durable(pipeline, Held::Completed { worker: from, token });
+            self.forget_if_settled(pipeline, job);
             return Ok(());
         }
         let wall_ms = self.wall_ms();
@@ -646,6 +761,7 @@ impl Core {
                     so_far + result.len()
                 ),
                 retry: false,
+                after: None,
             },
             Outcome::Succeeded(result) if result.len() > limit => Outcome::Failed {
                 error: format!(
@@ -653,10 +769,11 @@ impl Core {
                     result.len()
                 ),
                 retry: false,
+                after: None,
             },
             other => other,
         };
-        let (max_attempts, backoff) = {
+        let (max_attempts, backoff, total) = {
             let Some(group) = self.groups.get(&pipeline) else { return false };
             let Some(entry) = group.jobs.get(&job) else { return false };
             let phase = entry
@@ -667,23 +784,34 @@ impl Core {
                 .and_then(|definition| definition.phases.get(usize::from(step)));
             // Without its definition, or what was enqueued, nothing can be said of the job yet.
             let Some(phase) = phase else { return false };
-            (phase.max_attempts, phase.backoff)
+            (phase.max_attempts, phase.backoff, phase.total_timeout)
         };
         let uncounted = self.has(Mutant::AttemptsUncounted);
+        let chance = self.random_u64();
         self.update_control(pipeline, job, step, |control| match outcome {
             Outcome::Succeeded(result) => {
                 end_attempt(control, token, wall_ms, None, false);
                 control.progress = Progress::Succeeded { token, result };
             }
-            Outcome::Failed { error, retry } => {
+            Outcome::Failed { error, retry, after } => {
                 end_attempt(control, token, wall_ms, Some(error), false);
                 let failed = control.attempt_count.saturating_sub(control.lost_count);
                 let failed = if uncounted { 1 } else { failed };
-                control.progress = if retry && failed < max_attempts {
-                    let wait_ms = millis(backoff.after(failed));
-                    Progress::Waiting { not_before_ms: wall_ms.saturating_add(wait_ms) }
-                } else {
-                    Progress::Dead
+                let wait = match after {
+                    Some(after) => after.min(LONGEST_PAUSE),
+                    None => backoff.wait(failed, chance),
+                };
+                let again_ms = wall_ms.saturating_add(millis(wait));
+                let ends_ms = total.map(|total| control.since_ms.saturating_add(millis(total)));
+                let late = ends_ms.is_some_and(|ends_ms| again_ms >= ends_ms);
+                if retry && failed < max_attempts && late {
+                    control.note = Some(
+                        "the phase's total_timeout leaves no time for another attempt".to_owned(),
+                    );
+                }
+                control.progress = match retry && failed < max_attempts && !late {
+                    true => Progress::Waiting { not_before_ms: again_ms },
+                    false => Progress::Dead,
                 };
             }
             Outcome::Cancelled => {
@@ -701,8 +829,11 @@ impl Core {
         let Some(entry) = group.jobs.get_mut(&job) else { return };
         // The job may have been dropped meanwhile, and have come again.
         entry.pending = entry.pending.saturating_sub(1);
-        let state = entry.counted.map_or(JobState::Queued, |(state, _)| state);
-        if entry.pending == 0 && state.is_terminal() {
+        let ended = entry.counted.is_some_and(|(standing, _)| !standing.is_live());
+        if entry.pending == 0 && ended {
+            if let Some(reign) = group.reign() {
+                reign.forget_deadline(job);
+            }
             self.answer_watchers(pipeline, job);
             self.forget_if_settled(pipeline, job);
         }

@@ -10,8 +10,8 @@ use crate::{
     io::{Effect, Refusal},
     message::{JobUpdate, Message, Replicate, StoreResult},
     mutant::Mutant,
-    pipeline::Revision,
-    record::{Component, FIRST_CONTROL, JobRecord, PAYLOADS, SPEC},
+    pipeline::{MAX_PHASES, Revision},
+    record::{Component, FIRST_CONTROL, JobRecord, PAYLOADS, REAPED, SPEC},
     store::{ReadError, Reader, Table, component_key, job_key, parse_key},
 };
 
@@ -22,6 +22,9 @@ use super::{
     group::{Group, Role},
     strict::VIEW,
 };
+
+/// The most components that one update of a job may have.
+const MAX_COMPONENTS: usize = 2 * MAX_PHASES;
 
 /// How many rows of [`Table::Live`] are read at once.
 const ROWS: usize = 10_000;
@@ -98,11 +101,14 @@ impl Core {
     ) -> Result<Option<JobRecord>, ReadError> {
         // What was dropped is still to be read until the batch that drops it is on disk. Nothing
         // that came since can be on disk alone: it is in memory until its own batch is.
-        if self.groups.get(&pipeline).is_some_and(|group| group.dropping > 0) {
+        let group = self.groups.get(&pipeline);
+        if group.is_some_and(|group| group.dropping > 0 || group.expiring.contains(&job)) {
             return Ok(None);
         }
         // Most jobs that are asked for are new: that is quickly seen.
-        if self.reader.get(Table::Jobs, &component_key(pipeline, job, SPEC))?.is_none() {
+        let reaps = group.is_none_or(|group| group.finished.reaped > 0);
+        let has = |tag| self.reader.get(Table::Jobs, &component_key(pipeline, job, tag));
+        if has(SPEC)?.is_none() && (!reaps || has(REAPED)?.is_none()) {
             return Ok(None);
         }
         let (start, end) = (job_key(pipeline, job), component_key(pipeline, job, u16::MAX));
@@ -130,9 +136,9 @@ impl Core {
     ) -> Result<(Vec<(JobId, JobRecord)>, JobId), ReadError> {
         let (first, to) = range.into_inner();
         let mut jobs: Vec<(JobId, JobRecord)> = Vec::new();
-        if self.groups.get(&pipeline).is_none_or(|group| group.dropping > 0) {
+        let Some(group) = self.groups.get(&pipeline).filter(|group| group.dropping == 0) else {
             return Ok((jobs, to));
-        }
+        };
         let mut start = job_key(pipeline, first);
         let mut end = component_key(pipeline, to, u16::MAX).to_vec();
         end.push(0);
@@ -143,6 +149,9 @@ impl Core {
             let more = rows.len() == CHUNK_ROWS;
             for (key, bytes_of) in rows {
                 let Some((_, job, tag)) = parse_key(&key) else { continue };
+                if group.expiring.contains(&job) {
+                    continue;
+                }
                 let begins = jobs.last().is_none_or(|(last, _)| *last != job);
                 if begins
                     && let Some((last, _)) =
@@ -193,7 +202,14 @@ impl Core {
                 _ => {}
             }
         }
-        self.load_job(pipeline, update.job)?;
+        if update.components.len() > MAX_COMPONENTS {
+            // No release writes that many: looking for doubles among them would take long.
+            return Ok(false);
+        }
+        let unknown = !self.load_job(pipeline, update.job)?;
+        if unknown && self.is_expired(pipeline, update) {
+            return Ok(false);
+        }
         let (now, dirty) = (self.now, self.is_dirty(pipeline, update.job));
         let dirty = dirty && !self.has(Mutant::SecondCopyDrops);
         let newer_dropped = self.has(Mutant::NewerDropped);
@@ -210,17 +226,21 @@ impl Core {
             .components
             .iter()
             .filter(|component| {
-                let newer = component.tag > PAYLOADS && component.tag < FIRST_CONTROL;
+                let newer = component.tag > REAPED && component.tag < FIRST_CONTROL;
                 !newer || !newer_dropped
             })
-            .filter(|component| entry.record.merge(component).unwrap_or(false))
+            .filter(|component| entry.merge(component))
             .map(|component| component.tag)
             .collect();
         if entry.record.payload_conflicts() != conflicts {
             changed.push(PAYLOADS);
         }
-        // One that came in earlier in this batch is not counted yet, and stays.
-        if entry.counted.is_none() && changed.is_empty() && !dirty {
+        let record = &entry.record;
+        let known =
+            record.spec.is_some() || record.reaped.is_some() || record.unknown.contains_key(&SPEC);
+        // One that came in earlier in this batch is not counted yet, and stays. What is known of a
+        // job without what was enqueued would not be found again.
+        if entry.counted.is_none() && (changed.is_empty() || !known) && !dirty {
             group.jobs.remove(&update.job);
             return Ok(false);
         }
@@ -242,6 +262,9 @@ impl Core {
             self.forget_if_settled(pipeline, update.job);
         } else {
             self.refresh(pipeline, update.job);
+        }
+        if replicate && unknown && self.may_change(pipeline) {
+            self.set_aside_if_old(pipeline, update.job);
         }
         Ok(!changed.is_empty())
     }
@@ -267,9 +290,10 @@ impl Core {
             let pipeline = update.pipeline;
             let known = self.catalog.contains_key(&pipeline);
             if !known {
-                // It may be strict: what is kept here without its rules does not count.
+                // It may be strict: nothing is kept here without its rules.
                 self.send(from, Message::CatalogPull);
                 refused.push(pipeline);
+                continue;
             }
             self.note_term(pipeline, update.term);
             let highest = self.groups.get(&pipeline).map(|group| group.promise.highest);
@@ -277,9 +301,6 @@ impl Core {
                 self.send(from, Message::Stale { pipeline, term });
                 if self.is_strict(pipeline) {
                     refused.push(pipeline);
-                    continue;
-                }
-                if !known {
                     continue;
                 }
             }
@@ -309,13 +330,14 @@ impl Core {
 
     /// Whether what was enqueued is known here, or comes with an update.
     fn knows_spec(&mut self, pipeline: PipelineId, update: &JobUpdate) -> Result<bool, ReadError> {
-        if update.components.iter().any(|component| component.tag == SPEC) {
+        if update.components.iter().any(|component| [SPEC, REAPED].contains(&component.tag)) {
             return Ok(true);
         }
         let loaded = self.load_job(pipeline, update.job)?;
         let entry = self.groups.get(&pipeline).and_then(|group| group.jobs.get(&update.job));
         let known = entry.is_some_and(|entry| {
-            entry.record.spec.is_some() || entry.record.unknown.contains_key(&SPEC)
+            let record = &entry.record;
+            record.spec.is_some() || record.is_reaped() || record.unknown.contains_key(&SPEC)
         });
         if loaded && !known {
             self.forget_if_settled(pipeline, update.job);
@@ -403,8 +425,14 @@ impl Core {
         if self.load_job(pipeline, job)? {
             let entry = self.groups.get(&pipeline).and_then(|group| group.jobs.get(&job));
             let known = entry.and_then(|entry| entry.record.spec.clone());
+            if entry.is_some_and(|entry| entry.record.is_reaped()) {
+                // The key has had its job, of which nothing more is kept.
+                self.forget_if_settled(pipeline, job);
+                return Ok(StoreResult::Existed);
+            }
             if let Some(known) = known {
-                Arc::make_mut(&mut spec).term = known.term;
+                let same = Arc::make_mut(&mut spec);
+                (same.term, same.generation) = (known.term, known.generation);
                 if known == spec {
                     // The coordinator's copy of this very request was faster. A newer release may
                     // have put more into the request than that.

@@ -21,7 +21,7 @@ use crate::{
     codec,
     group_view::{GroupView, Holder},
     id::{DiskId, JobId, NodeId, PipelineId, Term},
-    io::PersistId,
+    io::{PersistId, RequestId},
     message::JobUpdate,
     mutant::Mutant,
     pipeline::{PipelineDef, Quorum},
@@ -36,6 +36,7 @@ use super::{
     catalog::meta_key,
     commit::Held,
     group::{Group, PeerSync, Role},
+    query::Asker,
 };
 
 /// The prefix of a group's view, in [`Table::Meta`].
@@ -75,7 +76,8 @@ struct Proposal {
 }
 
 impl Core {
-    fn current(&self, pipeline: PipelineId) -> Option<&PipelineDef> {
+    /// The definition that new jobs follow.
+    pub(super) fn current(&self, pipeline: PipelineId) -> Option<&PipelineDef> {
         self.catalog.get(&pipeline).and_then(CatalogEntry::definition)
     }
 
@@ -315,8 +317,8 @@ impl Core {
     /// What waited for a commit never happens; whoever asked is told where it stands.
     fn give_up_held(&mut self, pipeline: PipelineId, held: Vec<Held>) {
         for held in held {
-            if let Held::Answer { asker, .. } = held {
-                self.answer_elsewhere(pipeline, asker);
+            if let Held::Answer { asker, answer } = held {
+                self.let_answer_fall(pipeline, asker, &answer);
             }
         }
     }
@@ -415,7 +417,7 @@ impl Core {
         let Some(group) = self.groups.get_mut(&pipeline) else { return Ok(()) };
         let entry = group.jobs.entry(job).or_default();
         for component in joined.components() {
-            let _ = entry.record.merge(&component);
+            entry.merge(&component);
         }
         let steps: Vec<u16> = entry.record.controls.keys().copied().collect();
         let other: Vec<u16> = entry.record.components().iter().map(|it| it.tag).collect();
@@ -470,17 +472,37 @@ impl Core {
         for component in &update.components {
             let _ = theirs.merge(component);
         }
+        if let Some(reaped) = entry.record.reaped {
+            theirs.merge_reaped(reaped);
+        }
         let mut steps = Vec::new();
+        // Another attempt at a finished job, of which nobody was told: what stands here outranks it.
+        let generation = theirs.generation();
+        let outranked = !is_new && generation > entry.record.generation();
+        if outranked {
+            for (step, control) in &mut entry.record.controls {
+                control.generation = generation;
+                steps.push(*step);
+            }
+            if let Some(spec) = entry.record.spec.as_mut() {
+                std::sync::Arc::make_mut(spec).generation = generation;
+            }
+        }
         for (step, control) in std::mem::take(&mut theirs.controls) {
             match entry.record.controls.get(&step) {
                 Some(mine) if *mine >= control => continue,
                 Some(_) => {}
                 None => drop(entry.record.controls.insert(step, control)),
             }
-            steps.push(step);
+            if !steps.contains(&step) {
+                steps.push(step);
+            }
         }
         let (spec, conflicts) = (theirs.spec.clone(), entry.record.payload_conflicts());
-        let (mut spec_changed, mut tags) = (false, BTreeSet::new());
+        let (mut spec_changed, mut tags) = (outranked, BTreeSet::new());
+        if outranked {
+            tags.insert(SPEC);
+        }
         match (&entry.record.spec, spec) {
             (None, Some(spec)) => {
                 entry.record.spec = Some(spec);
@@ -495,7 +517,7 @@ impl Core {
             std::sync::Arc::make_mut(mine).term = Some(term);
         }
         for component in theirs.components() {
-            if entry.record.merge(&component).unwrap_or(false) {
+            if entry.merge(&component) {
                 tags.insert(component.tag);
             }
         }
@@ -552,6 +574,7 @@ impl Core {
         if self.is_adoption_stuck(pipeline) {
             return self.step_down(pipeline);
         }
+        self.give_up_late_answers(pipeline);
         self.retry_proposals(pipeline);
         let Some(Role::Coordinator(reign)) = self.groups.get(&pipeline).map(|group| &group.role)
         else {
@@ -588,6 +611,41 @@ impl Core {
         };
         let first = reign.strict.proposals.front();
         first.is_some_and(|first| self.now.since(first.since) > self.config.timing.lease)
+    }
+
+    /// A client has gone that waited for what is not committed yet.
+    pub(super) fn drop_held_answers(&mut self, request: RequestId) {
+        if !self.are_answers_held() {
+            return;
+        }
+        let mut dropped = 0;
+        for group in self.groups.values_mut() {
+            let Some(reign) = group.elected() else { continue };
+            for proposal in &mut reign.strict.proposals {
+                let before = proposal.held.len();
+                proposal.held.retain(|held| match held {
+                    Held::Answer { asker, .. } => *asker != Asker::Client(request),
+                    _ => true,
+                });
+                dropped += before - proposal.held.len();
+            }
+        }
+        self.answers_dropped(dropped);
+    }
+
+    /// Nobody waits for ever for what no majority takes.
+    fn give_up_late_answers(&mut self, pipeline: PipelineId) {
+        let (now, patience) = (self.now, self.config.timing.request_timeout);
+        let reign = self.groups.get_mut(&pipeline).and_then(|group| group.elected());
+        let Some(reign) = reign else { return };
+        let mut late = Vec::new();
+        for proposal in &mut reign.strict.proposals {
+            if now.since(proposal.since) > patience {
+                let asked = |held: &mut Held| matches!(held, Held::Answer { .. });
+                late.extend(proposal.held.extract_if(.., asked));
+            }
+        }
+        self.give_up_held(pipeline, late);
     }
 
     /// Replicas that have had a proposal for long, and do not say so, are brought up to date anew.

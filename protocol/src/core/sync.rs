@@ -210,7 +210,9 @@ impl Core {
             session.page = Some((from, to));
             session.next = None;
         }
-        let page = SyncPage { session: id, pipeline, scope, from, to, entries };
+        let view = self.groups.get(&pipeline).and_then(|group| group.view.clone());
+        let view = view.filter(|_| self.is_strict(pipeline));
+        let page = SyncPage { session: id, pipeline, scope, from, to, entries, view };
         self.send(peer, Message::SyncPage(page));
         self.note_step(id);
         Ok(())
@@ -238,7 +240,7 @@ impl Core {
         let in_memory = group
             .jobs
             .range(from..=to)
-            .filter(|(_, job)| !unfinished || !job.record.state().is_terminal())
+            .filter(|(_, job)| !unfinished || !job.record.is_over())
             .map(|(id, job)| {
                 let counted = job.counted.filter(|_| !self.is_dirty(pipeline, *id));
                 let hash = counted.map(|(_, hash)| hash);
@@ -285,11 +287,18 @@ impl Core {
 
     /// Another node shows what it holds.
     pub(super) fn on_sync_page(&mut self, from: NodeId, page: SyncPage) -> Result<(), ReadError> {
-        let SyncPage { session, pipeline, scope, from: first, to, entries } = page;
+        let SyncPage { session, pipeline, scope, from: first, to, entries, view } = page;
         if first > to {
             return Ok(());
         }
+        if !self.catalog.contains_key(&pipeline) {
+            self.send(from, Message::CatalogPull);
+            return Ok(());
+        }
         self.note_takeover(from, pipeline);
+        if let Some(view) = &view {
+            self.learn_view(pipeline, view);
+        }
         let copy = self.groups.get(&pipeline).map_or(0, |group| group.copy);
         let (own, covered) = self.listing(pipeline, scope, first, to)?;
         let theirs: std::collections::BTreeMap<JobId, u64> =
@@ -454,6 +463,11 @@ impl Core {
         (pipeline, term): (PipelineId, Term),
         records: &[JobUpdate],
     ) -> Result<(), ReadError> {
+        if !self.catalog.contains_key(&pipeline) {
+            // It may be strict: what is kept without its rules must not count.
+            self.send(from, Message::CatalogPull);
+            return Ok(());
+        }
         if !self.is_in_order(pipeline, term) || self.is_taking_over(pipeline) {
             let highest = self.groups.get(&pipeline).map(|group| group.promise.highest);
             if let Some(term) = highest.filter(|highest| *highest > term) {
@@ -654,7 +668,7 @@ impl Core {
             end.push(0);
             bytes::Bytes::from(end)
         };
-        for table in [Table::Jobs, Table::Live] {
+        for table in [Table::Jobs, Table::Live, Table::Ended] {
             let (start, end) = (start.clone(), end.clone());
             self.write(Write::DeleteRange { table, start, end });
         }

@@ -24,6 +24,10 @@ pub(super) enum Timer {
     Claim(PipelineId),
     /// The backoff of a job is over.
     Delayed(PipelineId),
+    /// A job's deadline has come.
+    Deadline(PipelineId),
+    /// There are more finished jobs to forget.
+    Tidy(PipelineId),
     /// Jobs that were sent to replicas are not all acknowledged.
     Store(u64),
     /// A pipeline that was applied is not acknowledged by all.

@@ -12,9 +12,9 @@ use carbonmesh_protocol::{
     catalog::CatalogEntry,
     codec,
     id::{DiskId, JobId, Term, Token},
-    io::Refusal,
-    message::{Answer, Message, Question, StoreResult},
-    record::{Control, JobSpec, Progress},
+    io::{Change, Changed, Refusal},
+    message::{Answer, Message, Question, StoreResult, Which},
+    record::{Control, JobOptions, JobSpec, Progress},
     view::{AttemptView, JobState, JobSummary},
 };
 
@@ -76,6 +76,15 @@ fn rare() -> Vec<Message> {
             query: 1,
             question: Question::Job { pipeline, job, wait: Some(Duration::from_secs(1)) },
         },
+        Message::Query {
+            query: 2,
+            question: Question::Change {
+                pipeline,
+                which: Which::Jobs { state: JobState::Dead, after: Some(job), limit: 10 },
+                change: Change::Signal { name: name("go"), data: Err("no".to_owned()) },
+            },
+        },
+        Message::Answer { query: 2, answer: Answer::Changed(Ok(Changed { count: 1, next: None })) },
         Message::Answer { query: 1, answer: Answer::Job(None) },
         Message::Answer { query: 1, answer: Answer::Elsewhere },
         Message::Answer { query: 1, answer: Answer::Jobs { jobs: vec![summary], next: Some(job) } },
@@ -117,6 +126,8 @@ fn token() -> Token {
 /// What was enqueued.
 pub(crate) fn spec() -> Vec<u8> {
     let spec = JobSpec {
+        generation: 0,
+        options: JobOptions::default(),
         revision: pipeline().revision(),
         phases: 3,
         created_ms: 1_700_000_000_000,
@@ -152,6 +163,9 @@ pub(crate) fn controls() -> Vec<Vec<u8>> {
         attempt_count: 1,
         lost_count: 0,
         late_count: 0,
+        written_ms: 7,
+        since_ms: 5,
+        note: None,
         attempts: vec![attempt.clone()],
     };
     progress.into_iter().map(|progress| codec::encode(&control(progress)).to_vec()).collect()

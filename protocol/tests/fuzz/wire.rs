@@ -60,7 +60,10 @@ fn frames_are_split_or_refused() {
             assert!(found.starts_with(&sooner));
         }
         if error.is_none() {
-            assert_eq!(input.len(), found.iter().map(|it| ENVELOPE_BYTES + it.body.len()).sum());
+            assert_eq!(
+                input.len(),
+                found.iter().map(|it| ENVELOPE_BYTES + it.body.len()).sum::<usize>()
+            );
         }
     });
 }

@@ -119,6 +119,7 @@ impl World {
         world.ask(0, Request::Apply(pipeline()));
         world.run(Duration::from_secs(2));
         let job = |text: &str, key: Option<&str>| NewJob {
+            options: Default::default(),
             key: key.map(str::to_owned),
             instructions: Bytes::copy_from_slice(text.as_bytes()),
         };
@@ -198,7 +199,11 @@ impl World {
         changed.replicas = 1 + (self.requests % 3) as u8;
         self.ask(0, Request::Apply(changed));
         self.ask(1, Request::Remove(name("p")));
-        let jobs = vec![NewJob { key: None, instructions: Bytes::from_static(b"{}") }];
+        let jobs = vec![NewJob {
+            key: None,
+            options: Default::default(),
+            instructions: Bytes::from_static(b"{}"),
+        }];
         self.ask(2, Request::Enqueue { pipeline: name("p"), jobs });
         for index in 0..NODES {
             self.ask(index, Request::Cluster);
@@ -282,7 +287,9 @@ impl World {
             Effect::StartAttempt(attempt) if attempt.phase == name("hang") => {}
             Effect::StartAttempt(attempt) => {
                 let outcome = match attempt.instructions.as_ref() {
-                    br#"{"fail":1}"# => Outcome::Failed { error: "no".to_owned(), retry: true },
+                    br#"{"fail":1}"# => {
+                        Outcome::Failed { error: "no".to_owned(), retry: true, after: None }
+                    }
                     _ => Outcome::Succeeded(Bytes::from_static(br#"{"a":1}"#)),
                 };
                 let finished = Input::AttemptFinished { token: attempt.token, outcome };

@@ -5,16 +5,41 @@ use std::collections::{BTreeMap, BTreeSet};
 use carbonmesh_protocol::id::{DiskId, JobId};
 
 use super::{Fact, Invariant, Seen, Verdict};
-use crate::world::Node;
+use crate::{Options, world::Node};
 
-#[derive(Default)]
 pub(super) struct AckedSurvives {
+    /// Whether what was forgotten leaves no trace by and by.
+    expires: bool,
+    /// Jobs of which some disk had only that they were forgotten.
+    forgotten: BTreeSet<JobId>,
     /// The disks that held each job when it was looked at last.
     holders: BTreeMap<JobId, BTreeSet<DiskId>>,
     /// Disks that were replaced.
     gone: BTreeSet<DiskId>,
     /// Whether the holders of all jobs have to be found anew.
     anew: bool,
+}
+
+impl AckedSurvives {
+    pub(super) fn new(options: &Options) -> Self {
+        Self {
+            expires: options.forgets(),
+            forgotten: BTreeSet::new(),
+            holders: BTreeMap::new(),
+            gone: BTreeSet::new(),
+            anew: false,
+        }
+    }
+
+    /// Notes which jobs are being forgotten.
+    fn note_forgotten(&mut self, seen: &Seen<'_>) {
+        let reaped = |job: &JobId| {
+            let record = |node: &Node| node.disk.job(seen.pipeline, *job);
+            seen.nodes.iter().any(|node| record(node).is_some_and(|record| record.is_reaped()))
+        };
+        let new: Vec<JobId> = self.holders.keys().filter(|job| reaped(job)).copied().collect();
+        self.forgotten.extend(new);
+    }
 }
 
 impl Invariant for AckedSurvives {
@@ -38,6 +63,10 @@ impl Invariant for AckedSurvives {
 
     fn inspect(&mut self, seen: &Seen<'_>) -> Verdict {
         let anew = std::mem::take(&mut self.anew);
+        if self.expires {
+            self.note_forgotten(seen);
+            self.holders.retain(|job, _| !self.forgotten.contains(job));
+        }
         for (job, before) in &mut self.holders {
             let has = |node: &Node| node.disk.job(seen.pipeline, *job).is_some();
             // Mostly it still is where it was: that is quickly seen.

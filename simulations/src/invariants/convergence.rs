@@ -37,6 +37,14 @@ impl Invariant for Convergence {
                 }
             }
         }
+        for (node, core) in seen.cores().filter(|(node, _)| !node.disk.is_damaged()) {
+            let Some(group) = core.snapshot().groups.remove(&seen.pipeline) else { continue };
+            let counted = core.count_anew(seen.pipeline).map_err(|error| error.to_string())?;
+            if counted != (group.live, group.finished) {
+                let (name, told) = (&node.config.name, (group.live, group.finished));
+                return Err(format!("{name} counts {told:?}, its disk has {counted:?}"));
+            }
+        }
         Ok(())
     }
 }

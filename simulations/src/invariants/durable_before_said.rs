@@ -8,7 +8,7 @@ use carbonmesh_protocol::{
     id::{JobId, Token},
     io::Outcome,
     message::{JobUpdate, Message, StoreResult},
-    record::{Component, Progress},
+    record::{Component, Progress, REAPED},
 };
 
 use super::{Fact, Invariant, Seen, Verdict};
@@ -142,6 +142,11 @@ fn all_on_disk(seen: &Seen<'_>, at: usize, updates: &[JobUpdate]) -> Verdict {
     for update in updates.iter().filter(|_| !node.disk.is_damaged()) {
         let equal = |it: &Component| node.disk.has(seen.pipeline, update.job, it);
         if update.components.iter().all(equal) {
+            continue;
+        }
+        // That a job was forgotten is not kept for ever.
+        let mark = update.components.iter().all(|component| component.tag == REAPED);
+        if mark && !seen.has_on_disk(at, update.job) {
             continue;
         }
         let mut record = Arc::unwrap_or_clone(seen.on_disk(at, update.job).unwrap_or_default());

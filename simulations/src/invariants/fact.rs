@@ -3,8 +3,8 @@
 use std::fmt;
 
 use carbonmesh_protocol::{
-    id::{DiskId, Token},
-    io::{Attempt, NewJob, Receipt},
+    id::{DiskId, JobId, Token},
+    io::{Attempt, Change, NewJob, Receipt},
     message::Message,
     time::Timestamp,
     view::JobView,
@@ -54,6 +54,8 @@ pub(crate) enum Fact<'a> {
     Ended { token: Token, failed: bool },
     /// A client hears that its job is taken.
     Acknowledged { receipt: &'a Receipt, job: &'a NewJob },
+    /// A client wants a job changed.
+    Changed { job: JobId, change: &'a Change },
     /// A client hears how far its job is.
     Told { at: usize, view: &'a JobView },
 }
@@ -76,7 +78,8 @@ impl Fact<'_> {
             | Self::Lost { .. }
             | Self::Repeated { .. }
             | Self::HeldUp { .. }
-            | Self::Overtaken { .. } => true,
+            | Self::Overtaken { .. }
+            | Self::Changed { .. } => true,
             Self::Up { .. }
             | Self::Sent { .. }
             | Self::Delivered { .. }
@@ -122,6 +125,7 @@ impl fmt::Display for Fact<'_> {
             Self::Ended { token, failed } => {
                 write!(f, "attempt {token} {}", if *failed { "fails" } else { "ends" })
             }
+            Self::Changed { job, change } => write!(f, "TO BE CHANGED {job}: {change:?}"),
             Self::Told { at, view } => write!(f, "n{at} TELLS OF {}: {:?}", view.job, view.state),
             Self::Acknowledged { receipt, job } => {
                 write!(

@@ -25,7 +25,8 @@ pub(super) struct Merge {
 impl Merge {
     pub(super) fn new(options: &Options) -> Self {
         Self {
-            newer_per_mille: options.newer_per_mille,
+            // What was forgotten, and comes back when nobody knows that any more, has lost it.
+            newer_per_mille: if options.expires() { 0 } else { options.newer_per_mille },
             last: BTreeMap::new(),
             stores: BTreeMap::new(),
             newer: BTreeSet::new(),
@@ -86,7 +87,11 @@ impl Invariant for Merge {
             let holders: Vec<_> = seen
                 .nodes
                 .iter()
-                .filter(|it| !it.disk.is_damaged() && it.disk.job(seen.pipeline, *job).is_some())
+                .filter(|it| !it.disk.is_damaged())
+                .filter(|it| {
+                    let record = it.disk.job(seen.pipeline, *job);
+                    record.is_some_and(|record| record.reaped.is_none())
+                })
                 .collect();
             let keep = |it: &&&crate::world::Node| it.disk.has(seen.pipeline, *job, &newer);
             // Disks that had it may all be gone; but whoever has it has given it to the others.

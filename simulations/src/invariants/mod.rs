@@ -12,6 +12,8 @@ mod convergence;
 mod durable_before_said;
 mod fact;
 mod fenced;
+mod legal_reap;
+mod limits;
 mod merge;
 mod no_lost_job;
 mod one_coordinator;
@@ -125,15 +127,17 @@ impl Invariants {
         Self {
             all: vec![
                 Box::new(durable_before_said::DurableBeforeSaid::default()),
-                Box::new(acked_survives::AckedSurvives::default()),
+                Box::new(acked_survives::AckedSurvives::new(options)),
                 Box::new(merge::Merge::new(options)),
                 Box::new(terminal_stays::TerminalStays::new(options)),
                 Box::new(one_vote::OneVote::default()),
                 Box::new(adopt_first::AdoptFirst::default()),
                 Box::new(order::Order),
-                Box::new(fenced::Fenced::default()),
+                Box::new(fenced::Fenced::new(options)),
                 Box::new(bounded_rerun::BoundedRerun::new(options)),
                 Box::new(same_key::SameKey::default()),
+                Box::new(legal_reap::LegalReap::new(options)),
+                Box::new(limits::Limits::new(options)),
                 Box::new(amnesia::Amnesia::new(options)),
                 Box::new(one_coordinator::OneCoordinator::new(options)),
                 Box::new(convergence::Convergence::default()),

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use carbonmesh_protocol::id::JobId;
+use carbonmesh_protocol::{id::JobId, record::JobRecord};
 
 use super::Seen;
 
@@ -54,10 +54,10 @@ pub(super) fn unfinished(seen: &Seen<'_>, acknowledged: &BTreeSet<JobId>) -> Opt
             // A damaged copy is for the node to find; the others count.
             core.record(seen.pipeline, *job).ok().flatten()
         };
-        let states: Vec<_> =
-            seen.cores().filter_map(|(_, core)| record(core)).map(|it| it.state()).collect();
+        let states: Vec<_> = seen.cores().filter_map(|(_, core)| record(core)).collect();
         // A job whose disks are all gone is the business of acked-survives.
-        if !states.iter().all(|state| state.is_terminal()) {
+        if !states.iter().all(JobRecord::is_over) {
+            let states: Vec<_> = states.iter().map(JobRecord::state).collect();
             return Some(format!("job {job} is {states:?}"));
         }
     }

@@ -43,7 +43,7 @@ impl Invariant for SameKey {
                 else {
                     continue;
                 };
-                if record.payload_conflicts() == 0 {
+                if record.payload_conflicts() == 0 && record.reaped.is_none() {
                     let count = payloads.len();
                     return Err(format!("job {job} was taken with {count} payloads, unnoticed"));
                 }

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use carbonmesh_protocol::{
     id::{DiskId, JobId, Token},
+    io::Change,
     message::Message,
     record::{Control, Progress},
     view::{JobState, JobView},
@@ -25,6 +26,8 @@ pub(super) struct TerminalStays {
     told: BTreeSet<(JobId, u16)>,
     /// Phases that had ended on a disk.
     ended: BTreeMap<(DiskId, JobId, u16), u32>,
+    /// Jobs that were to be tried again, from the start perhaps: what ended may begin again.
+    retried: BTreeSet<JobId>,
     /// Jobs that were taken: those whose disks are looked at.
     jobs: Vec<JobId>,
     /// Which of these are looked at next: some at a time, since disks are read slowly.
@@ -42,6 +45,9 @@ impl Invariant for TerminalStays {
     fn see(&mut self, seen: &Seen<'_>, fact: &Fact<'_>) -> Verdict {
         match fact {
             Fact::Acknowledged { receipt, .. } => self.jobs.push(receipt.job),
+            Fact::Changed { job, change: Change::Retry { .. } } => {
+                self.retried.insert(*job);
+            }
             // What was given out before may begin late: it counts for nothing then.
             Fact::Sent { message: Message::Assign(assignment), .. } if self.strict => {
                 return self.dispatched(assignment.token, assignment.job, assignment.step);
@@ -99,6 +105,7 @@ impl TerminalStays {
             committed: BTreeMap::new(),
             told: BTreeSet::new(),
             ended: BTreeMap::new(),
+            retried: BTreeSet::new(),
             jobs: Vec::new(),
             next: 0,
         }
@@ -106,6 +113,9 @@ impl TerminalStays {
 
     fn dispatched(&mut self, token: Token, job: JobId, step: u16) -> Verdict {
         self.attempts.insert(token, (job, step));
+        if self.retried.contains(&job) {
+            return Ok(());
+        }
         match self.committed.get(&(job, step)) {
             None if self.told.contains(&(job, step)) => {
                 Err(format!("{job} step {step} is given out again, a client was told of its end"))
@@ -140,6 +150,9 @@ impl TerminalStays {
         else {
             return Ok(());
         };
+        if record.reaped.is_some() || self.retried.contains(&job) {
+            return Ok(());
+        }
         for ((_, step), token) in self.committed.range((job, 0)..=(job, u16::MAX)) {
             let control = record.controls.get(step);
             let kept = control.is_some_and(

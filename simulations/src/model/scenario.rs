@@ -10,7 +10,7 @@ use carbonmesh_protocol::{
     config::{Config, Limits, Timing},
     id::{DiskId, NodeId},
     io::{Input, Request, RequestId},
-    pipeline::{PhaseInput, PipelineDef, PipelineError, Quorum},
+    pipeline::{PhaseInput, PipelineDef, PipelineError, Quorum, Settings},
 };
 
 use super::{
@@ -208,7 +208,8 @@ impl Scenario {
             Preset::Strict => Quorum::Majority,
         };
         let phases = vec![PhaseInput::named(name("s0"))];
-        let request = Request::Apply(PipelineDef::with(name(PIPELINE), phases, 3, quorum, quorum)?);
+        let settings = Settings { accept: quorum, execute: quorum, ..Settings::default() };
+        let request = Request::Apply(PipelineDef::with(name(PIPELINE), phases, settings)?);
         let nodes = (0..self.nodes).map(|at| Arc::new(Node::new(self.config(at))));
         let state = State {
             nodes: nodes.collect(),

@@ -13,6 +13,7 @@ use carbonmesh_protocol::{
     id::NodeId,
     io::{Effect, Input, NewJob, Outcome, Request, RequestId},
     message::Message,
+    record::JobOptions,
 };
 
 use super::{
@@ -133,7 +134,11 @@ impl Step {
     /// A client hands a job in.
     pub(super) fn enqueue(&mut self, at: usize, key: &str) {
         let instructions = Bytes::from_static(b"{}");
-        let jobs = vec![NewJob { key: Some(key.to_owned()), instructions }];
+        let jobs = vec![NewJob {
+            key: Some(key.to_owned()),
+            options: JobOptions::default(),
+            instructions,
+        }];
         let request = Request::Enqueue { pipeline: name(PIPELINE), jobs };
         self.on_node(at, |step| step.input(at, Input::Request { id: RequestId(1), request }));
     }

@@ -6,11 +6,12 @@ use std::{collections::BTreeMap, time::Duration};
 use bytes::Bytes;
 use carbonmesh_protocol::{
     id::JobId,
-    io::{Input, NewJob, Refusal, Request, RequestId, Response},
-    pipeline::{PhaseInput, PipelineDef},
+    io::{Change, Input, NewJob, Refusal, Request, RequestId, Response, Target},
+    pipeline::{Keep, KeyedLimit, PhaseInput, PipelineDef, Retention, Settings},
+    record::JobOptions,
 };
 
-use super::{Event, PIPELINE, World, name, step_name};
+use super::{Event, PIPELINE, World, name, node::WALL_START_MS, step_name};
 use crate::invariants::Fact;
 
 /// How many idempotency keys are used more than once.
@@ -24,6 +25,9 @@ const TRIES: u32 = 4;
 
 /// How many of the jobs that were taken are asked for.
 const READS_PER_MILLE: u32 = 100;
+
+/// What the second phase waits for, where it does.
+const SIGNAL: &str = "go";
 
 /// A job that no worker can do.
 pub(super) const POISON: &[u8] = b"{\"poison\":1}";
@@ -48,10 +52,8 @@ impl World {
             let jobs: Vec<NewJob> = (0..count).map(|_| self.new_job()).collect();
             self.enqueue(jobs, 1);
         } else {
-            let steps = (0..self.options.phases).map(|at| PhaseInput::named(name(&step_name(at))));
-            let (accept, execute) = self.options.quorums;
-            let pipeline = PipelineDef::with(name(PIPELINE), steps.collect(), 3, accept, execute);
-            self.request(Request::Apply(pipeline.expect("a valid pipeline")));
+            let definition = self.definition();
+            self.request(Request::Apply(definition));
         }
         if self.clients.enqueued < self.options.requests && !self.peace {
             let pace = 2 * self.options.faults_ms / self.options.requests as u64;
@@ -61,6 +63,33 @@ impl World {
             };
             self.push(after, Event::Client);
         }
+    }
+
+    fn definition(&self) -> PipelineDef {
+        let options = &self.options;
+        let step = |at: usize| {
+            let mut step = PhaseInput::named(name(&step_name(at)));
+            if at == 0 {
+                step.rate = options.rate();
+                let limit = KeyedLimit { key: "/k".to_owned(), running: 1 };
+                step.limit = options.keyed.then_some(limit);
+            }
+            if options.signal_step() == Some(at as u16) {
+                step.wait_for = Some(name(SIGNAL));
+                step.timeout = Some(Duration::from_secs(20));
+            }
+            step
+        };
+        let age = Duration::from_millis(options.keep_ms);
+        let keep = Keep { age: Some(age), count: None };
+        let retention = match options.keep_ms {
+            0 => Retention::DEFAULT,
+            _ => Retention { succeeded: keep, dead: keep, cancelled: keep },
+        };
+        let (accept, execute) = options.quorums;
+        let settings = Settings { accept, execute, retention, ..Settings::default() };
+        let steps = (0..options.phases).map(step).collect();
+        PipelineDef::with(name(PIPELINE), steps, settings).expect("a valid pipeline")
     }
 
     fn request(&mut self, request: Request) -> RequestId {
@@ -102,9 +131,11 @@ impl World {
     }
 
     fn new_job(&mut self) -> NewJob {
+        // Once nothing is kept of a job, its key is free for another.
+        let shares = !self.options.expires();
         let key = match self.random.below(10) {
-            0 | 1 => Some(format!("shared-{}", self.random.below(SHARED_KEYS))),
-            2..6 => {
+            0 | 1 if shares => Some(format!("shared-{}", self.random.below(SHARED_KEYS))),
+            0..6 => {
                 self.clients.last_key += 1;
                 Some(format!("own-{}", self.clients.last_key))
             }
@@ -114,12 +145,31 @@ impl World {
         let shared = key.as_ref().is_some_and(|key| key.starts_with("shared"));
         let wrong = shared && self.random.per_mille(100);
         let poison = !shared && self.random.per_mille(self.options.failures_per_mille);
-        let instructions: &[u8] = match () {
-            () if wrong => b"{\"wrong\":1}",
-            () if poison => POISON,
-            () => b"{}",
+        // The same key has the same payload.
+        let owner = match shared {
+            true => 0,
+            false => self.random.below(4),
         };
-        NewJob { key, instructions: Bytes::from_static(instructions) }
+        let instructions = match () {
+            () if wrong => Bytes::from_static(b"{\"wrong\":1}"),
+            () if poison => Bytes::from_static(POISON),
+            () if self.options.keyed => format!("{{\"k\":{owner}}}").into(),
+            () => Bytes::from_static(b"{}"),
+        };
+        NewJob { key, options: self.new_options(), instructions }
+    }
+
+    fn new_options(&mut self) -> JobOptions {
+        let mut options = JobOptions::default();
+        if self.random.per_mille(self.options.dated_per_mille) {
+            let now_ms = WALL_START_MS + self.now.as_millis();
+            match self.random.below(3) {
+                0 => options.not_before_ms = now_ms + self.random.below(20_000) as u64,
+                1 => options.deadline_ms = Some(now_ms + self.random.below(60_000) as u64),
+                _ => options.priority = self.random.below(3) as i8 - 1,
+            }
+        }
+        options
     }
 
     pub(super) fn reply(&mut self, at: usize, id: RequestId, response: Response) {
@@ -132,6 +182,7 @@ impl World {
                     match answer {
                         Ok(receipt) => {
                             self.tell(Fact::Acknowledged { receipt, job: &job });
+                            self.plan_changes(receipt.job);
                             if self.random.per_mille(READS_PER_MILLE) {
                                 let after = self.random.between(0, 5000);
                                 self.push(after, Event::Read(receipt.job));
@@ -146,6 +197,34 @@ impl World {
             Response::Job(view) => self.tell(Fact::Told { at, view: &view }),
             _ => {}
         }
+    }
+
+    /// What clients do to a job later.
+    fn plan_changes(&mut self, job: JobId) {
+        if self.options.signal_step().is_some() {
+            let data = match self.random.below(10) {
+                0 => Err("not approved".to_owned()),
+                _ => Ok(Bytes::from_static(b"{\"s1\":1}")),
+            };
+            let after = self.random.between(0, 15_000);
+            self.push(after, Event::Change(job, Change::Signal { name: name(SIGNAL), data }));
+        }
+        if self.random.per_mille(self.options.changes_per_mille) {
+            let (first, then) = (self.random.between(0, 8000), self.random.between(0, 8000));
+            let reason = "no longer wanted".to_owned();
+            self.push(first, Event::Change(job, Change::Cancel { reason }));
+            let again = match self.random.below(4) {
+                0 => Change::Discard,
+                of => Change::Retry { from_start: of == 1 },
+            };
+            self.push(first + then, Event::Change(job, again));
+        }
+    }
+
+    /// A client wants a job changed.
+    pub(super) fn change(&mut self, job: JobId, change: Change) {
+        self.tell(Fact::Changed { job, change: &change });
+        self.request(Request::Change { target: Target::Job(job), change });
     }
 
     /// A client asks for a job, or waits for its end.

@@ -240,14 +240,23 @@ impl World {
             .filter_map(|node| node.core.as_ref()?.snapshot().groups.remove(&super::pipeline()));
         let latest = groups.max_by_key(|group| (group.view.term, group.view.sequence));
         let Some(group) = latest else { return false };
-        let view = group.view;
+        let view = group.view.clone();
         let sound = |holder: &carbonmesh_protocol::group_view::Holder| {
             let node = &self.nodes[self.by_id[&holder.0]];
             node.config.disk == holder.1 && !node.disk.is_damaged() && !node.gone
         };
         let me = (self.nodes[at].config.node, self.nodes[at].config.disk);
+        // What only its coordinator knows is not committed.
+        let known = |holder: &carbonmesh_protocol::group_view::Holder| {
+            let node = &self.nodes[self.by_id[&holder.0]];
+            let group =
+                node.core.as_ref().map(|it| it.snapshot().groups.remove(&super::pipeline()));
+            group.flatten().is_some_and(|it| it.view == view)
+        };
         !view.has(me)
-            || view.next.is_none() && view.members.len() >= 3 && view.members.iter().all(sound)
+            || view.next.is_none()
+                && view.members.len() >= 3
+                && view.members.iter().all(|holder| sound(holder) && known(holder))
     }
 
     /// The last node is told to stop, and never comes back.

@@ -19,7 +19,7 @@ use std::{
 use carbonmesh_protocol::{
     core::Core,
     id::{JobId, NodeId, PipelineId, Token},
-    io::{Effect, Input, Outcome, PersistId, RequestId},
+    io::{Change, Effect, Input, Outcome, PersistId, RequestId},
     message::Message,
     name::Name,
     time::Timestamp,
@@ -117,6 +117,8 @@ pub(crate) enum Event {
     Client,
     /// A client asks for a job.
     Read(JobId),
+    /// A client wants a job changed.
+    Change(JobId, Change),
     /// A client has waited long enough for an answer.
     Patience(RequestId),
 }
@@ -327,6 +329,7 @@ impl World {
             Event::Fault(fault) => self.on_fault(fault),
             Event::Backup => self.backup(),
             Event::Read(job) => self.read(job),
+            Event::Change(job, change) => self.change(job, change),
             Event::Leave => self.leave(),
             Event::Gone(at) => self.be_gone(at),
             Event::Client => self.client(),
@@ -386,7 +389,9 @@ impl World {
                 let fails = self.random.per_mille(self.options.failures_per_mille)
                     || attempt.instructions.starts_with(clients::POISON);
                 let outcome = match fails {
-                    true => Outcome::Failed { error: "by chance".to_owned(), retry: true },
+                    true => {
+                        Outcome::Failed { error: "by chance".to_owned(), retry: true, after: None }
+                    }
                     false => Outcome::Succeeded(format!("{{\"{}\":1}}", attempt.step).into()),
                 };
                 let (token, life) = (attempt.token, self.nodes[at].life);

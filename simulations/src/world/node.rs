@@ -22,7 +22,7 @@ use carbonmesh_protocol::{
 };
 
 /// The wall clock when a world begins.
-const WALL_START_MS: u64 = 1_700_000_000_000;
+pub(super) const WALL_START_MS: u64 = 1_700_000_000_000;
 
 /// See the [module](self).
 pub(crate) struct Node {
@@ -92,6 +92,7 @@ impl Node {
         let phases = (0..options.phases).map(|at| (name(&step_name(at)), options.slots));
         let timing = Timing {
             replace_after: Duration::from_millis(options.replace_after_ms),
+            tombstones: Duration::from_millis(options.tombstones_ms),
             ..Timing::DEFAULT
         };
         let config = Config {

@@ -37,6 +37,12 @@ pub struct PipelineDoc {
     pub revision: String,
     /// Its current definition; may be applied again.
     pub definition: PipelineDocument,
+    /// Whether no more of its work is given out.
+    #[serde(default)]
+    pub paused: bool,
+    /// The phases of which no more work is given out.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub paused_phases: Vec<String>,
     /// Who coordinates it.
     pub coordinator: Option<NodeRef>,
     /// The counter of the coordinator's term.
@@ -56,6 +62,8 @@ impl PipelineDoc {
             name: pipeline.definition.name.to_string(),
             revision: format!("{:016x}", pipeline.definition.revision()),
             definition: PipelineDocument::from(&pipeline.definition),
+            paused: pipeline.paused,
+            paused_phases: pipeline.paused_steps.iter().map(ToString::to_string).collect(),
             coordinator: pipeline.coordinator.map(|(node, _)| names.node(node)),
             term: pipeline.coordinator.map(|(_, term)| term.counter),
             replicas: pipeline.replicas.iter().map(|&node| names.node(node)).collect(),

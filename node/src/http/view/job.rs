@@ -63,6 +63,18 @@ pub struct JobDoc {
     pub created_at: String,
     /// When it became terminal.
     pub finished_at: Option<String>,
+    /// When it may begin, if that was put off.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_before: Option<String>,
+    /// When it becomes a dead letter unless it has ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadline: Option<String>,
+    /// Of what waits for the same phase, the higher goes first.
+    #[serde(default)]
+    pub priority: i8,
+    /// How often it was tried again as a whole.
+    #[serde(default)]
+    pub generation: u32,
     /// Its idempotency key.
     pub key: Option<String>,
     /// What was enqueued.
@@ -92,6 +104,10 @@ impl JobDoc {
             state: job.state,
             created_at: rfc3339(job.created_ms),
             finished_at: job.finished_ms.map(rfc3339),
+            not_before: Some(job.options.not_before_ms).filter(|ms| *ms > 0).map(rfc3339),
+            deadline: job.options.deadline_ms.map(rfc3339),
+            priority: job.options.priority,
+            generation: job.generation,
             key: job.key.clone(),
             instructions: raw(&job.instructions),
             result: result.and_then(|json| raw(&json)),
@@ -115,6 +131,9 @@ pub struct InvocationDoc {
     pub attempt_count: u32,
     /// Its last attempts, oldest first.
     pub attempts: Vec<AttemptDoc>,
+    /// Why it ended, where its last attempt does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
     /// What it gave.
     pub result: Option<Box<RawValue>>,
 }
@@ -128,6 +147,7 @@ impl InvocationDoc {
             state: invocation.state,
             attempt_count: invocation.attempt_count,
             attempts: attempts.map(|one| AttemptDoc::new(one, names)).collect(),
+            note: invocation.note.clone(),
             result: invocation.result.as_deref().and_then(raw),
         }
     }
@@ -162,6 +182,16 @@ impl AttemptDoc {
             error: attempt.error.clone(),
         }
     }
+}
+
+/// Jobs were changed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChangedDoc {
+    /// How many.
+    pub changed: u64,
+    /// Where the next page begins (as `after`), if there may be one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
 }
 
 /// A page of jobs.

@@ -357,6 +357,7 @@ impl Cluster {
         instructions: &str,
     ) -> Result<Receipt, Refusal> {
         let job = NewJob {
+            options: Default::default(),
             key: key.map(str::to_owned),
             instructions: Bytes::copy_from_slice(instructions.as_bytes()),
         };
@@ -374,7 +375,11 @@ impl Cluster {
         pipeline: &str,
         count: usize,
     ) -> Vec<JobId> {
-        let job = NewJob { key: None, instructions: Bytes::from_static(b"{}") };
+        let job = NewJob {
+            key: None,
+            options: Default::default(),
+            instructions: Bytes::from_static(b"{}"),
+        };
         let request = Request::Enqueue { pipeline: name(pipeline), jobs: vec![job; count] };
         match self.request(index, request) {
             Response::Enqueued(answers) => {

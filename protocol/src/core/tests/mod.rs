@@ -177,7 +177,7 @@ fn failed_phases_are_tried_again_and_then_become_dead_letters() {
         });
         let index = (0..3).find(|index| !cluster.nodes[*index].attempts.is_empty()).expect("one");
         let token = cluster.nodes[index].attempts[0].token;
-        let outcome = Outcome::Failed { error: "no disk".to_owned(), retry: true };
+        let outcome = Outcome::Failed { error: "no disk".to_owned(), retry: true, after: None };
         cluster.finish(index, token, outcome);
         cluster.run_for(Duration::from_millis(20));
     }
@@ -399,7 +399,12 @@ fn a_minority_of_a_strict_group_takes_nothing_and_says_why() {
     let mut cluster = three();
     let phases = vec![crate::pipeline::PhaseInput::named(name("a"))];
     let majority = crate::pipeline::Quorum::Majority;
-    let strict = crate::pipeline::PipelineDef::with(name("q"), phases, 3, majority, majority);
+    let settings = crate::pipeline::Settings {
+        accept: majority,
+        execute: majority,
+        ..crate::pipeline::Settings::default()
+    };
+    let strict = crate::pipeline::PipelineDef::with(name("q"), phases, settings);
     cluster.apply_pipeline(0, strict.expect("a valid pipeline"));
     cluster.run_for(Duration::from_secs(5));
     assert!(cluster.enqueue(0, "q", None, "{}").is_ok());

@@ -1,0 +1,220 @@
+//! Finished jobs are kept for as long as their pipeline says, then forgotten.
+//!
+//! ```text
+//! ended ─retention─► a mark that it is gone (all replicas) ─horizon─► nothing
+//! ```
+//! The mark outranks whatever a copy that comes back still says of the job, up to the generation
+//! that was forgotten; it also keeps the job's idempotency key taken. Its coordinator tells with each
+//! beat up to which moment marks are dropped, so that all drop the same.
+//!
+//! Invariants: only what has ended, on every replica that should keep it, is forgotten; a mark is
+//! dropped only behind the horizon.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use crate::{
+    id::{JobId, PipelineId},
+    message::JobUpdate,
+    mutant::Mutant,
+    pipeline::{Keep, Retention},
+    record::{JobRecord, Progress, REAPED, Reaped},
+    store::{ReadError, Table, Write, component_key, ended_key, parse_ended_key},
+};
+
+use super::{
+    Core,
+    commit::Held,
+    group::{End, job_hash},
+    timer::Timer,
+};
+
+/// How many jobs are forgotten at once: work goes first.
+const AT_ONCE: usize = 500;
+
+/// How soon it goes on where there is more.
+const PAUSE: Duration = Duration::from_millis(20);
+
+impl Core {
+    /// Forgets what is due, and drops the marks of what was forgotten long ago. Called each beat.
+    pub(super) fn tidy(&mut self, pipeline: PipelineId) -> Result<(), ReadError> {
+        let mut more = self.reap(pipeline)?;
+        more |= self.expire(pipeline)?;
+        if more {
+            self.arm(PAUSE, Timer::Tidy(pipeline));
+        }
+        Ok(())
+    }
+
+    /// Whether this node may forget jobs of a pipeline: it coordinates, and every node that should
+    /// keep a copy has heard of all ends.
+    pub(super) fn may_reap(&self, pipeline: PipelineId) -> bool {
+        let settled = self.groups.get(&pipeline).is_some_and(|group| self.is_settled(group));
+        settled && self.may_act(pipeline)
+    }
+
+    /// Says whether there is more.
+    fn reap(&mut self, pipeline: PipelineId) -> Result<bool, ReadError> {
+        if !self.may_reap(pipeline) {
+            return Ok(false);
+        }
+        let now_ms = self.wall_ms();
+        let kept = self.config.timing.tombstones.as_millis() as u64;
+        let retention = self.current(pipeline).map(|definition| definition.retention);
+        let (Some(group), Some(retention)) = (self.groups.get_mut(&pipeline), retention) else {
+            return Ok(false);
+        };
+        group.horizon_ms = group.horizon_ms.max(now_ms.saturating_sub(kept));
+        let Retention { succeeded, dead, cancelled } = retention;
+        let ends = [
+            (End::Succeeded, succeeded, group.finished.succeeded),
+            (End::Dead, dead, group.finished.dead),
+            (End::Cancelled, cancelled, group.finished.cancelled),
+        ];
+        if self.has(Mutant::UnfinishedReaped) {
+            let live =
+                self.groups.get_mut(&pipeline).and_then(|group| group.jobs.iter_mut().next());
+            if let Some((job, entry)) = live {
+                let (job, generation) = (*job, entry.record.generation());
+                entry.forget(Reaped { generation, at_ms: now_ms });
+                self.touch(pipeline, job, REAPED, true);
+            }
+        }
+        let mut more = false;
+        for (end, keep, count) in ends {
+            let due = self.due(pipeline, end, keep, count)?;
+            more |= due.len() == AT_ONCE;
+            for job in due {
+                self.forget(pipeline, job)?;
+            }
+        }
+        Ok(more)
+    }
+
+    /// Jobs whose time is over, and those that are too many, the oldest first.
+    fn due(
+        &self,
+        pipeline: PipelineId,
+        end: End,
+        keep: Keep,
+        count: u64,
+    ) -> Result<Vec<JobId>, ReadError> {
+        let surplus = keep.count.map_or(0, |most| count.saturating_sub(most));
+        let surplus = usize::try_from(surplus).unwrap_or(AT_ONCE).min(AT_ONCE);
+        let age = keep.age.map(|age| age.as_millis() as u64);
+        let before_ms = age.map_or(0, |age| self.wall_ms().saturating_sub(age));
+        if surplus == 0 && before_ms == 0 {
+            return Ok(Vec::new());
+        }
+        let ended = self.ended(pipeline, end, u64::MAX, AT_ONCE)?;
+        let due = ended.into_iter().enumerate();
+        let due = due.take_while(|(at, (ms, _))| *at < surplus || *ms < before_ms);
+        Ok(due.map(|(_, (_, job))| job).collect())
+    }
+
+    /// Jobs that have ended in a way, and when; the oldest first. Those that are under way here are
+    /// among them.
+    fn ended(
+        &self,
+        pipeline: PipelineId,
+        end: End,
+        before_ms: u64,
+        most: usize,
+    ) -> Result<Vec<(u64, JobId)>, ReadError> {
+        if self.groups.get(&pipeline).is_none_or(|group| group.dropping > 0) {
+            return Ok(Vec::new());
+        }
+        let start = ended_key(pipeline, end as u8, 0, JobId::MIN);
+        let stop = ended_key(pipeline, end as u8, before_ms, JobId::MIN);
+        let rows = self.reader.scan(Table::Ended, &start, &stop, most)?;
+        Ok(rows.iter().filter_map(|(key, _)| parse_ended_key(key)).collect())
+    }
+
+    /// Puts the mark in a finished job's place. Says whether that could be done: not while anything
+    /// is under way with it.
+    pub(super) fn forget(&mut self, pipeline: PipelineId, job: JobId) -> Result<bool, ReadError> {
+        if self.groups.get(&pipeline).is_some_and(|group| group.jobs.contains_key(&job))
+            || !self.load_job(pipeline, job)?
+        {
+            return Ok(false);
+        }
+        let at_ms = self.wall_ms();
+        let Some(group) = self.groups.get_mut(&pipeline) else { return Ok(false) };
+        let Some(entry) = group.jobs.get_mut(&job) else { return Ok(false) };
+        if entry.record.is_reaped() || !entry.record.state().is_terminal() {
+            self.forget_if_settled(pipeline, job);
+            return Ok(false);
+        }
+        entry.forget(Reaped { generation: entry.record.generation(), at_ms });
+        self.touch(pipeline, job, REAPED, true);
+        Ok(true)
+    }
+
+    /// Drops marks behind the horizon. Says whether there is more.
+    fn expire(&mut self, pipeline: PipelineId) -> Result<bool, ReadError> {
+        let Some(group) = self.groups.get(&pipeline) else { return Ok(false) };
+        if group.finished.reaped == 0 || group.horizon_ms == 0 || !group.expiring.is_empty() {
+            return Ok(false);
+        }
+        let hasty = self.has(Mutant::MarksDropped);
+        let horizon_ms = if hasty { u64::MAX } else { group.horizon_ms };
+        let old = self.ended(pipeline, End::Reaped, horizon_ms, AT_ONCE)?;
+        let more = old.len() == AT_ONCE;
+        let mut gone = BTreeSet::new();
+        for (at_ms, job) in old {
+            if self.groups.get(&pipeline).is_some_and(|group| group.jobs.contains_key(&job)) {
+                continue;
+            }
+            let record = self.read_record(pipeline, job)?.filter(|record| record.is_reaped());
+            let Some(record) = record else { continue };
+            let Some(group) = self.groups.get_mut(&pipeline) else { continue };
+            group.finished.remove(End::Reaped, record.digest() ^ job_hash(job));
+            group.finished_dirty = true;
+            gone.insert(job);
+            let key = component_key(pipeline, job, REAPED);
+            self.write(Write::Delete { table: Table::Jobs, key });
+            let key = ended_key(pipeline, End::Reaped as u8, at_ms, job);
+            self.write(Write::Delete { table: Table::Ended, key });
+        }
+        if gone.is_empty() {
+            return Ok(false);
+        }
+        if let Some(group) = self.groups.get_mut(&pipeline) {
+            group.expiring = gone;
+        }
+        self.hold_until_on_disk(Held::Expired(pipeline));
+        Ok(more)
+    }
+
+    /// A coordinator says up to when marks are dropped.
+    pub(super) fn learn_horizon(&mut self, pipeline: PipelineId, horizon_ms: u64) {
+        if let Some(group) = self.groups.get_mut(&pipeline) {
+            group.horizon_ms = group.horizon_ms.max(horizon_ms);
+        }
+    }
+
+    /// Whether what somebody holds of a job is no more than a mark that all have dropped.
+    pub(super) fn is_expired(&self, pipeline: PipelineId, update: &JobUpdate) -> bool {
+        let [mark] = &update.components[..] else { return false };
+        let horizon_ms = self.groups.get(&pipeline).map_or(0, |group| group.horizon_ms);
+        let mut record = JobRecord::default();
+        mark.tag == REAPED
+            && record.merge(mark).is_ok()
+            && record.reaped.is_some_and(|reaped| reaped.at_ms < horizon_ms)
+    }
+
+    /// Does not run a job that somebody brought back, if it may have ended and been forgotten so
+    /// long ago that even the mark is gone: an operator decides.
+    pub(super) fn set_aside_if_old(&mut self, pipeline: PipelineId, job: JobId) {
+        let Some(group) = self.groups.get(&pipeline) else { return };
+        let Some(entry) = group.jobs.get(&job).filter(|entry| !entry.record.is_over()) else {
+            return;
+        };
+        let created_ms = entry.record.spec.as_ref().map(|spec| spec.created_ms);
+        if created_ms.is_none_or(|created_ms| created_ms >= group.horizon_ms) {
+            return;
+        }
+        let note = "a node that was away for long brought it back: it may have ended and been \
+                    forgotten meanwhile; `job retry` runs it";
+        self.stop_job(pipeline, job, &Progress::Cancelled, note);
+    }
+}

@@ -1,0 +1,151 @@
+//! LEGAL-REAP and NO-RESURRECTION: only jobs that have come to an end are forgotten; and once one is,
+//! nobody gives it away again.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use carbonmesh_protocol::{
+    id::{DiskId, JobId, Token},
+    io::Change,
+    message::Message,
+    time::Timestamp,
+};
+
+use super::{Fact, Invariant, Seen, Verdict};
+use crate::Options;
+
+/// How long a fault may have consequences.
+const AFTERMATH: Duration = Duration::from_secs(30);
+
+pub(super) struct LegalReap {
+    /// Whether anything is forgotten while the world lasts.
+    reaps: bool,
+    /// The step that no worker runs.
+    signal_step: Option<u16>,
+    last_step: u16,
+    attempts: BTreeMap<Token, (JobId, u16)>,
+    /// Jobs that may be over: their last phase ended, or one failed, or a client had a hand in it.
+    may_be_over: BTreeSet<JobId>,
+    jobs: Vec<JobId>,
+    /// Those that were seen to be forgotten, and on which disks.
+    reaped: BTreeMap<JobId, BTreeSet<DiskId>>,
+    strict: bool,
+    last_fault: Option<Timestamp>,
+    /// Those that were to be tried again: another generation may outlive the mark.
+    retried: BTreeSet<JobId>,
+}
+
+impl LegalReap {
+    pub(super) fn new(options: &Options) -> Self {
+        Self {
+            reaps: options.forgets(),
+            signal_step: options.signal_step(),
+            last_step: options.phases as u16 - 1,
+            attempts: BTreeMap::new(),
+            may_be_over: BTreeSet::new(),
+            jobs: Vec::new(),
+            reaped: BTreeMap::new(),
+            strict: options.is_strict(),
+            last_fault: None,
+            retried: BTreeSet::new(),
+        }
+    }
+
+    fn is_calm(&self, seen: &Seen<'_>) -> bool {
+        self.last_fault.is_none_or(|fault| seen.now.since(fault) > AFTERMATH)
+    }
+
+    fn given_away(&self, seen: &Seen<'_>, at: usize, job: JobId) -> Verdict {
+        if !self.reaps || self.retried.contains(&job) {
+            return Ok(());
+        }
+        // A coordinator beyond a cut may not have heard of the end; where only one can act, it has.
+        let forgotten = self.reaped.get(&job);
+        let here = forgotten.is_some_and(|disks| disks.contains(&seen.nodes[at].config.disk));
+        if here || forgotten.is_some() && (self.strict || self.is_calm(seen)) {
+            return Err(format!("n{at} gives job {job} away, which was forgotten"));
+        }
+        let calm = self.is_calm(seen);
+        for (by, node) in seen.nodes.iter().enumerate().filter(|(_, it)| !it.disk.is_damaged()) {
+            if !self.strict && !calm && by != at {
+                continue;
+            }
+            if seen.on_disk(by, job).is_some_and(|record| record.is_reaped()) {
+                let name = &node.config.name;
+                return Err(format!("n{at} gives job {job} away, {name} has forgotten it"));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Invariant for LegalReap {
+    fn name(&self) -> &'static str {
+        "legal-reap"
+    }
+
+    fn see(&mut self, seen: &Seen<'_>, fact: &Fact<'_>) -> Verdict {
+        if fact.is_fault() {
+            self.last_fault = Some(seen.now);
+        }
+        match fact {
+            Fact::Acknowledged { receipt, job } => {
+                self.jobs.push(receipt.job);
+                if job.options.deadline_ms.is_some() {
+                    self.may_be_over.insert(receipt.job);
+                }
+            }
+            Fact::Changed { job, change } => {
+                self.may_be_over.insert(*job);
+                if matches!(change, Change::Retry { .. }) {
+                    self.retried.insert(*job);
+                }
+            }
+            Fact::Sent { at, message: Message::Assign(assignment), .. } => {
+                return self.given_away(seen, *at, assignment.job);
+            }
+            Fact::Started { at, attempt } => {
+                let step = attempt.step.as_str()[1..].parse().expect("our own name");
+                self.attempts.insert(attempt.token, (attempt.job, step));
+                if attempt.token.term.node == seen.nodes[*at].config.node {
+                    return self.given_away(seen, *at, attempt.job);
+                }
+            }
+            Fact::Ended { token, failed } => {
+                if let Some((job, step)) = self.attempts.get(token)
+                    && (*failed || *step == self.last_step || self.signal_step.is_some())
+                {
+                    self.may_be_over.insert(*job);
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn inspect(&mut self, seen: &Seen<'_>) -> Verdict {
+        if !self.reaps || self.signal_step.is_some() {
+            // What waits for a signal ends by itself.
+            return Ok(());
+        }
+        for at in (0..seen.nodes.len()).filter(|at| !seen.nodes[*at].disk.is_damaged()) {
+            for job in &self.jobs {
+                let disk = seen.nodes[at].config.disk;
+                if self.reaped.get(job).is_some_and(|disks| disks.contains(&disk)) {
+                    continue;
+                }
+                let record = seen.on_disk(at, *job);
+                if !record.is_some_and(|record| record.is_reaped()) {
+                    continue;
+                }
+                if !self.may_be_over.contains(job) {
+                    return Err(format!("n{at} has forgotten job {job}, which never ended"));
+                }
+                self.reaped.entry(*job).or_default().insert(disk);
+            }
+        }
+        Ok(())
+    }
+}
