@@ -1,11 +1,16 @@
 //! The inputs that a target starts from.
 
-use std::{fs, path::Path};
+use std::{env, fs, path::PathBuf};
 
 use crate::Script;
 
-/// Where the corpora lie.
-const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/corpus");
+/// Something of this crate within the working copy that the test runs in. Tests run in their crate's
+/// folder; where this crate was compiled says nothing, since clones may share what they build.
+pub(crate) fn folder(name: &str) -> PathBuf {
+    let here = env::current_dir().unwrap_or_default();
+    let mut above = here.ancestors().map(|folder| folder.join("tests/fuzz"));
+    above.find(|folder| folder.is_dir()).unwrap_or(here).join(name)
+}
 
 /// The most steps that one input is away from the corpus.
 const STEPS: usize = 6;
@@ -38,7 +43,7 @@ impl Corpus {
     /// # Panics
     /// There are none, or they cannot be read: a target without a corpus would find nothing.
     pub fn load(name: &str) -> Self {
-        let folder = Path::new(FOLDER).join(name);
+        let folder = folder("corpus").join(name);
         let read = || {
             let entries = fs::read_dir(&folder)?.map(|entry| entry.map(|entry| entry.path()));
             let mut paths = entries.collect::<Result<Vec<_>, _>>()?;

@@ -67,9 +67,8 @@ impl<F: Fn(&[u8])> Target<F> {
     pub fn run(&self, script: &[u8]) {
         let input = self.corpus.mutate(&mut Script::new(script));
         let Err(panic) = catch_unwind(AssertUnwindSafe(|| (self.check)(&input))) else { return };
-        let (folder, name) = (concat!(env!("CARGO_MANIFEST_DIR"), "/found"), self.corpus.name());
-        let path = format!("{folder}/{name}");
-        match fs::create_dir_all(folder).and_then(|()| fs::write(path, &input)) {
+        let (folder, name) = (corpus::folder("found"), self.corpus.name());
+        match fs::create_dir_all(&folder).and_then(|()| fs::write(folder.join(name), &input)) {
             Ok(()) => eprintln!("the input is in tests/fuzz/found/{name}"),
             Err(error) => eprintln!("the input cannot be kept in tests/fuzz/found/{name}: {error}"),
         }
