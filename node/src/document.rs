@@ -8,6 +8,7 @@ mod duration;
 mod instructions;
 mod phase;
 mod retention;
+mod schedule;
 
 use carbonmesh_protocol::{
     name::Name,
@@ -20,6 +21,7 @@ pub use duration::{DurationError, format_duration, parse_duration};
 pub use instructions::{Instructions, InstructionsError, merge_instructions};
 pub use phase::{BackoffDocument, LimitDocument, PhaseDocument, PhaseItem, RateDocument};
 pub use retention::{KeepDocument, RetentionDocument};
+pub use schedule::ScheduleDocument;
 
 /// How many nodes keep a pipeline's jobs if its document does not say.
 const DEFAULT_REPLICAS: u8 = 3;
@@ -87,6 +89,9 @@ pub struct PipelineDocument {
     /// `/tenant`: of what waits, each owner's jobs come in turn.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fair_by: Option<String>,
+    /// Jobs that it enqueues by itself.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub schedules: Vec<ScheduleDocument>,
     /// Its phases; each comes after the one before unless it says otherwise.
     pub phases: Vec<PhaseItem>,
 }
@@ -134,6 +139,8 @@ impl PipelineDocument {
             .as_deref()
             .map(|text| parse_duration(text).map_err(|error| field("timeout", error.to_string())));
         let retention = self.retention.as_ref().map(RetentionDocument::retention).transpose()?;
+        let schedules = self.schedules.iter().enumerate();
+        let schedules = schedules.map(|(at, it)| it.schedule(&format!("schedules[{at}]")));
         let phases = self.phases.iter().enumerate();
         let phases = phases.map(|(at, item)| item.input(&format!("phases[{at}]")));
         Ok(PipelineDef::with(
@@ -146,6 +153,7 @@ impl PipelineDocument {
                 timeout: timeout.transpose()?,
                 retention: retention.unwrap_or(Retention::DEFAULT),
                 fair_by: self.fair_by.clone(),
+                schedules: schedules.collect::<Result<_, _>>()?,
             },
         )?)
     }
@@ -178,6 +186,7 @@ impl From<&PipelineDef> for PipelineDocument {
             timeout: pipeline.timeout.map(format_duration),
             retention: RetentionDocument::of(&pipeline.retention),
             fair_by: pipeline.fair_by.clone(),
+            schedules: pipeline.schedules.iter().map(ScheduleDocument::of).collect(),
             phases: phases.map(|(at, phase)| PhaseItem::of(pipeline, at, phase)).collect(),
         }
     }

@@ -151,7 +151,7 @@ pub enum Outcome {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Request {
     /// Make the pipeline known, or change it for jobs to come.
-    Apply(PipelineDef),
+    Apply(Box<PipelineDef>),
     /// Forget a pipeline that has no unfinished jobs.
     Remove(Name),
     /// Accept jobs; each is answered on its own.

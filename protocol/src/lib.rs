@@ -18,6 +18,7 @@ pub mod name;
 pub mod pipeline;
 pub mod placement;
 pub mod record;
+pub mod schedule;
 pub mod store;
 pub mod time;
 pub mod view;

@@ -9,7 +9,12 @@ use std::{collections::BTreeSet, time::Duration};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::{codec, id::PipelineId, name::Name};
+use crate::{
+    codec,
+    id::PipelineId,
+    name::Name,
+    schedule::{MAX_SCHEDULES, Schedule},
+};
 
 /// The most phases that one pipeline may have.
 pub const MAX_PHASES: usize = 256;
@@ -166,6 +171,8 @@ pub struct PipelineDef {
     /// Where in the instructions stands whose job it is (JSON Pointer, RFC 6901): of what waits,
     /// each owner's jobs come in turn.
     pub fair_by: Option<String>,
+    /// Jobs that it enqueues by itself.
+    pub schedules: Vec<Schedule>,
 }
 
 /// The pipeline cannot be. Nothing was changed.
@@ -240,6 +247,18 @@ pub enum PipelineError {
         /// What it has.
         key: &'static str,
     },
+    /// A schedule cannot be.
+    #[error("pipeline `{pipeline}`: schedules[{position}].{key}: {reason}")]
+    Schedule {
+        /// The pipeline.
+        pipeline: Name,
+        /// The position of the schedule, from 0.
+        position: usize,
+        /// Which part.
+        key: &'static str,
+        /// Why not, and what would do.
+        reason: String,
+    },
     /// A number is out of range.
     #[error("pipeline `{pipeline}`: {field} is {value}: allowed are {allowed}")]
     OutOfRange {
@@ -312,6 +331,8 @@ pub struct Settings {
     pub retention: Retention,
     /// See [`PipelineDef::fair_by`].
     pub fair_by: Option<String>,
+    /// See [`PipelineDef::schedules`].
+    pub schedules: Vec<Schedule>,
 }
 
 impl Default for Settings {
@@ -324,6 +345,7 @@ impl Default for Settings {
             timeout: None,
             retention: Retention::DEFAULT,
             fair_by: None,
+            schedules: Vec::new(),
         }
     }
 }
@@ -346,7 +368,8 @@ impl PipelineDef {
         phases: Vec<PhaseInput>,
         settings: Settings,
     ) -> Result<Self, PipelineError> {
-        let Settings { replicas, accept, execute, timeout, retention, fair_by } = settings;
+        let Settings { replicas, accept, execute, timeout, retention, fair_by, schedules } =
+            settings;
         in_range(&name, || "replicas".into(), replicas.into(), 1, MAX_REPLICAS.into())?;
         if phases.is_empty() {
             return Err(PipelineError::NoPhases(name));
@@ -401,7 +424,8 @@ impl PipelineDef {
                 }
             })
             .collect();
-        Ok(Self { name, phases, replicas, accept, execute, timeout, retention, fair_by })
+        check_schedules(&name, &schedules)?;
+        Ok(Self { name, phases, replicas, accept, execute, timeout, retention, fair_by, schedules })
     }
 
     /// Whether [`with`](Self::with) can have made it: for definitions that came from elsewhere.
@@ -426,6 +450,7 @@ impl PipelineDef {
             && names.len() == self.phases.len()
             && (1..=MAX_REPLICAS).contains(&self.replicas)
             && self.phases.iter().enumerate().all(sound)
+            && self.schedules.len() <= MAX_SCHEDULES
             && settings_waits(self.timeout, &self.retention).all(|(_, wait)| wait <= MAX_AGE)
     }
 
@@ -495,6 +520,22 @@ fn check_limits(pipeline: &Name, position: usize, phase: &PhaseInput) -> Result<
         Some((key, _)) => Err(PipelineError::Waits { pipeline: pipeline.clone(), position, key }),
         None => Ok(()),
     }
+}
+
+fn check_schedules(pipeline: &Name, schedules: &[Schedule]) -> Result<(), PipelineError> {
+    let field = || "schedules in number".to_owned();
+    in_range(pipeline, field, schedules.len() as u64, 0, MAX_SCHEDULES as u64)?;
+    for (position, schedule) in schedules.iter().enumerate() {
+        let taken = schedules[..position].iter().any(|it| it.name == schedule.name);
+        let wrong = match schedule.times() {
+            Ok(_) if taken => ("name", format!("`{}` is taken by an earlier one", schedule.name)),
+            Ok(_) => continue,
+            Err(wrong) => wrong,
+        };
+        let ((key, reason), pipeline) = (wrong, pipeline.clone());
+        return Err(PipelineError::Schedule { pipeline, position, key, reason });
+    }
+    Ok(())
 }
 
 fn check_pointer(

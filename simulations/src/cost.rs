@@ -61,7 +61,7 @@ impl Cluster {
         cluster.run_for(Duration::from_secs(2));
         let steps = (0..phases).map(|at| PhaseInput::named(name(&format!("s{at}")))).collect();
         let pipeline = PipelineDef::new(name("p"), steps);
-        cluster.ask(0, Request::Apply(pipeline.expect("a pipeline")));
+        cluster.ask(0, Request::Apply(Box::new(pipeline.expect("a pipeline"))));
         cluster.run_for(Duration::from_secs(15));
         cluster
     }

@@ -98,6 +98,8 @@ pub struct Options {
     pub rate: u32,
     /// Whether only one attempt of the first phase may run for each key.
     pub keyed: bool,
+    /// Whether a job is enqueued every five seconds by the pipeline itself.
+    pub cron: bool,
     /// How many jobs of a thousand are to begin later, or to end by a deadline.
     pub dated_per_mille: u32,
     /// How many jobs of a thousand clients cancel, try again or discard.
@@ -140,6 +142,7 @@ pub const SIMPLIFICATIONS: &[Simplification] = &[
     ("signals", |it| it.signals = false),
     ("rates", |it| it.rate = 0),
     ("keys", |it| it.keyed = false),
+    ("cron", |it| it.cron = false),
     ("dates", |it| it.dated_per_mille = 0),
     ("changes", |it| it.changes_per_mille = 0),
     ("half-the-requests", |it| it.requests = it.requests.div_ceil(2)),
@@ -243,6 +246,7 @@ impl Options {
             rate: one_of(&[0, 0, 0, 20]),
             keyed: one_of(&[0, 0, 0, 1]) == 1,
             // With clocks that jump, moments mean little.
+            cron: jump_every_ms == 0 && one_of(&[0, 0, 0, 1]) == 1,
             dated_per_mille: if jump_every_ms == 0 { one_of(&[0, 0, 0, 300]) } else { 0 },
             changes_per_mille: one_of(&[0, 0, 0, 300]),
             #[cfg(feature = "mutants")]

@@ -242,3 +242,36 @@ async fn finished_jobs_are_forgotten_and_stay_so() {
     assert_eq!(api.get(&format!("/v1/jobs/{gone}")).await.unwrap().status, 404);
     assert_eq!(world.runs().len(), 6, "nothing ran again");
 }
+
+#[tokio::test]
+async fn a_schedule_skips_and_doubles_no_run_when_its_coordinator_is_killed() {
+    let mut world = World::default();
+    world.start_all(&NAMES, "echo '{}'");
+    world.await_members("a", 3).await;
+    let tick = json!({ "name": "tick", "cron": "* * * * * *", "instructions": { "by": "tick" } });
+    applied(&world, json!({ "schedules": [tick], "phases": ["step"] })).await;
+    world.await_runs(3).await;
+    let survivor = without_coordinator(&mut world).await;
+    let before = world.runs().len();
+    world.await_runs(before + 5).await;
+    let api = world.api(survivor);
+    let began = Instant::now();
+    let runs = loop {
+        let jobs = api.jobs("p", "succeeded").await.unwrap();
+        if jobs.len() >= before + 5 {
+            break jobs;
+        }
+        assert!(began.elapsed() < PATIENCE, "{}", jobs.len());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    };
+    let mut keys: Vec<&str> = runs.iter().map(|job| job["key"].as_str().unwrap()).collect();
+    keys.sort_unstable();
+    let second = |key: &&str| {
+        let at = key.strip_prefix("schedule/tick/").unwrap();
+        at.parse::<jiff::Timestamp>().unwrap().as_second()
+    };
+    let seconds: Vec<i64> = keys.iter().map(second).collect();
+    // The last ones may still be on their way.
+    let whole = &seconds[..seconds.len() - 2];
+    assert!(whole.windows(2).all(|pair| pair[1] == pair[0] + 1), "{keys:?}");
+}

@@ -17,7 +17,7 @@ pub enum PhaseItem {
     /// With the usual settings.
     Name(String),
     /// With its own.
-    Full(PhaseDocument),
+    Full(Box<PhaseDocument>),
 }
 
 /// A phase with settings of its own.
@@ -130,7 +130,7 @@ impl PhaseItem {
                 .map(|limit| LimitDocument { key: limit.key.clone(), running: limit.running }),
         };
         let bare = PhaseDocument { name: document.name.clone(), ..PhaseDocument::default() };
-        if document == bare { Self::Name(document.name) } else { Self::Full(document) }
+        if document == bare { Self::Name(document.name) } else { Self::Full(Box::new(document)) }
     }
 }
 
@@ -151,7 +151,8 @@ impl<'de> Deserialize<'de> for PhaseItem {
             }
 
             fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<PhaseItem, A::Error> {
-                PhaseDocument::deserialize(MapAccessDeserializer::new(map)).map(PhaseItem::Full)
+                let phase = PhaseDocument::deserialize(MapAccessDeserializer::new(map))?;
+                Ok(PhaseItem::Full(Box::new(phase)))
             }
         }
 

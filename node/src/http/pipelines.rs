@@ -154,7 +154,7 @@ async fn read_definition(
 
 async fn apply_definition(api: &Api, definition: PipelineDef) -> Result<Response, Problem> {
     let name = definition.name.clone();
-    match api.ask(Request::Apply(definition)).await? {
+    match api.ask(Request::Apply(Box::new(definition))).await? {
         Answer::Applied { revision, changed, copies } => {
             let location = [(LOCATION, format!("/v1/pipelines/{name}"))];
             let applied = AppliedDoc {

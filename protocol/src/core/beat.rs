@@ -79,6 +79,7 @@ impl Core {
             self.expire_leader(pipeline);
             self.consider_election(pipeline);
             self.drop_if_removed(pipeline);
+            self.run_schedules(pipeline)?;
             self.tidy(pipeline)?;
         }
         self.complete_own()?;

@@ -107,7 +107,8 @@ impl Core {
     }
 
     /// A client wants a pipeline made or changed.
-    pub(super) fn apply(&mut self, request: RequestId, definition: PipelineDef) {
+    pub(super) fn apply(&mut self, request: RequestId, mut definition: PipelineDef) {
+        self.date_schedules(&mut definition);
         let (id, revision) = (definition.id(), definition.revision());
         let known = self.catalog.values().filter(|entry| !entry.removed).count();
         let full = known >= self.config.limits.pipelines || self.is_catalog_full();
@@ -147,6 +148,17 @@ impl Core {
             }
         };
         self.spread(request, entry);
+    }
+
+    /// A schedule is in force from now on, unless it was before.
+    fn date_schedules(&self, definition: &mut PipelineDef) {
+        let now_ms = self.wall_ms();
+        let current = self.current(definition.id());
+        for schedule in &mut definition.schedules {
+            let known = current.into_iter().flat_map(|current| &current.schedules);
+            let same = known.filter(|known| known.is_alike(schedule)).last();
+            schedule.since_ms = same.map_or(now_ms, |same| same.since_ms);
+        }
     }
 
     /// Those who keep a new pipeline's jobs: their copies are complete, since there are none yet.

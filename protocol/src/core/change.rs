@@ -219,11 +219,11 @@ impl Core {
         }
     }
 
-    /// Takes a phase off the worker that has it.
+    /// Takes a phase off the worker that has it, whose slot, and place within a limit, is free once
+    /// the attempt has ended there.
     fn take_off(&mut self, pipeline: PipelineId, job: JobId, step: u16) {
         let control = self.control(pipeline, job, step);
         if let Some(Progress::Running { worker, token }) = control.map(|it| it.progress.clone()) {
-            self.remove_running(pipeline, token);
             self.hold_until_durable(pipeline, Held::Cancel { worker, token });
         }
     }

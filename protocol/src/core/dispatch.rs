@@ -311,10 +311,10 @@ impl Core {
             return;
         };
         running.after_beat = Some(sequence);
-        let Assignment { pipeline, job, step, .. } = assignment;
-        if !self.may_act(pipeline) || !self.is_still_open(pipeline, job, step) {
-            // Its lease ran out while this became durable, and another may have taken over; or what
-            // it comes after is to be done again.
+        let Assignment { pipeline, job, step, token, .. } = assignment;
+        if !self.may_act(pipeline) || !self.is_wanted(pipeline, job, step, token) {
+            // Its lease ran out while this became durable, and another may have taken over; or it was
+            // cancelled; or what it comes after is to be done again.
             return self.give_back(assignment.pipeline, assignment.token);
         }
         if to == self.me() {
@@ -324,12 +324,14 @@ impl Core {
         }
     }
 
-    /// Whether all that a phase comes after have succeeded.
-    fn is_still_open(&self, pipeline: PipelineId, job: JobId, step: u16) -> bool {
+    /// Whether an attempt is still the one that its phase waits for, and all before it succeeded.
+    fn is_wanted(&self, pipeline: PipelineId, job: JobId, step: u16, token: Token) -> bool {
         let open = || {
             let record = &self.groups.get(&pipeline)?.jobs.get(&job)?.record;
             let definition = self.definition(pipeline, record.spec.as_ref()?.revision)?;
-            Some(is_open(record, definition, step.into()))
+            let progress = &record.controls.get(&step)?.progress;
+            let current = matches!(progress, Progress::Running { token: now, .. } if *now == token);
+            Some(current && is_open(record, definition, step.into()))
         };
         open().unwrap_or(false)
     }

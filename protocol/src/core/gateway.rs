@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
+    catalog::CatalogEntry,
     id::{JobId, NodeId, PipelineId},
     io::{NewJob, Receipt, Refusal, Request, RequestId, Response},
     message::{JobUpdate, Message, StoreResult},
@@ -50,7 +51,8 @@ impl Gateway {
 /// Jobs on their way to the replicas.
 #[derive(Clone, Debug)]
 struct Store {
-    request: RequestId,
+    /// Who waits; nobody where a schedule enqueues.
+    request: Option<RequestId>,
     pipeline: PipelineId,
     revision: Revision,
     updates: Vec<JobUpdate>,
@@ -88,7 +90,7 @@ impl Core {
             return Ok(());
         }
         match request {
-            Request::Apply(definition) => self.apply(id, definition),
+            Request::Apply(definition) => self.apply(id, *definition),
             Request::Remove(name) => self.remove(id, &name),
             Request::Enqueue { pipeline, jobs } => return self.enqueue(id, &pipeline, jobs),
             Request::Job { job, wait } => return self.ask_job(id, job, wait),
@@ -136,19 +138,30 @@ impl Core {
             self.reply(request, refused(Refusal::Stopping));
             return Ok(());
         }
-        let (pipeline, revision, phases) = match self.pipeline_named(name) {
-            Ok(entry) => {
-                let phases = entry.definition().map_or(0, |definition| definition.phases.len());
-                (entry.id(), entry.current, phases as u16)
-            }
+        match self.pipeline_named(name).map(CatalogEntry::id) {
+            Ok(pipeline) => self.enqueue_for(Some(request), pipeline, jobs),
             Err(refusal) => {
                 self.reply(request, refused(refusal));
-                return Ok(());
+                Ok(())
             }
-        };
+        }
+    }
+
+    /// Takes jobs from a client, or from the pipeline's own schedules.
+    pub(super) fn enqueue_for(
+        &mut self,
+        request: Option<RequestId>,
+        pipeline: PipelineId,
+        jobs: Vec<NewJob>,
+    ) -> Result<(), ReadError> {
+        let Some(entry) = self.catalog.get(&pipeline) else { return Ok(()) };
+        let revision = entry.current;
+        let phases = entry.definition().map_or(0, |definition| definition.phases.len()) as u16;
         let keepers = self.keepers(pipeline);
         if keepers.is_empty() {
-            self.reply(request, refused(Refusal::NoReplica));
+            if let Some(request) = request {
+                self.reply(request, Response::Refused(Refusal::NoReplica));
+            }
             return Ok(());
         }
         let mut updates = Vec::with_capacity(jobs.len());
@@ -388,7 +401,9 @@ impl Core {
             }
         });
         let answers = answers.collect();
-        self.reply(store.request, Response::Enqueued(answers));
+        if let Some(request) = store.request {
+            self.reply(request, Response::Enqueued(answers));
+        }
     }
 }
 

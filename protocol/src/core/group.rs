@@ -221,6 +221,10 @@ pub(super) struct Reign {
     pub(super) deadlines: BTreeSet<(Timestamp, JobId)>,
     /// The jobs in there.
     pub(super) dated: BTreeMap<JobId, Timestamp>,
+    /// By schedule, the moment up to which all its runs are seen to (ms since 1970).
+    pub(super) scheduled: BTreeMap<Name, u64>,
+    /// Runs that were enqueued and are not on disk yet, and when.
+    pub(super) asked: BTreeMap<JobId, Timestamp>,
     /// What a strict group needs beside.
     pub(super) strict: StrictReign,
 }
@@ -278,6 +282,8 @@ impl Reign {
             delayed: BTreeSet::new(),
             deadlines: BTreeSet::new(),
             dated: BTreeMap::new(),
+            scheduled: BTreeMap::new(),
+            asked: BTreeMap::new(),
             strict: StrictReign::default(),
         }
     }

@@ -28,6 +28,7 @@ mod ready;
 mod reign;
 mod replica;
 mod retention;
+mod schedules;
 mod strict;
 mod sync;
 mod timer;
@@ -324,6 +325,7 @@ impl Core {
             Timer::Claim(pipeline) => self.on_claims_over(pipeline),
             Timer::Delayed(pipeline) => self.on_delay_over(pipeline),
             Timer::Deadline(pipeline) => self.on_deadline(pipeline),
+            Timer::Schedule(pipeline) => self.run_schedules(pipeline)?,
             Timer::Tidy(pipeline) => self.tidy(pipeline)?,
             Timer::Store(store) => self.on_store_timer(store)?,
             Timer::Apply(request) => self.on_apply_timer(request),

@@ -4,7 +4,7 @@
 //! becomes ready only when all that it comes after have succeeded; every control value that is
 //! written here is greater than the one before.
 
-use std::{mem, sync::Arc, time::Duration};
+use std::{collections::btree_map::Entry, mem, sync::Arc, time::Duration};
 
 use crate::{
     id::{JobId, NodeId, PipelineId, Term, Token},
@@ -22,7 +22,7 @@ use super::{
     Core,
     commit::Held,
     group::{Leader, PeerSync, Role, Running},
-    ready::{Entry, Place, QueueName},
+    ready::{self, Place, QueueName},
     sync::Purpose,
     timer::Timer,
 };
@@ -292,7 +292,7 @@ impl Core {
         let pointer = self.current(pipeline).and_then(|current| current.fair_by.as_deref());
         let owner = pointer.and_then(|pointer| self.key_of(pipeline, job, pointer));
         if let Some(reign) = self.groups.get_mut(&pipeline).and_then(|group| group.reign()) {
-            let entry = Entry { job, step, priority, owner };
+            let entry = ready::Entry { job, step, priority, owner };
             reign.ready.entry(name).or_default().push(entry, place);
         }
     }
@@ -359,8 +359,8 @@ impl Core {
         let Some(reign) = self.groups.get_mut(&pipeline).and_then(|group| group.reign()) else {
             return;
         };
-        if !reign.dated.contains_key(&job) {
-            reign.dated.insert(job, at);
+        if let Entry::Vacant(vacant) = reign.dated.entry(job) {
+            vacant.insert(at);
             reign.deadlines.insert((at, job));
             self.arm_at(at, Timer::Deadline(pipeline));
         }

@@ -26,6 +26,8 @@ pub(super) enum Timer {
     Delayed(PipelineId),
     /// A job's deadline has come.
     Deadline(PipelineId),
+    /// A schedule names a moment.
+    Schedule(PipelineId),
     /// There are more finished jobs to forget.
     Tidy(PipelineId),
     /// Jobs that were sent to replicas are not all acknowledged.

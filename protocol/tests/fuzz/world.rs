@@ -116,7 +116,7 @@ impl World {
         }
         (0..NODES).for_each(|index| world.connect(index));
         world.run(Duration::from_millis(500));
-        world.ask(0, Request::Apply(pipeline()));
+        world.ask(0, Request::Apply(Box::new(pipeline())));
         world.run(Duration::from_secs(2));
         let job = |text: &str, key: Option<&str>| NewJob {
             options: Default::default(),
@@ -197,7 +197,7 @@ impl World {
     pub(crate) fn clients(&mut self) {
         let mut changed = pipeline();
         changed.replicas = 1 + (self.requests % 3) as u8;
-        self.ask(0, Request::Apply(changed));
+        self.ask(0, Request::Apply(Box::new(changed)));
         self.ask(1, Request::Remove(name("p")));
         let jobs = vec![NewJob {
             key: None,

@@ -54,6 +54,8 @@ pub(crate) enum Fact<'a> {
     Ended { token: Token, failed: bool },
     /// A client hears that its job is taken.
     Acknowledged { receipt: &'a Receipt, job: &'a NewJob },
+    /// The pipeline is known.
+    Applied,
     /// A client wants a job changed.
     Changed { job: JobId, change: &'a Change },
     /// A client hears how far its job is.
@@ -81,6 +83,7 @@ impl Fact<'_> {
             | Self::Overtaken { .. }
             | Self::Changed { .. } => true,
             Self::Up { .. }
+            | Self::Applied
             | Self::Sent { .. }
             | Self::Delivered { .. }
             | Self::Started { .. }
@@ -125,6 +128,7 @@ impl fmt::Display for Fact<'_> {
             Self::Ended { token, failed } => {
                 write!(f, "attempt {token} {}", if *failed { "fails" } else { "ends" })
             }
+            Self::Applied => write!(f, "APPLIED"),
             Self::Changed { job, change } => write!(f, "TO BE CHANGED {job}: {change:?}"),
             Self::Told { at, view } => write!(f, "n{at} TELLS OF {}: {:?}", view.job, view.state),
             Self::Acknowledged { receipt, job } => {

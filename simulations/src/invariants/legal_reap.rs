@@ -32,6 +32,8 @@ pub(super) struct LegalReap {
     /// Those that were seen to be forgotten, and on which disks.
     reaped: BTreeMap<JobId, BTreeSet<DiskId>>,
     strict: bool,
+    /// Whether any disk was lost.
+    lost_disk: bool,
     last_fault: Option<Timestamp>,
     /// Those that were to be tried again: another generation may outlive the mark.
     retried: BTreeSet<JobId>,
@@ -48,6 +50,7 @@ impl LegalReap {
             jobs: Vec::new(),
             reaped: BTreeMap::new(),
             strict: options.is_strict(),
+            lost_disk: false,
             last_fault: None,
             retried: BTreeSet::new(),
         }
@@ -64,7 +67,9 @@ impl LegalReap {
         // A coordinator beyond a cut may not have heard of the end; where only one can act, it has.
         let forgotten = self.reaped.get(&job);
         let here = forgotten.is_some_and(|disks| disks.contains(&seen.nodes[at].config.disk));
-        if here || forgotten.is_some() && (self.strict || self.is_calm(seen)) {
+        // Marks may be lost with all disks that have them.
+        let known = forgotten.is_some() && !self.lost_disk;
+        if here || known && (self.strict || self.is_calm(seen)) {
             return Err(format!("n{at} gives job {job} away, which was forgotten"));
         }
         let calm = self.is_calm(seen);
@@ -90,9 +95,14 @@ impl Invariant for LegalReap {
         if fact.is_fault() {
             self.last_fault = Some(seen.now);
         }
+        self.lost_disk |= matches!(fact, Fact::DiskReplaced { .. } | Fact::Damaged { .. });
         match fact {
             Fact::Acknowledged { receipt, job } => {
                 self.jobs.push(receipt.job);
+                // All who knew of the mark are gone: the key has another job.
+                if !receipt.existed {
+                    self.reaped.remove(&receipt.job);
+                }
                 if job.options.deadline_ms.is_some() {
                     self.may_be_over.insert(receipt.job);
                 }

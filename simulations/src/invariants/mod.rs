@@ -20,6 +20,7 @@ mod one_coordinator;
 mod one_vote;
 mod order;
 mod same_key;
+mod schedules;
 mod terminal_stays;
 
 use std::{collections::BTreeSet, sync::Arc};
@@ -138,6 +139,7 @@ impl Invariants {
                 Box::new(same_key::SameKey::default()),
                 Box::new(legal_reap::LegalReap::new(options)),
                 Box::new(limits::Limits::new(options)),
+                Box::new(schedules::Schedules::new(options)),
                 Box::new(amnesia::Amnesia::new(options)),
                 Box::new(one_coordinator::OneCoordinator::new(options)),
                 Box::new(convergence::Convergence::default()),

@@ -209,7 +209,8 @@ impl Scenario {
         };
         let phases = vec![PhaseInput::named(name("s0"))];
         let settings = Settings { accept: quorum, execute: quorum, ..Settings::default() };
-        let request = Request::Apply(PipelineDef::with(name(PIPELINE), phases, settings)?);
+        let request =
+            Request::Apply(Box::new(PipelineDef::with(name(PIPELINE), phases, settings)?));
         let nodes = (0..self.nodes).map(|at| Arc::new(Node::new(self.config(at))));
         let state = State {
             nodes: nodes.collect(),

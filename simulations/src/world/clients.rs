@@ -9,6 +9,7 @@ use carbonmesh_protocol::{
     io::{Change, Input, NewJob, Refusal, Request, RequestId, Response, Target},
     pipeline::{Keep, KeyedLimit, PhaseInput, PipelineDef, Retention, Settings},
     record::JobOptions,
+    schedule::{Missed, Overlap, Schedule},
 };
 
 use super::{Event, PIPELINE, World, name, node::WALL_START_MS, step_name};
@@ -32,6 +33,19 @@ const SIGNAL: &str = "go";
 /// A job that no worker can do.
 pub(super) const POISON: &[u8] = b"{\"poison\":1}";
 
+/// A job every five seconds.
+pub(crate) fn schedule() -> Schedule {
+    Schedule {
+        name: name("tick"),
+        cron: "*/5 * * * * *".to_owned(),
+        timezone: "UTC".to_owned(),
+        instructions: Bytes::from_static(b"{}"),
+        missed: Missed::Last,
+        overlap: Overlap::Allow,
+        since_ms: 0,
+    }
+}
+
 /// What clients did so far.
 #[derive(Debug, Default)]
 pub(super) struct Clients {
@@ -53,7 +67,7 @@ impl World {
             self.enqueue(jobs, 1);
         } else {
             let definition = self.definition();
-            self.request(Request::Apply(definition));
+            self.request(Request::Apply(Box::new(definition)));
         }
         if self.clients.enqueued < self.options.requests && !self.peace {
             let pace = 2 * self.options.faults_ms / self.options.requests as u64;
@@ -87,7 +101,9 @@ impl World {
             _ => Retention { succeeded: keep, dead: keep, cancelled: keep },
         };
         let (accept, execute) = options.quorums;
-        let settings = Settings { accept, execute, retention, ..Settings::default() };
+        let cron = options.cron && !self.peace;
+        let schedules = cron.then(schedule).into_iter().collect();
+        let settings = Settings { accept, execute, retention, schedules, ..Settings::default() };
         let steps = (0..options.phases).map(step).collect();
         PipelineDef::with(name(PIPELINE), steps, settings).expect("a valid pipeline")
     }
@@ -175,7 +191,12 @@ impl World {
     pub(super) fn reply(&mut self, at: usize, id: RequestId, response: Response) {
         let (jobs, tries) = self.clients.asked.remove(&id).unwrap_or_default();
         match response {
-            Response::Applied { .. } => self.clients.applied = true,
+            Response::Applied { .. } => {
+                if !self.clients.applied {
+                    self.tell(Fact::Applied);
+                }
+                self.clients.applied = true;
+            }
             Response::Enqueued(answers) => {
                 let mut unknown = Vec::new();
                 for (job, answer) in jobs.into_iter().zip(&answers) {
@@ -218,6 +239,14 @@ impl World {
                 of => Change::Retry { from_start: of == 1 },
             };
             self.push(first + then, Event::Change(job, again));
+        }
+    }
+
+    /// In peace a schedule would go on for ever.
+    pub(super) fn end_schedule(&mut self) {
+        if self.options.cron {
+            let definition = self.definition();
+            self.request(Request::Apply(Box::new(definition)));
         }
     }
 

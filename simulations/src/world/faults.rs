@@ -286,6 +286,10 @@ impl World {
     /// No more faults: everybody is there and connected.
     pub(super) fn make_peace(&mut self) {
         self.peace = true;
+        // Whoever is asked first may not know the pipeline yet.
+        for after in [2000, 10_000, 20_000] {
+            self.push(std::time::Duration::from_millis(after), Event::EndSchedule);
+        }
         self.network.heal();
         self.network.heal_one_way();
         for at in 0..self.nodes.len() {

@@ -32,11 +32,12 @@ use crate::{
 };
 
 use clients::Clients;
+pub(crate) use clients::schedule;
 use disk::Disk;
 use faults::Fault;
 use network::Network;
 pub(crate) use network::newer_component;
-pub(crate) use node::Node;
+pub(crate) use node::{Node, WALL_START_MS};
 
 /// The one pipeline's name.
 pub(crate) const PIPELINE: &str = "p";
@@ -119,6 +120,8 @@ pub(crate) enum Event {
     Read(JobId),
     /// A client wants a job changed.
     Change(JobId, Change),
+    /// The pipeline's schedule ends.
+    EndSchedule,
     /// A client has waited long enough for an answer.
     Patience(RequestId),
 }
@@ -329,6 +332,7 @@ impl World {
             Event::Fault(fault) => self.on_fault(fault),
             Event::Backup => self.backup(),
             Event::Read(job) => self.read(job),
+            Event::EndSchedule => self.end_schedule(),
             Event::Change(job, change) => self.change(job, change),
             Event::Leave => self.leave(),
             Event::Gone(at) => self.be_gone(at),

@@ -22,7 +22,7 @@ use carbonmesh_protocol::{
 };
 
 /// The wall clock when a world begins.
-pub(super) const WALL_START_MS: u64 = 1_700_000_000_000;
+pub(crate) const WALL_START_MS: u64 = 1_700_000_000_000;
 
 /// See the [module](self).
 pub(crate) struct Node {

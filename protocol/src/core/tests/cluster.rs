@@ -345,7 +345,7 @@ impl Cluster {
     }
 
     pub(super) fn apply_pipeline(&mut self, index: usize, definition: PipelineDef) {
-        let response = self.request(index, Request::Apply(definition));
+        let response = self.request(index, Request::Apply(Box::new(definition)));
         assert!(matches!(response, Response::Applied { .. }), "{response:?}");
     }
 

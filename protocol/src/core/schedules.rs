@@ -1,0 +1,157 @@
+//! The coordinator enqueues what its pipeline's schedules name.
+//!
+//! Each run is a job whose key is made of the schedule and the moment, so a run is one job whoever
+//! enqueues it, and how often; a coordinator that takes over looks back for what its predecessor
+//! left, and finds by the key what was done. It looks back no further than marks of forgotten jobs
+//! are kept, since beyond that nobody can tell.
+
+use std::time::Duration;
+
+use crate::{
+    id::PipelineId,
+    io::NewJob,
+    record::JobOptions,
+    schedule::{Missed, Overlap, Schedule, Times},
+    store::ReadError,
+};
+
+use super::{Core, timer::Timer};
+
+/// A run that is no later than this was not missed: a coordinator was being elected, say.
+const ON_TIME: Duration = Duration::from_secs(300);
+
+/// The most missed runs that are made good.
+const MOST_MISSED: usize = 100;
+
+/// How many runs before one are looked at for any that is unfinished.
+const LOOK_BACK: usize = 20;
+
+/// How long a run may take to be on disk before it is enqueued again.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// The longest wait before the clock is looked at again.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
+
+impl Core {
+    /// Enqueues what is due. Called each beat, and when a run is due.
+    pub(super) fn run_schedules(&mut self, pipeline: PipelineId) -> Result<(), ReadError> {
+        let schedules = self.current(pipeline).map(|definition| definition.schedules.clone());
+        for schedule in schedules.unwrap_or_default() {
+            // What cannot be read came from a peer that lies: nothing is run for it.
+            if let (true, Ok(times)) = (self.may_change(pipeline), schedule.times()) {
+                self.run_schedule(pipeline, &schedule, &times)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn run_schedule(
+        &mut self,
+        pipeline: PipelineId,
+        schedule: &Schedule,
+        times: &Times,
+    ) -> Result<(), ReadError> {
+        let (now, now_ms) = (self.now, self.wall_ms());
+        let reign = self.groups.get_mut(&pipeline).and_then(|group| group.reign());
+        let Some(reign) = reign else { return Ok(()) };
+        let behind_ms = reign.scheduled.get(&schedule.name).copied();
+        let due = match behind_ms {
+            Some(behind_ms) => self.due_behind(times, behind_ms, now_ms),
+            None => self.due_at_first(schedule, times, now_ms),
+        };
+        let mut behind_ms = behind_ms.unwrap_or(now_ms);
+        let mut waits = false;
+        for at_ms in due {
+            let job = schedule.job(pipeline, at_ms);
+            let done =
+                self.has_job(pipeline, job)? || self.is_left_out(pipeline, schedule, times, at_ms);
+            if !done {
+                if !waits {
+                    behind_ms = behind_ms.min(at_ms - 1);
+                }
+                waits = true;
+                let asked = self.groups.get_mut(&pipeline).and_then(|group| group.reign());
+                let Some(asked) = asked.map(|reign| &mut reign.asked) else { return Ok(()) };
+                if asked.get(&job).is_none_or(|at| *at + PATIENCE <= now) {
+                    asked.insert(job, now);
+                    self.enqueue_run(pipeline, schedule, at_ms)?;
+                }
+            } else if !waits {
+                behind_ms = behind_ms.max(at_ms);
+            }
+        }
+        let next_ms = times.after(now_ms).unwrap_or(u64::MAX);
+        let wait = Duration::from_millis(next_ms.saturating_sub(now_ms)).min(LONGEST_WAIT);
+        if let Some(reign) = self.groups.get_mut(&pipeline).and_then(|group| group.reign()) {
+            reign.scheduled.insert(schedule.name.clone(), behind_ms);
+            if !waits {
+                reign.asked.clear();
+            }
+        }
+        self.arm(wait, Timer::Schedule(pipeline));
+        Ok(())
+    }
+
+    /// The runs behind a moment, up to now.
+    fn due_behind(&self, times: &Times, behind_ms: u64, now_ms: u64) -> Vec<u64> {
+        let next = |at: &u64| times.after(*at);
+        let due = std::iter::successors(times.after(behind_ms), next);
+        due.take_while(|at| *at <= now_ms).take(MOST_MISSED).collect()
+    }
+
+    /// What a coordinator that begins has to see to: runs that are on time, and of those that were
+    /// missed what the schedule says.
+    fn due_at_first(&self, schedule: &Schedule, times: &Times, now_ms: u64) -> Vec<u64> {
+        let known = self.config.timing.tombstones;
+        let earliest = |ago: Duration| now_ms.saturating_sub(ago.as_millis() as u64);
+        let from_ms = schedule.since_ms.max(earliest(known));
+        let before = |at: &u64| times.until(at.checked_sub(1)?);
+        let back = std::iter::successors(times.until(now_ms), before);
+        let back = back.take_while(|at| *at > from_ms).take(MOST_MISSED);
+        let on_time = earliest(ON_TIME);
+        let mut due: Vec<u64> = back
+            .enumerate()
+            .take_while(|(nth, at)| match schedule.missed {
+                _ if *at >= on_time => true,
+                Missed::Skip => false,
+                Missed::Last => *nth == 0,
+                Missed::All => true,
+            })
+            .map(|(_, at)| at)
+            .collect();
+        due.reverse();
+        due
+    }
+
+    /// Whether a run is left out, since one before is not finished.
+    fn is_left_out(
+        &self,
+        pipeline: PipelineId,
+        schedule: &Schedule,
+        times: &Times,
+        at_ms: u64,
+    ) -> bool {
+        let Some(group) = self.groups.get(&pipeline) else { return false };
+        let before = |at: &u64| times.until(at.checked_sub(1)?);
+        let unfinished = |at: u64| {
+            let entry = group.jobs.get(&schedule.job(pipeline, at));
+            entry.is_some_and(|entry| !entry.record.is_over())
+        };
+        schedule.overlap == Overlap::Skip
+            && std::iter::successors(before(&at_ms), before).take(LOOK_BACK).any(unfinished)
+    }
+
+    fn enqueue_run(
+        &mut self,
+        pipeline: PipelineId,
+        schedule: &Schedule,
+        at_ms: u64,
+    ) -> Result<(), ReadError> {
+        let job = NewJob {
+            key: Some(schedule.key(at_ms)),
+            options: JobOptions::default(),
+            instructions: schedule.instructions.clone(),
+        };
+        self.enqueue_for(None, pipeline, vec![job])
+    }
+}

@@ -1,0 +1,63 @@
+//! SCHEDULES: every run that a schedule names while it is in force is a job, whoever coordinates; its
+//! key makes it one.
+
+use carbonmesh_protocol::{id::JobId, time::Timestamp};
+
+use super::{Fact, Invariant, Seen, Verdict};
+use crate::{Options, world::WALL_START_MS};
+
+/// How far clocks may be apart, with all that a run may be late when it is taken off.
+const SLACK_MS: u64 = 30_000;
+
+/// How often the worlds' schedule has a run.
+const EVERY_MS: u64 = 5000;
+
+pub(super) struct Schedules {
+    /// Whether there is one, and no disk is lost with what it held.
+    checked: bool,
+    applied: Option<Timestamp>,
+    lost_disk: bool,
+    faults_ms: u64,
+}
+
+impl Schedules {
+    pub(super) fn new(options: &Options) -> Self {
+        Self {
+            checked: options.cron && !options.expires(),
+            applied: None,
+            lost_disk: false,
+            faults_ms: options.faults_ms,
+        }
+    }
+}
+
+impl Invariant for Schedules {
+    fn name(&self) -> &'static str {
+        "schedules"
+    }
+
+    fn see(&mut self, seen: &Seen<'_>, fact: &Fact<'_>) -> Verdict {
+        match fact {
+            Fact::Applied => self.applied = Some(seen.now),
+            Fact::DiskReplaced { .. } | Fact::Damaged { .. } => self.lost_disk = true,
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self, seen: &Seen<'_>) -> Verdict {
+        let Some(applied) = self.applied.filter(|_| self.checked && !self.lost_disk) else {
+            return Ok(());
+        };
+        let first = WALL_START_MS + applied.as_millis() + 2 * EVERY_MS;
+        let last = (WALL_START_MS + self.faults_ms).saturating_sub(SLACK_MS);
+        for at_ms in (first..last).filter(|at_ms| at_ms.is_multiple_of(EVERY_MS)) {
+            let schedule = crate::world::schedule();
+            let job: JobId = schedule.job(seen.pipeline, at_ms);
+            if !(0..seen.nodes.len()).any(|at| seen.has_on_disk(at, job)) {
+                return Err(format!("there is no run {}", schedule.key(at_ms)));
+            }
+        }
+        Ok(())
+    }
+}
