@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use serde_json::Value;
+
 use super::*;
 
 fn definition(json: &str) -> Result<PipelineDef, DocumentError> {
@@ -96,4 +98,52 @@ fn broken_syntax_is_told_from_a_wrong_shape() {
     assert!(matches!(definition("{\"name\": "), Err(DocumentError::Syntax(_))));
     assert!(matches!(definition(r#"{"name":"p","phases":7}"#), Err(DocumentError::Shape(_))));
     assert!(matches!(definition(r#"{"name":"p","phases":[7]}"#), Err(DocumentError::Shape(_))));
+}
+
+/// Users copy from there: what it says has to be what is read.
+#[test]
+fn the_documented_pipeline_is_read_and_reads_back() {
+    let text = include_str!("../../../docs/pipelines.md");
+    let example = text.split("```toml").nth(1).and_then(|rest| rest.split("```").next());
+    let document = PipelineDocument::from_toml(example.expect("an example")).expect("TOML");
+    let pipeline = document.definition().expect("valid");
+    assert_eq!(pipeline.phases.len(), 5);
+    assert_eq!(pipeline.schedules.len(), 1);
+    let back = PipelineDocument::from(&pipeline);
+    assert_eq!(back.definition().as_ref(), Ok(&pipeline));
+    let json = serde_json::to_string(&back).expect("JSON");
+    assert_eq!(definition(&json).as_ref(), Ok(&pipeline));
+    let keys: Value = serde_json::to_value(&document).expect("JSON");
+    for key in keys.as_object().expect("an object").keys() {
+        assert!(text.contains(&format!("`{key}`")), "docs/pipelines.md does not describe `{key}`");
+    }
+}
+
+#[test]
+fn what_new_keys_say_is_refused_with_the_place() {
+    let with = |keys: &str| format!(r#"{{"name":"p","phases":["a"],{keys}}}"#);
+    let phase = |keys: &str| format!(r#"{{"name":"p","phases":[{{"name":"a",{keys}}}]}}"#);
+    let cases = [
+        (with(r#""timeout":"soon""#), "timeout: `soon` is no duration"),
+        (with(r#""fair_by":"tenant""#), "fair_by `tenant` is no JSON Pointer"),
+        (with(r#""retention":{"dead":{"age":"old"}}"#), "retention.dead.age: "),
+        (with(r#""schedules":[{"name":"n","cron":"61 * * * *"}]"#), "schedules[0].cron: "),
+        (
+            with(r#""schedules":[{"name":"n","cron":"@daily","timezone":"Here"}]"#),
+            "schedules[0].timezone: `Here`",
+        ),
+        (phase(r#""rate":{"count":0,"per":"1s"}"#), "phases[0].rate.count is 0"),
+        (phase(r#""rate":{"count":1,"per":"0s"}"#), "phases[0].rate.per: "),
+        (phase(r#""limit":{"key":"k","running":1}"#), "phases[0].limit.key `k`"),
+        (phase(r#""limit":{"key":"/k","running":0}"#), "phases[0].limit.running is 0"),
+        (phase(r#""wait_for":"go","rate":{"count":1,"per":"1s"}"#), "it can have no rate"),
+        (
+            phase(r#""backoff":{"jitter_percent":101}"#),
+            "phases[0].backoff.jitter in percent is 101",
+        ),
+    ];
+    for (json, part) in cases {
+        let error = refusal(&json);
+        assert!(error.contains(part), "{json}: {error}");
+    }
 }

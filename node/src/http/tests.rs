@@ -9,7 +9,7 @@ use std::{
 
 use carbonmesh_protocol::{
     id::{JobId, PipelineId},
-    io::{Refusal, Request, Response},
+    io::{Change, Changed, Refusal, Request, Response, Target},
     view::{JobState, JobSummary},
 };
 use reqwest::{Body, Client, Method, RequestBuilder, header::HeaderMap};
@@ -316,4 +316,75 @@ async fn a_node_that_has_stopped_says_so() {
     cancel.cancel();
     let ended = tokio::time::timeout(Duration::from_secs(10), server).await;
     assert!(ended.expect("in time").expect("no panic").is_ok());
+}
+
+#[tokio::test]
+async fn jobs_are_changed_one_by_one_and_by_state() {
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let log = asked.clone();
+    let url = node(move |request| {
+        log.lock().expect("no panic").push(request);
+        Response::Changed(Changed { count: 1, next: Some(some_job()) })
+    })
+    .await;
+    let job = some_job();
+    let send = |path: String, body: &'static str| post(&format!("{url}{path}"), JSON, body);
+    for (path, body) in [
+        (format!("/v1/jobs/{job}/cancel"), r#"{"reason":"why"}"#),
+        (format!("/v1/jobs/{job}/retry"), r#"{"from_start":true}"#),
+        (format!("/v1/jobs/{job}/signals/go"), r#"{"by":"me"}"#),
+        (format!("/v1/jobs/{job}/signals/go?fail=no"), ""),
+        ("/v1/pipelines/p/retry?state=dead&limit=5".to_owned(), ""),
+    ] {
+        let (status, _, body) = json_of(send(path.clone(), body)).await;
+        assert_eq!((status, body), (200, json!({"changed": 1, "next": job.to_string()})), "{path}");
+    }
+    let discarded = client().delete(format!("{url}/v1/jobs/{job}")).send().await;
+    assert_eq!(discarded.expect("an answer").status(), 204);
+    let name = |text: &str| fake::name(text);
+    let one = |change| Request::Change { target: Target::Job(job), change };
+    let (pipeline, state) = (name("p"), JobState::Dead);
+    let expected = [
+        one(Change::Cancel { reason: "why".into() }),
+        one(Change::Retry { from_start: true }),
+        one(Change::Signal { name: name("go"), data: Ok(r#"{"by":"me"}"#.into()) }),
+        one(Change::Signal { name: name("go"), data: Err("no".into()) }),
+        Request::Change {
+            target: Target::Jobs { pipeline, state, after: None, limit: 5 },
+            change: Change::Retry { from_start: false },
+        },
+        one(Change::Discard),
+    ];
+    assert_eq!(*asked.lock().expect("no panic"), expected);
+}
+
+#[tokio::test]
+async fn changes_and_dates_that_cannot_be_are_refused() {
+    let url = silent().await;
+    let job = some_job();
+    let cases = [
+        ("/v1/pipelines/p/retry".to_owned(), "", "bad-query", "state: "),
+        ("/v1/pipelines/p/cancel?state=old".to_owned(), "", "bad-query", "old"),
+        (format!("/v1/jobs/{job}/cancel"), "{\"why\":1}", "bad-json", "unknown field `why`"),
+        (format!("/v1/jobs/{job}/signals/-"), "", "bad-path", "name `-`"),
+        (
+            "/v1/pipelines/p/jobs?delay=1s&run_at=2030-01-01T00:00:00Z".into(),
+            "{}",
+            "bad-query",
+            "delay",
+        ),
+        (
+            "/v1/pipelines/p/jobs?deadline=2020-01-01T00:00:00Z".into(),
+            "{}",
+            "bad-query",
+            "deadline",
+        ),
+        ("/v1/pipelines/p/jobs?run_at=tomorrow".into(), "{}", "bad-query", "run_at"),
+        ("/v1/pipelines/p/jobs?priority=101".into(), "{}", "bad-query", "priority"),
+    ];
+    for (path, body, kind, part) in cases {
+        let found = problem(post(&format!("{url}{path}"), JSON, body)).await;
+        assert_eq!((found.0, found.1.as_str()), (400, kind), "{path}");
+        assert!(found.2.contains(part), "{path}: {}", found.2);
+    }
 }
