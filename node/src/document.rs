@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 pub use duration::{DurationError, format_duration, parse_duration};
-pub use instructions::{Instructions, InstructionsError, merge_instructions};
+pub use instructions::{Instructions, InstructionsError, merge_instructions, name_results};
 pub use phase::{BackoffDocument, LimitDocument, PhaseDocument, PhaseItem, RateDocument};
 pub use retention::{KeepDocument, RetentionDocument};
 pub use schedule::ScheduleDocument;

@@ -127,6 +127,8 @@ pub struct Attempt {
     pub instructions: Bytes,
     /// What the phases before it gave, in order, to be merged into the instructions.
     pub results: Vec<Bytes>,
+    /// Where they are not to be merged: the phases' names, in the same order.
+    pub names: Option<Vec<Name>>,
 }
 
 /// How an attempt ended.

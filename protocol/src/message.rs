@@ -143,7 +143,7 @@ pub enum Message {
         results: Vec<StoreResult>,
     },
     /// Run this.
-    Assign(Assignment),
+    Assign(Box<Assignment>),
     /// The worker cannot.
     Declined(Token),
     /// It has ended.
@@ -414,10 +414,12 @@ pub struct Assignment {
     pub timeout: Option<Duration>,
     /// The job's idempotency key.
     pub key: Option<String>,
-    /// What was enqueued.
+    /// What was enqueued, as far as the phase gets it.
     pub instructions: Bytes,
-    /// What the phases before it gave.
+    /// What the phases before it gave, as far as it gets that.
     pub results: Vec<Bytes>,
+    /// Where the phase wants these by name: their names, in the same order.
+    pub names: Option<Vec<Name>>,
 }
 
 /// The end of an attempt, from its worker to the coordinator.

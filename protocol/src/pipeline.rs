@@ -90,12 +90,27 @@ pub struct PhaseDef {
     pub timeout: Option<Duration>,
     /// How long after its first attempt began the phase may be tried again.
     pub total_timeout: Option<Duration>,
+    /// What it gets to work on.
+    pub input: PhaseInputMode,
     /// The signal whose data is its result; no worker is needed then.
     pub wait_for: Option<Name>,
     /// How many attempts may begin in a time.
     pub rate: Option<Rate>,
     /// How many attempts there may be at once for jobs that have one value in common.
     pub limit: Option<KeyedLimit>,
+}
+
+/// What a phase gets to work on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PhaseInputMode {
+    /// The instructions, with the results of all phases before merged into them.
+    #[default]
+    Merge,
+    /// The results of the phases right before, merged; the instructions only where there are none.
+    Replace,
+    /// The instructions and each result of a phase before, under its name.
+    Named,
 }
 
 /// So many in a time.
@@ -290,6 +305,8 @@ pub struct PhaseInput {
     pub timeout: Option<Duration>,
     /// See [`PhaseDef::total_timeout`].
     pub total_timeout: Option<Duration>,
+    /// See [`PhaseDef::input`].
+    pub input: PhaseInputMode,
     /// See [`PhaseDef::wait_for`].
     pub wait_for: Option<Name>,
     /// See [`PhaseDef::rate`].
@@ -309,6 +326,7 @@ impl PhaseInput {
             backoff: Backoff::DEFAULT,
             timeout: None,
             total_timeout: None,
+            input: PhaseInputMode::Merge,
             wait_for: None,
             rate: None,
             limit: None,
@@ -418,6 +436,7 @@ impl PipelineDef {
                     backoff: input.backoff,
                     timeout: input.timeout,
                     total_timeout: input.total_timeout,
+                    input: input.input,
                     wait_for: input.wait_for,
                     rate: input.rate,
                     limit: input.limit,
@@ -528,6 +547,9 @@ fn check_schedules(pipeline: &Name, schedules: &[Schedule]) -> Result<(), Pipeli
     for (position, schedule) in schedules.iter().enumerate() {
         let taken = schedules[..position].iter().any(|it| it.name == schedule.name);
         let wrong = match schedule.times() {
+            Ok(times) if times.after(0).is_none() => {
+                ("cron", format!("`{}` names no moment that ever comes", schedule.cron))
+            }
             Ok(_) if taken => ("name", format!("`{}` is taken by an earlier one", schedule.name)),
             Ok(_) => continue,
             Err(wrong) => wrong,

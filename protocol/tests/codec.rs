@@ -116,7 +116,7 @@ fn messages() -> Vec<Message> {
             refused: vec![],
             attempts: vec![held],
         }),
-        Message::Assign(Assignment {
+        Message::Assign(Box::new(Assignment {
             token: token(),
             pipeline: pipeline(),
             name: name("p"),
@@ -129,7 +129,8 @@ fn messages() -> Vec<Message> {
             key: None,
             instructions: Bytes::from_static(b"{}"),
             results: vec![Bytes::from_static(b"{}")],
-        }),
+            names: Some(vec![name("a")]),
+        })),
         Message::Completed(Completion {
             token: token(),
             pipeline: pipeline(),

@@ -275,3 +275,32 @@ async fn a_schedule_skips_and_doubles_no_run_when_its_coordinator_is_killed() {
     let whole = &seconds[..seconds.len() - 2];
     assert!(whole.windows(2).all(|pair| pair[1] == pair[0] + 1), "{keys:?}");
 }
+
+#[tokio::test]
+async fn branches_run_beside_each_other_and_a_join_has_each_result_by_name() {
+    let mut world = World::default();
+    let both = world.cluster.folder().join("both");
+    // Each branch ends only when the other has begun.
+    let branch = format!(
+        "mkdir -p {0}; touch {0}/$CARBONMESH_STEP; until [ $(ls {0} | wc -l) = 2 ]; do sleep 0.01; \
+         done; echo \"{{\\\"from\\\": \\\"$CARBONMESH_STEP\\\"}}\"",
+        both.display()
+    );
+    for name in NAMES {
+        let join = "[phases.join]\ncommand = ['sh', '-c', 'cat']\n";
+        let config = world.phase(name, "branch", &branch) + join;
+        world.start(name, "", config);
+    }
+    world.await_members("a", 3).await;
+    let branch = |name: &str| json!({ "name": name, "phase": "branch", "after": [] });
+    let join = json!({ "name": "join", "after": ["left", "right"], "input": "named" });
+    applied(&world, json!({ "phases": [branch("left"), branch("right"), join] })).await;
+    let api = world.api("b");
+    let id = enqueued(&api, &json!({ "n": 1 }), "").await;
+    let done = await_state(&api, &id, "succeeded").await;
+    let expected = json!({
+        "instructions": { "n": 1 },
+        "results": { "left": { "from": "left" }, "right": { "from": "right" } }
+    });
+    assert_eq!(done["invocations"][2]["result"], expected, "{done}");
+}

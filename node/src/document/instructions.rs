@@ -85,6 +85,37 @@ pub fn merge_instructions(
     Ok(compact(&json))
 }
 
+/// What a phase gets that wants each result by itself: `{"instructions": ..., "results": {NAME: ...}}`.
+/// One line of JSON.
+///
+/// # Errors
+/// A part is no JSON.
+pub fn name_results<'a, N: AsRef<str> + 'a>(
+    instructions: &[u8],
+    results: impl Iterator<Item = (N, &'a Bytes)>,
+) -> Result<Vec<u8>, InstructionsError> {
+    #[derive(serde::Serialize)]
+    struct Named<'a> {
+        instructions: &'a RawValue,
+        results: BTreeMap<String, &'a RawValue>,
+    }
+    fn part<'a>(json: &'a [u8], name: &str) -> Result<&'a RawValue, InstructionsError> {
+        serde_json::from_slice(json).map_err(|error| InstructionsError::Merge {
+            part: name.to_owned(),
+            reason: error.to_string(),
+        })
+    }
+    let results = results.map(|(name, json)| {
+        let name = name.as_ref();
+        Ok((name.to_owned(), part(json, name)?))
+    });
+    let results = results.collect::<Result<_, InstructionsError>>()?;
+    let named = Named { instructions: part(instructions, "instructions")?, results };
+    let json =
+        serde_json::to_vec(&named).map_err(|error| InstructionsError::Syntax(error.to_string()))?;
+    Ok(compact(&json))
+}
+
 fn merge_part<'a>(
     merged: &mut BTreeMap<String, &'a RawValue>,
     json: &'a [u8],
@@ -161,6 +192,11 @@ mod tests {
 
     #[test]
     fn a_result_that_is_no_object_is_named() {
+        let results = [Bytes::from("{\"x\": 1}"), Bytes::from("{}")];
+        let named = ["a", "b"].into_iter().zip(&results);
+        let named = name_results(br#"{"a":1}"#, named).expect("objects");
+        let text = String::from_utf8(named).expect("text");
+        assert_eq!(text, r#"{"instructions":{"a":1},"results":{"a":{"x":1},"b":{}}}"#);
         let error = merge_instructions(b"{}", &[Bytes::from("{}"), Bytes::from("7")]);
         let error = error.expect_err("a number").to_string();
         assert!(error.starts_with("results[1] cannot be merged"), "{error}");

@@ -2,7 +2,9 @@
 
 use std::{fmt, time::Duration};
 
-use carbonmesh_protocol::pipeline::{Backoff, KeyedLimit, PhaseDef, PhaseInput, PipelineDef, Rate};
+use carbonmesh_protocol::pipeline::{
+    Backoff, KeyedLimit, PhaseDef, PhaseInput, PhaseInputMode, PipelineDef, Rate,
+};
 use serde::{
     Deserialize, Deserializer, Serialize,
     de::{MapAccess, Visitor, value::MapAccessDeserializer},
@@ -45,6 +47,9 @@ pub struct PhaseDocument {
     /// How long after its first attempt began the phase may be tried again; for ever unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub total_timeout: Option<String>,
+    /// What the phase gets to work on: `merge`, `replace` or `named`; `merge` unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub input: Option<PhaseInputMode>,
     /// The signal whose data is the phase's result; no worker runs it then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wait_for: Option<String>,
@@ -120,6 +125,7 @@ impl PhaseItem {
             }),
             timeout: phase.timeout.map(format_duration),
             total_timeout: phase.total_timeout.map(format_duration),
+            input: Some(phase.input).filter(|input| *input != PhaseInputMode::default()),
             wait_for: phase.wait_for.as_ref().map(ToString::to_string),
             rate: phase
                 .rate
@@ -187,6 +193,7 @@ impl PhaseDocument {
             },
             timeout: timeout.transpose()?,
             total_timeout: total_timeout.transpose()?,
+            input: self.input.unwrap_or_default(),
             wait_for: wait_for.transpose()?,
             rate: rate.transpose()?,
             limit: self

@@ -1,11 +1,11 @@
 //! What one attempt knows of itself.
 
-use carbonmesh_protocol::{id::JobId, io::Attempt};
+use carbonmesh_protocol::{id::JobId, io::Attempt, name::Name};
 use tokio_util::sync::CancellationToken;
 use tracing::{Span, info};
 
 use super::{Fields, PhaseError};
-use crate::document::merge_instructions;
+use crate::document::{merge_instructions, name_results};
 
 /// See the [module](self).
 #[derive(Clone, Debug)]
@@ -66,8 +66,15 @@ impl PhaseContext {
     /// # Errors
     /// They are no JSON object.
     pub fn instructions_json(&self) -> Result<Vec<u8>, PhaseError> {
-        merge_instructions(&self.attempt.instructions, &self.attempt.results)
-            .map_err(|error| PhaseError::Fatal(error.to_string()))
+        let Attempt { instructions, results, names, .. } = &self.attempt;
+        match names {
+            None => merge_instructions(instructions, results),
+            Some(names) => {
+                let names = names.iter().map(Name::as_str);
+                name_results(instructions, names.zip(results))
+            }
+        }
+        .map_err(|error| PhaseError::Fatal(error.to_string()))
     }
 
     /// Cancelled when nobody wants the attempt's end any more, or its time is over.

@@ -22,6 +22,7 @@ use tokio::{
 use tracing::info;
 
 use super::{Fields, Phase, PhaseContext, PhaseError, groups::Group};
+use crate::document::parse_duration;
 
 /// How long a group may take to end after SIGTERM before it gets SIGKILL.
 const TERM_GRACE: Duration = Duration::from_secs(2);
@@ -194,8 +195,18 @@ impl ExecPhase {
         };
         let error = if log.is_empty() { ended } else { format!("{ended}: {log}") };
         let fatal = status.code().is_some_and(|code| self.0.no_retry_codes.contains(&code));
-        Err(if fatal { PhaseError::Fatal(error) } else { PhaseError::Retry(error) })
+        Err(match (fatal, retry_after(output)) {
+            (true, _) => PhaseError::Fatal(error),
+            (false, Some(after)) => PhaseError::RetryAfter(error, after),
+            (false, None) => PhaseError::Retry(error),
+        })
     }
+}
+
+/// How long a command that failed wants the next attempt to wait, if it says so in what it printed.
+fn retry_after(output: &[u8]) -> Option<Duration> {
+    let fields: Fields = serde_json::from_slice(output).ok()?;
+    parse_duration(fields.get("retry_after")?.as_str()?).ok()
 }
 
 /// Ends a command's group: first gently.

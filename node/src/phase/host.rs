@@ -206,6 +206,9 @@ pub(super) fn concluded(result: Result<Fields, PhaseError>, limit: usize) -> Out
         Err(PhaseError::Retry(error)) => {
             Outcome::Failed { error: bounded(error), retry: true, after: None }
         }
+        Err(PhaseError::RetryAfter(error, after)) => {
+            Outcome::Failed { error: bounded(error), retry: true, after: Some(after) }
+        }
         Err(PhaseError::Fatal(error)) => {
             Outcome::Failed { error: bounded(error), retry: false, after: None }
         }

@@ -31,6 +31,10 @@ pub enum PhaseError {
     /// Another attempt may do better.
     #[error("{0}")]
     Retry(String),
+    /// Another attempt may do better, but not before this time is over; it takes the place of the
+    /// pipeline's backoff.
+    #[error("{0}")]
+    RetryAfter(String, Duration),
     /// No other attempt will do better.
     #[error("{0}")]
     Fatal(String),

@@ -26,6 +26,7 @@ fn attempt(timeout: Option<Duration>) -> Attempt {
         key: None,
         instructions: bytes::Bytes::from_static(br#"{"a":1}"#),
         results: vec![bytes::Bytes::from_static(br#"{"b":2}"#)],
+        names: None,
     }
 }
 
@@ -82,6 +83,18 @@ async fn exit_codes_say_whether_to_try_again() {
     assert_eq!((error.as_str(), retry), ("exit code 65", false));
     let (error, retry) = failed(run(sh("kill -SEGV $$"), None).await);
     assert!(error.contains("SIGSEGV") && retry, "{error}");
+}
+
+#[tokio::test]
+async fn a_command_that_fails_may_say_when_to_try_again() {
+    let after = async |script: &str| match run(sh(script), None).await {
+        Outcome::Failed { after, retry, .. } => (retry, after),
+        other => panic!("{other:?}"),
+    };
+    let says = "echo '{\"retry_after\": \"30s\"}'; ";
+    assert_eq!(after(&format!("{says} exit 1")).await, (true, Some(Duration::from_secs(30))));
+    assert_eq!(after(&format!("{says} exit 65")).await, (false, None));
+    assert_eq!(after("echo '{\"retry_after\": 30}'; exit 1").await, (true, None));
 }
 
 #[tokio::test]

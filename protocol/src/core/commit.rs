@@ -463,7 +463,7 @@ impl Core {
     pub(super) fn let_go(&mut self, held: Held) {
         match held {
             Held::Effect(effect) => self.effects.push_back(effect),
-            Held::Assign { to, assignment } => self.hand_over(to, *assignment),
+            Held::Assign { to, assignment } => self.hand_over(to, assignment),
             Held::OwnVote { pipeline, term } => self.on_own_vote(pipeline, term),
             Held::Adopted { pipeline, term } => self.on_adopted(pipeline, term),
             Held::Stored { store, results } => self.on_stored_here(store, results),

@@ -10,12 +10,14 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
+
 use crate::{
     id::{JobId, NodeId, PipelineId, Token},
     message::{Assignment, Message},
     mutant::Mutant,
     name::Name,
-    pipeline::{PhaseDef, PipelineDef},
+    pipeline::{PhaseDef, PhaseInputMode, PipelineDef},
     record::{Control, JobRecord, Progress},
 };
 
@@ -261,10 +263,10 @@ impl Core {
             deadline: None,
         };
         self.add_running(pipeline, token, running);
+        let assignment = Box::new(assignment);
         if self.has(Mutant::AssignBeforeDurable) {
             return self.hand_over(worker, assignment);
         }
-        let assignment = Box::new(assignment);
         self.hold_until_durable(pipeline, Held::Assign { to: worker, assignment });
     }
 
@@ -280,6 +282,15 @@ impl Core {
         let spec = record.spec.as_ref()?;
         let definition = self.definition(pipeline, spec.revision)?;
         let phase = definition.phases.get(usize::from(step))?;
+        let replaces = phase.input == PhaseInputMode::Replace && !phase.after.is_empty();
+        let (instructions, before) = match replaces {
+            true => {
+                (Bytes::from_static(b"{}"), phase.after.iter().map(|at| (*at).into()).collect())
+            }
+            false => (spec.instructions.clone(), definition.ancestors(step.into())),
+        };
+        let named = phase.input == PhaseInputMode::Named;
+        let name = |at: &usize| definition.phases[*at].name.clone();
         Some(Assignment {
             token,
             pipeline,
@@ -291,8 +302,9 @@ impl Core {
             number: record.controls.get(&step)?.attempt_count,
             timeout: self.time_left(record.controls.get(&step)?, phase),
             key: spec.key.clone(),
-            instructions: spec.instructions.clone(),
-            results: results(record, &definition.ancestors(step.into())),
+            instructions,
+            results: results(record, &before),
+            names: named.then(|| before.iter().map(name).collect()),
         })
     }
 
@@ -304,21 +316,21 @@ impl Core {
     }
 
     /// The attempt is durable: its worker may begin, unless things have changed since.
-    pub(super) fn hand_over(&mut self, to: NodeId, assignment: Assignment) {
+    pub(super) fn hand_over(&mut self, to: NodeId, assignment: Box<Assignment>) {
         let sequence = self.beats.sequence();
         let reign = self.groups.get_mut(&assignment.pipeline).and_then(|group| group.reign());
         let Some(running) = reign.and_then(|reign| reign.running.get_mut(&assignment.token)) else {
             return;
         };
         running.after_beat = Some(sequence);
-        let Assignment { pipeline, job, step, token, .. } = assignment;
+        let Assignment { pipeline, job, step, token, .. } = *assignment;
         if !self.may_act(pipeline) || !self.is_wanted(pipeline, job, step, token) {
             // Its lease ran out while this became durable, and another may have taken over; or it was
             // cancelled; or what it comes after is to be done again.
             return self.give_back(assignment.pipeline, assignment.token);
         }
         if to == self.me() {
-            self.on_assign(to, assignment);
+            self.on_assign(to, *assignment);
         } else {
             self.send(to, Message::Assign(assignment));
         }

@@ -221,12 +221,21 @@ pub(super) struct Reign {
     pub(super) deadlines: BTreeSet<(Timestamp, JobId)>,
     /// The jobs in there.
     pub(super) dated: BTreeMap<JobId, Timestamp>,
-    /// By schedule, the moment up to which all its runs are seen to (ms since 1970).
-    pub(super) scheduled: BTreeMap<Name, u64>,
+    /// How far each schedule is.
+    pub(super) scheduled: BTreeMap<Name, Scheduled>,
     /// Runs that were enqueued and are not on disk yet, and when.
     pub(super) asked: BTreeMap<JobId, Timestamp>,
     /// What a strict group needs beside.
     pub(super) strict: StrictReign,
+}
+
+/// How far a schedule is, in ms since 1970.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Scheduled {
+    /// The moment up to which all its runs are seen to.
+    pub(super) behind_ms: u64,
+    /// When it is looked at again.
+    pub(super) next_ms: u64,
 }
 
 /// How far a replica is.

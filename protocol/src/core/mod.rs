@@ -305,7 +305,7 @@ impl Core {
             Message::Stored { store, copies, results } => {
                 self.on_stored(from, store, copies, results);
             }
-            Message::Assign(assignment) => self.on_assign(from, assignment),
+            Message::Assign(assignment) => self.on_assign(from, *assignment),
             Message::Declined(token) => self.on_declined(from, token),
             Message::Completed(completion) => self.on_completed(from, completion)?,
             Message::CompletionAck(token) => self.worker_forget(token),

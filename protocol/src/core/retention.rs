@@ -170,8 +170,10 @@ impl Core {
             group.finished.remove(End::Reaped, record.digest() ^ job_hash(job));
             group.finished_dirty = true;
             gone.insert(job);
-            let key = component_key(pipeline, job, REAPED);
-            self.write(Write::Delete { table: Table::Jobs, key });
+            for tag in record.tags() {
+                let key = component_key(pipeline, job, tag);
+                self.write(Write::Delete { table: Table::Jobs, key });
+            }
             let key = ended_key(pipeline, End::Reaped as u8, at_ms, job);
             self.write(Write::Delete { table: Table::Ended, key });
         }

@@ -15,7 +15,11 @@ use crate::{
     store::ReadError,
 };
 
-use super::{Core, timer::Timer};
+use super::{
+    Core,
+    group::{Role, Scheduled},
+    timer::Timer,
+};
 
 /// A run that is no later than this was not missed: a coordinator was being elected, say.
 const ON_TIME: Duration = Duration::from_secs(300);
@@ -38,11 +42,23 @@ impl Core {
         let schedules = self.current(pipeline).map(|definition| definition.schedules.clone());
         for schedule in schedules.unwrap_or_default() {
             // What cannot be read came from a peer that lies: nothing is run for it.
-            if let (true, Ok(times)) = (self.may_change(pipeline), schedule.times()) {
+            if self.is_due(pipeline, &schedule)
+                && let Ok(times) = schedule.times()
+            {
                 self.run_schedule(pipeline, &schedule, &times)?;
             }
         }
         Ok(())
+    }
+
+    /// Whether a schedule has to be looked at.
+    fn is_due(&self, pipeline: PipelineId, schedule: &Schedule) -> bool {
+        let Some(Role::Coordinator(reign)) = self.groups.get(&pipeline).map(|group| &group.role)
+        else {
+            return false;
+        };
+        let known = reign.scheduled.get(&schedule.name);
+        known.is_none_or(|it| it.next_ms <= self.wall_ms()) && self.may_act(pipeline)
     }
 
     fn run_schedule(
@@ -54,7 +70,7 @@ impl Core {
         let (now, now_ms) = (self.now, self.wall_ms());
         let reign = self.groups.get_mut(&pipeline).and_then(|group| group.reign());
         let Some(reign) = reign else { return Ok(()) };
-        let behind_ms = reign.scheduled.get(&schedule.name).copied();
+        let behind_ms = reign.scheduled.get(&schedule.name).map(|it| it.behind_ms);
         let due = match behind_ms {
             Some(behind_ms) => self.due_behind(times, behind_ms, now_ms),
             None => self.due_at_first(schedule, times, now_ms),
@@ -83,7 +99,8 @@ impl Core {
         let next_ms = times.after(now_ms).unwrap_or(u64::MAX);
         let wait = Duration::from_millis(next_ms.saturating_sub(now_ms)).min(LONGEST_WAIT);
         if let Some(reign) = self.groups.get_mut(&pipeline).and_then(|group| group.reign()) {
-            reign.scheduled.insert(schedule.name.clone(), behind_ms);
+            let next_ms = if waits { now_ms } else { next_ms };
+            reign.scheduled.insert(schedule.name.clone(), Scheduled { behind_ms, next_ms });
             if !waits {
                 reign.asked.clear();
             }

@@ -134,6 +134,7 @@ impl Core {
             key: assignment.key,
             instructions: assignment.instructions,
             results: assignment.results,
+            names: assignment.names,
         });
         host.queue.push_back(token);
         let held = Held { pipeline, job, step, token };

@@ -75,7 +75,7 @@ impl Invariant for OneCoordinator {
         match fact {
             Fact::Sent { at, message: Message::Assign(assignment), .. } => {
                 self.acts("dispatches", assignment.token.term)?;
-                let Assignment { token, job, step, .. } = assignment;
+                let Assignment { token, job, step, .. } = &**assignment;
                 is_committed(seen, *at, *job, "gives away", |record| {
                     record.controls.get(step).is_some_and(|control| {
                         control.attempts.iter().any(|attempt| attempt.token == *token)

@@ -120,7 +120,7 @@ impl History {
             // Whoever asks for votes has given its own.
             Message::Vote { term, .. } => self.vote(disk, *term),
             Message::Assign(assignment) => {
-                let Assignment { token, job, step, .. } = assignment;
+                let Assignment { token, job, step, .. } = &**assignment;
                 self.give(scene, at, *token, (*job, *step, to))
             }
             _ => Ok(()),

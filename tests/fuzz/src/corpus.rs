@@ -9,7 +9,7 @@ use crate::Script;
 pub(crate) fn folder(name: &str) -> PathBuf {
     let here = env::current_dir().unwrap_or_default();
     let mut above = here.ancestors().map(|folder| folder.join("tests/fuzz"));
-    above.find(|folder| folder.is_dir()).unwrap_or(here).join(name)
+    above.find(|folder| folder.join("corpus").is_dir()).unwrap_or(here).join(name)
 }
 
 /// The most steps that one input is away from the corpus.
