@@ -419,14 +419,12 @@ pub enum Refusal {
         signal: String,
     },
     /// The pipeline has no such phase.
-    #[error("pipeline `{pipeline}` has no phase `{step}`: its phases are {known}")]
+    #[error("the pipeline has no phase `{step}`: its phases are {}", .known.join(", "))]
     UnknownStep {
-        /// The pipeline.
-        pipeline: String,
         /// What was asked for.
         step: String,
         /// What there is.
-        known: String,
+        known: Vec<String>,
     },
     /// Too many pipelines.
     #[error("there are {0} pipelines already: remove one first (limits.pipelines)")]

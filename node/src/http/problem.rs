@@ -273,7 +273,7 @@ mod tests {
             (Refusal::Unsettled(job), 503, "unsettled"),
             (Refusal::NotAwaited { job, signal: "s".into() }, 409, "not-awaited"),
             (
-                Refusal::UnknownStep { pipeline: "p".into(), step: "s".into(), known: "a".into() },
+                Refusal::UnknownStep { step: "s".into(), known: vec!["a".into()] },
                 404,
                 "unknown-phase",
             ),

@@ -6,6 +6,7 @@
 
 use std::mem::size_of;
 
+use crate::message::StoreResult;
 use bincode::{config, de::Decode, error::DecodeError};
 use serde::de::{
     DeserializeOwned, DeserializeSeed, Deserializer, EnumAccess, Error as _, IntoDeserializer,
@@ -17,6 +18,8 @@ const PER_BYTE: usize = 4;
 
 /// What lists may take whatever the body's size: a thousand answers have one byte each.
 const FREE_BYTES: usize = 64 << 10;
+
+const _: () = assert!(1000 * size_of::<StoreResult>() <= FREE_BYTES);
 
 /// The most that lists may take: what is larger than this is payload.
 const MOST_BYTES: usize = 32 << 20;

@@ -209,9 +209,8 @@ impl Core {
         let steps = entry.revisions.values().flat_map(|definition| &definition.phases);
         let known: BTreeSet<&Name> = steps.map(|phase| &phase.name).collect();
         if let Some(step) = step.filter(|step| !known.contains(step)) {
-            let known: Vec<&str> = known.into_iter().map(Name::as_str).collect();
-            let (pipeline, step) = (name.to_string(), step.to_string());
-            let refusal = Refusal::UnknownStep { pipeline, step, known: known.join(", ") };
+            let known = known.into_iter().map(ToString::to_string).collect();
+            let refusal = Refusal::UnknownStep { step: step.to_string(), known };
             return self.reply(request, Response::Refused(refusal));
         }
         self.spread(request, entry.pausing(step, paused));
