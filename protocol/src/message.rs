@@ -375,6 +375,8 @@ pub struct SyncReply {
     pub copy: u64,
     /// On which disk.
     pub disk: DiskId,
+    /// Of jobs that were forgotten before this moment (ms since 1970), the sender keeps nothing.
+    pub horizon_ms: u64,
 }
 
 /// What became of one job of a [`Message::Store`].

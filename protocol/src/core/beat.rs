@@ -80,7 +80,7 @@ impl Core {
             self.consider_election(pipeline);
             self.drop_if_removed(pipeline);
             self.run_schedules(pipeline)?;
-            self.tidy(pipeline)?;
+            self.tidy_if_idle(pipeline)?;
         }
         self.complete_own()?;
         self.anti_entropy();
@@ -155,7 +155,7 @@ impl Core {
                 counts: group.counts(),
                 settled: self.is_settled(group),
                 view: group.view.clone().filter(|_| self.is_strict(group.id)),
-                horizon_ms: group.horizon_ms,
+                horizon_ms: self.horizon_ms(group.id),
             })
             .collect()
     }
@@ -234,12 +234,17 @@ impl Core {
             self.send(from, Message::Stale { pipeline, term: highest });
             return false;
         }
+        let lease = self.config.timing.lease;
+        let continuous = group.leader.is_some_and(|leader| {
+            let same = (leader.node, leader.term) == (from, term);
+            same && group.beat.is_some() && self.now.since(leader.heard) < lease
+        });
         self.set_leader(pipeline, from, term);
         self.pledge(pipeline, from);
         if let Some(view) = &beat.view {
             self.learn_view(pipeline, view);
         }
-        self.learn_horizon(pipeline, beat.horizon_ms);
+        self.learn_horizon(pipeline, beat.horizon_ms, continuous);
         if let Some(group) = self.groups.get_mut(&pipeline)
             && group.leader.is_some_and(|leader| (leader.node, leader.term) == (from, term))
         {

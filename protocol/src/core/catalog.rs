@@ -153,7 +153,8 @@ impl Core {
     /// A schedule is in force from now on, unless it was before.
     fn date_schedules(&self, definition: &mut PipelineDef) {
         let now_ms = self.wall_ms();
-        let current = self.current(definition.id());
+        let entry = self.catalog.get(&definition.id()).filter(|entry| !entry.removed);
+        let current = entry.and_then(CatalogEntry::definition);
         for schedule in &mut definition.schedules {
             let known = current.into_iter().flat_map(|current| &current.schedules);
             let same = known.filter(|known| known.is_alike(schedule)).last();
@@ -258,6 +259,7 @@ impl Core {
             self.digest_catalog();
             self.found_group(id);
             self.grant_to_coordinators();
+            self.release_held_back(id);
         }
         changed
     }
@@ -272,6 +274,7 @@ impl Core {
         if founder && group.promise == Promise::NONE {
             group.promise.admitted = Some(disk);
             self.write_promise(pipeline);
+            self.note_complete(pipeline);
         }
         self.consider_election(pipeline);
     }

@@ -7,6 +7,7 @@ use crate::{
     id::{JobId, PipelineId, Token},
     io::{Change, ChangeName, Changed, Refusal, RequestId, Response, Target},
     message::{Answer, Question, Which},
+    pipeline::MAX_PHASES,
     record::{Progress, SPEC},
     store::ReadError,
     view::JobState,
@@ -119,7 +120,7 @@ impl Core {
                 changed.map(|changed| Changed { count: changed.into(), next: None })
             }
             Which::Jobs { state, after, limit } => {
-                Ok(self.change_jobs(pipeline, state, after, limit, change)?)
+                self.change_jobs(pipeline, state, after, limit, change)?
             }
         };
         self.answer_when_durable(asker, pipeline, Answer::Changed(result));
@@ -134,14 +135,21 @@ impl Core {
         after: Option<JobId>,
         limit: u32,
         change: &Change,
-    ) -> Result<Changed, ReadError> {
+    ) -> Result<Result<Changed, Refusal>, ReadError> {
         let limit = limit.clamp(1, MAX_AT_ONCE);
         let (jobs, next) = self.page(pipeline, Some(state), after, limit)?;
         let mut count = 0;
         for summary in jobs {
-            count += u64::from(self.change_job(pipeline, summary.job, change)?.unwrap_or(false));
+            match self.change_job(pipeline, summary.job, change)? {
+                Ok(changed) => count += u64::from(changed),
+                // That holds for all of them.
+                Err(Refusal::Unsettled(job)) if !self.may_reap(pipeline) => {
+                    return Ok(Err(Refusal::Unsettled(job)));
+                }
+                Err(_) => {}
+            }
         }
-        Ok(Changed { count, next })
+        Ok(Ok(Changed { count, next }))
     }
 
     /// Says whether anything changed, or why it cannot be.
@@ -186,6 +194,10 @@ impl Core {
                 });
             }
             Change::Signal { .. } if state.is_terminal() => wrong(ChangeName::Signalled),
+            Change::Signal { data: Ok(data), .. } if self.exceeds(pipeline, job, data.len()) => {
+                let (bytes, limit) = (data.len(), self.config.limits.job_results_bytes);
+                Err(Refusal::TooLarge { bytes, limit })
+            }
             Change::Signal { name, data } => match self.waits_for(pipeline, job, name) {
                 Some(step) => {
                     self.signal_job(pipeline, job, step, data);
@@ -196,6 +208,11 @@ impl Core {
         };
         self.forget_if_settled(pipeline, job);
         Ok(result)
+    }
+
+    /// Whether the results of a job are too large with so many bytes more.
+    fn exceeds(&self, pipeline: PipelineId, job: JobId, bytes: usize) -> bool {
+        self.result_bytes(pipeline, job) + bytes > self.config.limits.job_results_bytes
     }
 
     /// Ends whatever of a job has not ended; attempts are cancelled once that is durable.
@@ -231,7 +248,8 @@ impl Core {
     /// The positions of a job's phases.
     fn steps(&self, pipeline: PipelineId, job: JobId) -> std::ops::Range<u16> {
         let entry = self.groups.get(&pipeline).and_then(|group| group.jobs.get(&job));
-        0..entry.and_then(|entry| entry.record.spec.as_ref()).map_or(0, |spec| spec.phases)
+        let phases = entry.and_then(|entry| entry.record.spec.as_ref()).map_or(0, |it| it.phases);
+        0..phases.min(MAX_PHASES as u16)
     }
 
     /// Begins a job's next generation: all its parts are raised, those that did not succeed begin
@@ -260,6 +278,10 @@ impl Core {
             self.update_control(pipeline, job, step, |control| {
                 control.generation = generation;
                 if again {
+                    for attempt in &mut control.attempts {
+                        attempt.finished_ms.get_or_insert(wall_ms);
+                        attempt.lost = false;
+                    }
                     control.progress = Progress::Waiting { not_before_ms: 0 };
                     (control.attempt_count, control.lost_count) = (0, 0);
                     (control.since_ms, control.note) = (0, None);

@@ -25,7 +25,7 @@ use super::{
     Core,
     commit::Held,
     group::{Role, Running},
-    ready::{Entry, QueueName, value_at},
+    ready::{Entry, QueueName, ReadyQueue, value_at},
     reign::push_attempt,
     timer::Timer,
 };
@@ -190,6 +190,28 @@ impl Core {
         }
     }
 
+    /// The pipeline was changed, and with it perhaps what holds its jobs back: they are looked at
+    /// anew, and what runs counts under the keys that hold now.
+    pub(super) fn release_held_back(&mut self, pipeline: PipelineId) {
+        let Some(reign) = self.groups.get_mut(&pipeline).and_then(|group| group.reign()) else {
+            return;
+        };
+        reign.ready.values_mut().for_each(ReadyQueue::release);
+        let running: Vec<(Token, JobId, Name)> =
+            reign.running.iter().map(|(token, it)| (*token, it.job, it.name.clone())).collect();
+        for (token, job, step) in running {
+            let key = self.limit_key(pipeline, job, &step);
+            let reign = self.groups.get_mut(&pipeline).and_then(|group| group.reign());
+            let Some(reign) = reign else { return };
+            let Some(running) = reign.running.get_mut(&token) else { continue };
+            running.key = key;
+            if let Some(key) = &running.key {
+                let name = (running.phase.clone(), step);
+                reign.ready.entry(name).or_default().count(key);
+            }
+        }
+    }
+
     /// What a job's instructions have at a place.
     pub(super) fn key_of(
         &self,
@@ -224,7 +246,7 @@ impl Core {
         else {
             return false;
         };
-        reign.delayed.iter().any(|(_, delayed, at, _)| (*delayed, *at) == (job, step))
+        reign.delayed.iter().any(|delayed| (delayed.job, delayed.step) == (job, step))
     }
 
     /// Writes down that a worker has the phase; it is told once that is durable.
@@ -423,7 +445,10 @@ impl Core {
         let mut demand = BTreeSet::new();
         for group in self.groups.values() {
             if let Role::Coordinator(reign) = &group.role {
-                let waiting = reign.ready.iter().filter(|(_, queue)| !queue.is_empty());
+                let entry = self.catalog.get(&group.id);
+                let given = |step: &Name| entry.is_some_and(|entry| entry.gives_out(step));
+                let waiting = reign.ready.iter();
+                let waiting = waiting.filter(|((_, step), it)| !it.is_empty() && given(step));
                 demand.extend(waiting.map(|((phase, _), _)| phase.clone()));
             }
         }

@@ -543,6 +543,7 @@ impl Core {
         if group.promise.admitted != admitted {
             group.promise.admitted = admitted;
             self.write_promise(pipeline);
+            self.note_complete(pipeline);
         }
     }
 }

@@ -39,6 +39,8 @@ pub(super) struct Promise {
     pub(super) voted: Term,
     /// Which disk's copy is complete, and so may vote and count.
     pub(super) admitted: Option<DiskId>,
+    /// The group's horizon (ms since 1970), as it stood when it was written down last.
+    pub(super) horizon_ms: u64,
 }
 
 impl Encoded for Promise {
@@ -46,7 +48,8 @@ impl Encoded for Promise {
 }
 
 impl Promise {
-    pub(super) const NONE: Self = Self { highest: Term::ZERO, voted: Term::ZERO, admitted: None };
+    pub(super) const NONE: Self =
+        Self { highest: Term::ZERO, voted: Term::ZERO, admitted: None, horizon_ms: 0 };
 }
 
 /// What a node holds of finished jobs; on disk with every change.
@@ -151,6 +154,12 @@ impl Job {
         self.record.merge_reaped(reaped);
     }
 
+    /// Forgets all of it, and leaves no mark.
+    pub(super) fn clear(&mut self) {
+        self.dropped.extend(self.record.tags());
+        self.record = JobRecord::default();
+    }
+
     /// Components that are on disk, and gone.
     pub(super) fn take_dropped(&mut self) -> Vec<u16> {
         let kept: BTreeSet<u16> = match self.dropped.is_empty() {
@@ -214,9 +223,8 @@ pub(super) struct Reign {
     pub(super) ready: BTreeMap<QueueName, ReadyQueue>,
     /// Attempts at workers.
     pub(super) running: BTreeMap<Token, Running>,
-    /// Invocations that are looked at again at a moment, and whether they have waited for long
-    /// enough by then.
-    pub(super) delayed: BTreeSet<(Timestamp, JobId, u16, bool)>,
+    /// Invocations that are looked at again at a moment.
+    pub(super) delayed: BTreeSet<Delayed>,
     /// When jobs are looked at whose deadline comes.
     pub(super) deadlines: BTreeSet<(Timestamp, JobId)>,
     /// The jobs in there.
@@ -225,13 +233,30 @@ pub(super) struct Reign {
     pub(super) scheduled: BTreeMap<Name, Scheduled>,
     /// Runs that were enqueued and are not on disk yet, and when.
     pub(super) asked: BTreeMap<JobId, Timestamp>,
+    /// Jobs that a voter brought while this node took over, and that may have been forgotten.
+    pub(super) doubtful: BTreeSet<JobId>,
     /// What a strict group needs beside.
     pub(super) strict: StrictReign,
+}
+
+/// An invocation that is looked at again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Delayed {
+    /// When.
+    pub(super) at: Timestamp,
+    pub(super) job: JobId,
+    pub(super) step: u16,
+    /// For which generation of the job: in another it waits anew.
+    pub(super) generation: u32,
+    /// Whether it has waited for long enough by then.
+    pub(super) enough: bool,
 }
 
 /// How far a schedule is, in ms since 1970.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Scheduled {
+    /// Which one: one that was changed is another.
+    pub(super) since_ms: u64,
     /// The moment up to which all its runs are seen to.
     pub(super) behind_ms: u64,
     /// When it is looked at again.
@@ -293,6 +318,7 @@ impl Reign {
             dated: BTreeMap::new(),
             scheduled: BTreeMap::new(),
             asked: BTreeMap::new(),
+            doubtful: BTreeSet::new(),
             strict: StrictReign::default(),
         }
     }
@@ -349,6 +375,8 @@ pub(super) struct Group {
     pub(super) horizon_ms: u64,
     /// Forgotten jobs whose last traces are on their way off the disk.
     pub(super) expiring: BTreeSet<JobId>,
+    /// Whether there is more to forget, and a timer for that.
+    pub(super) tidying: bool,
 }
 
 impl PeerSync {
@@ -389,6 +417,7 @@ impl Group {
             copy: 0,
             horizon_ms: 0,
             expiring: BTreeSet::new(),
+            tidying: false,
         }
     }
 

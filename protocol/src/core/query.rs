@@ -69,6 +69,8 @@ struct Pending {
     denied: bool,
     /// Whether somebody who might have it could not say, or could not be asked.
     unsure: bool,
+    /// Whether somebody who was asked was lost before the answer: it may have been done.
+    risked: bool,
     deadline: Timestamp,
 }
 
@@ -208,8 +210,10 @@ impl Core {
             Question::Jobs { .. } | Question::Change { .. } => Duration::ZERO,
         };
         let deadline = self.now + wait + self.config.timing.request_timeout;
-        let (asked, others, denied) = (node, whom, false);
-        self.ask_node(Pending { request, question, asked, others, denied, unsure, deadline });
+        let (asked, others, denied, risked) = (node, whom, false, false);
+        let pending =
+            Pending { request, question, asked, others, denied, unsure, risked, deadline };
+        self.ask_node(pending);
     }
 
     /// Nobody can be asked.
@@ -258,9 +262,11 @@ impl Core {
             {
                 self.reply(pending.request, Response::Refused(Refusal::UnknownJob(job)));
             }
-            // Whoever was asked may have done it.
-            Question::Change { .. } => {
-                self.reply(pending.request, Response::Refused(Refusal::Unknown));
+            Question::Change { pipeline, .. } => {
+                let entry = self.catalog.get(&pipeline).filter(|_| !pending.risked);
+                let nobody = entry.map(|entry| Refusal::NoCoordinator(entry.name.to_string()));
+                let refusal = nobody.unwrap_or(Refusal::Unknown);
+                self.reply(pending.request, Response::Refused(refusal));
             }
             Question::Job { pipeline, .. } | Question::Jobs { pipeline, .. } => {
                 self.refuse_question(pending.request, Some(pipeline));
@@ -290,7 +296,7 @@ impl Core {
             .collect();
         for query in lost {
             if let Some(pending) = self.queries.pending.remove(&query) {
-                self.ask_next(pending);
+                self.ask_next(Pending { risked: true, ..pending });
             }
         }
     }

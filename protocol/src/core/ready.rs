@@ -43,8 +43,8 @@ pub(super) enum Place {
 #[derive(Clone, Debug, Default)]
 pub(super) struct ReadyQueue {
     waiting: BTreeMap<Reverse<i8>, Turns>,
-    /// By key: what waits until another with that key has ended.
-    parked: BTreeMap<Arc<str>, VecDeque<Entry>>,
+    /// By key: what waits until another with that key has ended, as it is ordered elsewhere.
+    parked: BTreeMap<Arc<str>, BTreeMap<Reverse<i8>, VecDeque<Entry>>>,
     /// How many attempts each key has.
     running: BTreeMap<Arc<str>, u32>,
     /// Those of `parked` that are not held back any more, and the key that each stands for.
@@ -134,7 +134,8 @@ impl ReadyQueue {
     /// Keeps an entry until an attempt with the same key has ended.
     pub(super) fn park(&mut self, key: Arc<str>, entry: Entry) {
         self.woken.remove(&(entry.job, entry.step));
-        self.parked.entry(key).or_default().push_back(entry);
+        let equals = self.parked.entry(key).or_default().entry(Reverse(entry.priority));
+        equals.or_default().push_back(entry);
     }
 
     /// An attempt begins.
@@ -149,8 +150,21 @@ impl ReadyQueue {
         if rate.is_some() {
             self.begun.push_back(now);
         }
-        if let Some(key) = key {
-            *self.running.entry(Arc::clone(key)).or_default() += 1;
+        key.into_iter().for_each(|key| self.count(key));
+    }
+
+    /// An attempt runs with a key.
+    pub(super) fn count(&mut self, key: &Arc<str>) {
+        *self.running.entry(Arc::clone(key)).or_default() += 1;
+    }
+
+    /// Holds nothing back any more, and forgets what runs.
+    pub(super) fn release(&mut self) {
+        self.running.clear();
+        self.woken.clear();
+        let parked = std::mem::take(&mut self.parked);
+        for entry in parked.into_values().flat_map(BTreeMap::into_values).flatten() {
+            self.push(entry, Place::Back);
         }
     }
 
@@ -168,12 +182,17 @@ impl ReadyQueue {
     /// Lets the next with a key come.
     fn wake(&mut self, key: &Arc<str>) {
         let Some(parked) = self.parked.get_mut(key) else { return };
-        if let Some(entry) = parked.pop_front() {
+        let Some(mut first) = parked.first_entry() else { return };
+        let next = first.get_mut().pop_front();
+        if first.get().is_empty() {
+            first.remove();
+        }
+        if parked.is_empty() {
+            self.parked.remove(key);
+        }
+        if let Some(entry) = next {
             self.woken.insert((entry.job, entry.step), Arc::clone(key));
             self.push(entry, Place::Front);
-        }
-        if self.parked.get(key).is_some_and(VecDeque::is_empty) {
-            self.parked.remove(key);
         }
     }
 }
@@ -261,6 +280,29 @@ mod tests {
         // It does not hold any more: the next with its key comes in its place.
         queue.skip(&first);
         assert_eq!(order(&mut queue), [3, 2]);
+    }
+
+    #[test]
+    fn of_those_with_a_key_the_most_urgent_is_next() {
+        let mut queue = ReadyQueue::default();
+        let key: Arc<str> = "a".into();
+        queue.begin((JobId::MIN, 0), Timestamp::default(), None, Some(&key));
+        queue.park(Arc::clone(&key), entry(1, 0, None));
+        queue.park(Arc::clone(&key), entry(2, 5, None));
+        queue.end(&key);
+        assert_eq!(queue.pop(), Some(entry(2, 5, None)));
+    }
+
+    #[test]
+    fn nothing_is_held_back_once_limits_have_changed() {
+        let mut queue = ReadyQueue::default();
+        let key: Arc<str> = "a".into();
+        queue.begin((JobId::MIN, 0), Timestamp::default(), None, Some(&key));
+        queue.park(Arc::clone(&key), entry(1, 0, None));
+        queue.park(Arc::clone(&key), entry(2, 0, None));
+        queue.release();
+        assert_eq!(order(&mut queue), [1, 2]);
+        assert!(queue.is_idle());
     }
 
     #[test]

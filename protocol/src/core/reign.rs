@@ -13,7 +13,7 @@ use crate::{
     mutant::Mutant,
     name::Name,
     pipeline::PhaseDef,
-    record::{Control, FIRST_CONTROL, MAX_ATTEMPTS_KEPT, Progress},
+    record::{Control, FIRST_CONTROL, JobRecord, MAX_ATTEMPTS_KEPT, Progress},
     store::ReadError,
     view::AttemptView,
 };
@@ -21,7 +21,7 @@ use crate::{
 use super::{
     Core,
     commit::Held,
-    group::{Leader, PeerSync, Role, Running},
+    group::{Delayed, Leader, PeerSync, Role, Running},
     ready::{self, Place, QueueName},
     sync::Purpose,
     timer::Timer,
@@ -54,7 +54,11 @@ impl Core {
         }
         group.leader = Some(Leader { node: me, term, heard: now });
         self.advert_changed = true;
+        let doubtful = group.reign().map(|reign| mem::take(&mut reign.doubtful));
         let jobs: Vec<JobId> = group.jobs.keys().copied().collect();
+        for job in doubtful.unwrap_or_default() {
+            self.set_aside_if_old(pipeline, job);
+        }
         for job in jobs {
             self.refresh(pipeline, job);
         }
@@ -126,7 +130,7 @@ impl Core {
     }
 
     /// What a job's attempts at a step are limited by.
-    fn limit_key(&self, pipeline: PipelineId, job: JobId, step: &Name) -> Option<Arc<str>> {
+    pub(super) fn limit_key(&self, pipeline: PipelineId, job: JobId, step: &Name) -> Option<Arc<str>> {
         let phases = &self.current(pipeline)?.phases;
         let limit = phases.iter().find(|phase| phase.name == *step)?.limit.as_ref()?;
         self.key_of(pipeline, job, &limit.key)
@@ -280,12 +284,12 @@ impl Core {
         if !super::dispatch::is_open(&entry.record, definition, usize::from(step)) {
             return;
         }
-        if phase.wait_for.is_some() {
-            return self.await_signal(pipeline, job, step, waited);
-        }
         let wait = Duration::from_millis(not_before_ms.saturating_sub(wall_ms));
         if !wait.is_zero() && !waited {
             return self.look_again(pipeline, job, step, wait);
+        }
+        if phase.wait_for.is_some() {
+            return self.await_signal(pipeline, job, step, waited);
         }
         let name = (phase.phase.clone(), phase.name.clone());
         let priority = spec.options.priority;
@@ -300,8 +304,10 @@ impl Core {
     /// Looks at a phase again after a while; not too late where clocks are set meanwhile.
     fn look_again(&mut self, pipeline: PipelineId, job: JobId, step: u16, wait: Duration) {
         let (at, enough) = (self.now + wait.min(LONGEST_WAIT), wait <= LONGEST_WAIT);
-        if let Some(reign) = self.groups.get_mut(&pipeline).and_then(|group| group.reign()) {
-            reign.delayed.insert((at, job, step, enough));
+        let Some(group) = self.groups.get_mut(&pipeline) else { return };
+        let generation = group.jobs.get(&job).map_or(0, |entry| entry.record.generation());
+        if let Some(reign) = group.reign() {
+            reign.delayed.insert(Delayed { at, job, step, generation, enough });
             self.arm_at(at, Timer::Delayed(pipeline));
         }
     }
@@ -318,8 +324,10 @@ impl Core {
         };
         let (timeout, signal) = (*timeout, signal.clone());
         let mut since_ms = record.controls.get(&step).map_or(0, |control| control.since_ms);
+        let mut waited = waited;
         if since_ms == 0 {
-            since_ms = wall_ms;
+            // What it has waited for was the moment from which on it may begin.
+            (since_ms, waited) = (wall_ms, false);
             self.update_control(pipeline, job, step, |control| control.since_ms = wall_ms);
         }
         let left = since_ms.saturating_add(millis(timeout)).saturating_sub(wall_ms);
@@ -340,13 +348,15 @@ impl Core {
         let Some(reign) = self.groups.get_mut(&pipeline).and_then(|group| group.reign()) else {
             return;
         };
-        let later =
-            reign.delayed.split_off(&(now + Duration::from_millis(1), JobId::MIN, 0, false));
+        let at = now + Duration::from_millis(1);
+        let first = Delayed { at, job: JobId::MIN, step: 0, generation: 0, enough: false };
+        let later = reign.delayed.split_off(&first);
         let due = mem::replace(&mut reign.delayed, later);
-        for (_, job, step, enough) in due {
+        for Delayed { job, step, generation, enough, .. } in due {
             let group = self.groups.get(&pipeline);
             let entry = group.and_then(|group| group.jobs.get(&job));
-            if entry.is_some_and(|entry| !entry.record.is_over()) {
+            let same = |record: &JobRecord| record.generation() == generation;
+            if entry.is_some_and(|entry| !entry.record.is_over() && same(&entry.record)) {
                 self.refresh_step(pipeline, job, step, (Place::Back, enough));
             }
         }
@@ -406,6 +416,8 @@ impl Core {
                     running.claimed = true;
                     running.missed = false;
                     running.deadline = None;
+                    let (job, step) = (running.job, running.step);
+                    self.cancel_if_over(held.pipeline, (job, step), worker, held.token);
                 }
                 None => self.claim_unknown(worker, *held),
             }
@@ -488,6 +500,23 @@ impl Core {
                 };
                 self.add_running(pipeline, token, running);
             }
+        }
+    }
+
+    /// Tells a worker once more that nobody waits for an attempt: it may not have heard.
+    fn cancel_if_over(
+        &mut self,
+        pipeline: PipelineId,
+        (job, step): (JobId, u16),
+        worker: NodeId,
+        token: Token,
+    ) {
+        let Some(group) = self.groups.get(&pipeline) else { return };
+        let durable = group.jobs.get(&job).is_none_or(|entry| entry.pending == 0);
+        let current = self.control(pipeline, job, step).map(|control| &control.progress);
+        let waits = matches!(current, Some(Progress::Running { token: now, .. }) if *now == token);
+        if durable && !waits && !self.is_dirty(pipeline, job) {
+            self.cancel_at(worker, token);
         }
     }
 
@@ -642,6 +671,7 @@ impl Core {
         let control = self.control(pipeline, job, step);
         let knows = |control: &Control| control.attempts.iter().any(|it| it.token == token);
         let known = control.is_some_and(knows);
+        let over = control.is_some_and(|control| has_ended(control, token));
         let state = control.map(|control| control.progress.clone());
         let mut recorded = true;
         match state {
@@ -653,8 +683,9 @@ impl Core {
             Some(Progress::Running { token: current, .. }) if current == token => {
                 recorded = self.record_end(pipeline, job, step, token, outcome);
             }
-            // Only the attempt that was given out last counts.
-            _ if self.is_strict(pipeline) => {
+            // Only the attempt that was given out last counts; and none whose end is written down:
+            // it belongs to a generation before.
+            _ if self.is_strict(pipeline) || over => {
                 self.note_late_end(pipeline, job, step, token, outcome);
             }
             other => {
@@ -734,7 +765,7 @@ impl Core {
     }
 
     /// How large the results of a job's phases are so far.
-    fn result_bytes(&self, pipeline: PipelineId, job: JobId) -> usize {
+    pub(super) fn result_bytes(&self, pipeline: PipelineId, job: JobId) -> usize {
         let entry = self.groups.get(&pipeline).and_then(|group| group.jobs.get(&job));
         let controls = entry.into_iter().flat_map(|entry| entry.record.controls.values());
         controls.map(Control::result_bytes).sum()
@@ -840,7 +871,7 @@ impl Core {
     }
 }
 
-fn millis(duration: Duration) -> u64 {
+pub(super) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 

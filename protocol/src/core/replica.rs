@@ -62,6 +62,7 @@ impl Core {
             let view = read_meta(&*self.reader, VIEW, id)?;
             let Some(group) = self.groups.get_mut(&id) else { continue };
             group.promise = promise.unwrap_or(group.promise);
+            group.horizon_ms = group.promise.horizon_ms;
             group.finished = finished.unwrap_or_default();
             group.view = view;
             self.load_jobs(id)?;
@@ -206,9 +207,11 @@ impl Core {
             // No release writes that many: looking for doubles among them would take long.
             return Ok(false);
         }
+        let Some(update) = self.still_counting(pipeline, update) else { return Ok(false) };
+        let update = &*update;
         let unknown = !self.load_job(pipeline, update.job)?;
-        if unknown && self.is_expired(pipeline, update) {
-            return Ok(false);
+        if !unknown {
+            self.make_way(pipeline, update);
         }
         let (now, dirty) = (self.now, self.is_dirty(pipeline, update.job));
         let dirty = dirty && !self.has(Mutant::SecondCopyDrops);
@@ -263,8 +266,15 @@ impl Core {
         } else {
             self.refresh(pipeline, update.job);
         }
-        if replicate && unknown && self.may_change(pipeline) {
-            self.set_aside_if_old(pipeline, update.job);
+        if replicate && unknown {
+            if self.may_change(pipeline) {
+                self.set_aside_if_old(pipeline, update.job);
+            } else if let Some(reign) =
+                self.groups.get_mut(&pipeline).and_then(|group| group.elected())
+            {
+                // Nothing is decided before all voters' records are merged.
+                reign.doubtful.insert(update.job);
+            }
         }
         Ok(!changed.is_empty())
     }
@@ -337,7 +347,8 @@ impl Core {
         let entry = self.groups.get(&pipeline).and_then(|group| group.jobs.get(&update.job));
         let known = entry.is_some_and(|entry| {
             let record = &entry.record;
-            record.spec.is_some() || record.is_reaped() || record.unknown.contains_key(&SPEC)
+            let gone = record.is_reaped() && !self.is_as_good_as_unknown(pipeline, record);
+            record.spec.is_some() || gone || record.unknown.contains_key(&SPEC)
         });
         if loaded && !known {
             self.forget_if_settled(pipeline, update.job);
@@ -357,7 +368,9 @@ impl Core {
         let removed = self.catalog.get(&pipeline).is_some_and(|entry| entry.removed);
         if removed || self.definition(pipeline, revision).is_none() {
             // The gateway asks again, and by then this node knows.
-            self.send(from, Message::CatalogPull);
+            if from != self.me() {
+                self.send(from, Message::CatalogPull);
+            }
             return Ok(());
         }
         let takes = self.takes_by_coordinator(pipeline);
@@ -425,7 +438,9 @@ impl Core {
         if self.load_job(pipeline, job)? {
             let entry = self.groups.get(&pipeline).and_then(|group| group.jobs.get(&job));
             let known = entry.and_then(|entry| entry.record.spec.clone());
-            if entry.is_some_and(|entry| entry.record.is_reaped()) {
+            if entry.is_some_and(|entry| {
+                entry.record.is_reaped() && !self.is_as_good_as_unknown(pipeline, &entry.record)
+            }) {
                 // The key has had its job, of which nothing more is kept.
                 self.forget_if_settled(pipeline, job);
                 return Ok(StoreResult::Existed);

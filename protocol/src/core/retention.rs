@@ -5,19 +5,24 @@
 //! ```
 //! The mark outranks whatever a copy that comes back still says of the job, up to the generation
 //! that was forgotten; it also keeps the job's idempotency key taken. Its coordinator tells with each
-//! beat up to which moment marks are dropped, so that all drop the same.
+//! beat up to which moment marks are dropped, so that all drop the same: the horizon.
+//!
+//! Who was away for longer than marks are kept cannot know what was forgotten meanwhile. Such a copy
+//! lapses: it has no vote until it was compared anew, gives way where a key has got another job, and
+//! what only it knows of is not run. Cassandra calls that time `gc_grace_seconds`, and leaves it to
+//! its operators.
 //!
 //! Invariants: only what has ended, on every replica that should keep it, is forgotten; a mark is
 //! dropped only behind the horizon.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{borrow::Cow, collections::BTreeSet, time::Duration};
 
 use crate::{
     id::{JobId, PipelineId},
     message::JobUpdate,
     mutant::Mutant,
     pipeline::{Keep, Retention},
-    record::{JobRecord, Progress, REAPED, Reaped},
+    record::{Component, JobRecord, Progress, REAPED, Reaped, SPEC},
     store::{ReadError, Table, Write, component_key, ended_key, parse_ended_key},
 };
 
@@ -35,14 +40,60 @@ const AT_ONCE: usize = 500;
 const PAUSE: Duration = Duration::from_millis(20);
 
 impl Core {
-    /// Forgets what is due, and drops the marks of what was forgotten long ago. Called each beat.
+    /// Forgets what is due, unless that is under way. Called each beat.
+    pub(super) fn tidy_if_idle(&mut self, pipeline: PipelineId) -> Result<(), ReadError> {
+        let busy = self.groups.get(&pipeline).is_some_and(|group| group.tidying);
+        if busy { Ok(()) } else { self.tidy(pipeline) }
+    }
+
+    /// Forgets what is due, and drops the marks of what was forgotten long ago.
     pub(super) fn tidy(&mut self, pipeline: PipelineId) -> Result<(), ReadError> {
         let mut more = self.reap(pipeline)?;
         more |= self.expire(pipeline)?;
+        if let Some(group) = self.groups.get_mut(&pipeline) {
+            group.tidying = more;
+        }
         if more {
             self.arm(PAUSE, Timer::Tidy(pipeline));
         }
         Ok(())
+    }
+
+    fn marks_kept_ms(&self) -> u64 {
+        self.config.timing.tombstones.as_millis() as u64
+    }
+
+    /// The moment (ms since 1970) before which nothing is kept of what was forgotten; 0 for none.
+    /// Whatever a clock that was wrong made of it, it is no later than this node's own allows.
+    pub(super) fn horizon_ms(&self, pipeline: PipelineId) -> u64 {
+        let horizon_ms = self.groups.get(&pipeline).map_or(0, |group| group.horizon_ms);
+        horizon_ms.min(self.wall_ms().saturating_sub(self.marks_kept_ms()))
+    }
+
+    /// Moves the horizon. It is written down now and then: what is on disk may lag somewhat, and
+    /// is brought in line before anything is dropped by it.
+    fn advance_horizon(&mut self, pipeline: PipelineId, to_ms: u64) {
+        let kept = self.marks_kept_ms();
+        let to_ms = to_ms.min(self.wall_ms().saturating_sub(kept));
+        let Some(group) = self.groups.get_mut(&pipeline) else { return };
+        group.horizon_ms = group.horizon_ms.max(to_ms);
+        if group.horizon_ms >= group.promise.horizon_ms + kept / 16 {
+            self.store_horizon(pipeline);
+        }
+    }
+
+    fn store_horizon(&mut self, pipeline: PipelineId) {
+        let Some(group) = self.groups.get_mut(&pipeline) else { return };
+        if group.promise.horizon_ms < group.horizon_ms {
+            group.promise.horizon_ms = group.horizon_ms;
+            self.write_promise(pipeline);
+        }
+    }
+
+    /// A copy is complete now, and knows of all that was forgotten.
+    pub(super) fn note_complete(&mut self, pipeline: PipelineId) {
+        self.advance_horizon(pipeline, u64::MAX);
+        self.store_horizon(pipeline);
     }
 
     /// Whether this node may forget jobs of a pipeline: it coordinates, and every node that should
@@ -57,13 +108,12 @@ impl Core {
         if !self.may_reap(pipeline) {
             return Ok(false);
         }
+        self.advance_horizon(pipeline, u64::MAX);
         let now_ms = self.wall_ms();
-        let kept = self.config.timing.tombstones.as_millis() as u64;
         let retention = self.current(pipeline).map(|definition| definition.retention);
-        let (Some(group), Some(retention)) = (self.groups.get_mut(&pipeline), retention) else {
+        let (Some(group), Some(retention)) = (self.groups.get(&pipeline), retention) else {
             return Ok(false);
         };
-        group.horizon_ms = group.horizon_ms.max(now_ms.saturating_sub(kept));
         let Retention { succeeded, dead, cancelled } = retention;
         let ends = [
             (End::Succeeded, succeeded, group.finished.succeeded),
@@ -152,11 +202,11 @@ impl Core {
     /// Drops marks behind the horizon. Says whether there is more.
     fn expire(&mut self, pipeline: PipelineId) -> Result<bool, ReadError> {
         let Some(group) = self.groups.get(&pipeline) else { return Ok(false) };
-        if group.finished.reaped == 0 || group.horizon_ms == 0 || !group.expiring.is_empty() {
+        let horizon_ms = self.horizon_ms(pipeline);
+        if group.finished.reaped == 0 || horizon_ms == 0 || !group.expiring.is_empty() {
             return Ok(false);
         }
-        let hasty = self.has(Mutant::MarksDropped);
-        let horizon_ms = if hasty { u64::MAX } else { group.horizon_ms };
+        let horizon_ms = if self.has(Mutant::MarksDropped) { u64::MAX } else { horizon_ms };
         let old = self.ended(pipeline, End::Reaped, horizon_ms, AT_ONCE)?;
         let more = old.len() == AT_ONCE;
         let mut gone = BTreeSet::new();
@@ -180,6 +230,7 @@ impl Core {
         if gone.is_empty() {
             return Ok(false);
         }
+        self.store_horizon(pipeline);
         if let Some(group) = self.groups.get_mut(&pipeline) {
             group.expiring = gone;
         }
@@ -187,21 +238,104 @@ impl Core {
         Ok(more)
     }
 
-    /// A coordinator says up to when marks are dropped.
-    pub(super) fn learn_horizon(&mut self, pipeline: PipelineId, horizon_ms: u64) {
+    /// A coordinator says up to when marks are dropped. `continuous` if it was heard all the time:
+    /// then this copy was in step all the time, whatever became of the clocks.
+    pub(super) fn learn_horizon(
+        &mut self,
+        pipeline: PipelineId,
+        horizon_ms: u64,
+        continuous: bool,
+    ) {
+        if !continuous {
+            self.lapse_if_stale(pipeline, horizon_ms);
+        }
+        self.advance_horizon(pipeline, horizon_ms);
+    }
+
+    /// Somebody who was in step later than this copy says up to when marks are dropped. Says whether
+    /// this copy counts no more until it was compared anew.
+    pub(super) fn lapse_if_stale(&mut self, pipeline: PipelineId, horizon_ms: u64) -> bool {
+        let kept = self.marks_kept_ms();
+        let Some(group) = self.groups.get_mut(&pipeline) else { return false };
+        let known = group.horizon_ms > 0 && group.promise.admitted.is_some();
+        let stale = known && horizon_ms > group.horizon_ms.saturating_add(kept);
+        if !stale || self.is_strict(pipeline) {
+            return false;
+        }
         if let Some(group) = self.groups.get_mut(&pipeline) {
-            group.horizon_ms = group.horizon_ms.max(horizon_ms);
+            group.promise.admitted = None;
+            self.write_promise(pipeline);
+        }
+        true
+    }
+
+    /// What still counts of what somebody holds of a job: not a mark that all others have dropped.
+    /// None if that is all.
+    pub(super) fn still_counting<'a>(
+        &self,
+        pipeline: PipelineId,
+        update: &'a JobUpdate,
+    ) -> Option<Cow<'a, JobUpdate>> {
+        let marks = update.components.iter().filter(|component| component.tag == REAPED);
+        let horizon_ms = self.horizon_ms(pipeline);
+        let is_old = |mark: &Component| {
+            let mut record = JobRecord::default();
+            let _ = record.merge(mark);
+            record.reaped.is_some_and(|reaped| reaped.at_ms < horizon_ms)
+        };
+        if !marks.clone().any(is_old) {
+            return Some(Cow::Borrowed(update));
+        }
+        let counts = |component: &&Component| component.tag != REAPED || !is_old(component);
+        let components: Vec<Component> =
+            update.components.iter().filter(counts).cloned().collect();
+        (!components.is_empty()).then(|| Cow::Owned(JobUpdate { job: update.job, components }))
+    }
+
+    /// Whether no more is known here of a job than a mark that all others have dropped.
+    pub(super) fn is_as_good_as_unknown(&self, pipeline: PipelineId, record: &JobRecord) -> bool {
+        let mark = record.reaped.filter(|_| record.is_reaped());
+        mark.is_some_and(|mark| mark.at_ms < self.horizon_ms(pipeline))
+    }
+
+    /// Drops what is held of a job where that is of one that was forgotten long ago, and the key has
+    /// got another since.
+    pub(super) fn make_way(&mut self, pipeline: PipelineId, update: &JobUpdate) {
+        let horizon_ms = self.horizon_ms(pipeline);
+        let group = self.groups.get(&pipeline);
+        let Some(entry) = group.and_then(|group| group.jobs.get(&update.job)) else { return };
+        let spec = update.components.iter().find(|component| component.tag == SPEC);
+        let Some(spec) = spec.filter(|_| horizon_ms > 0) else { return };
+        let gone = self.is_as_good_as_unknown(pipeline, &entry.record);
+        if !gone && (self.is_admitted(pipeline) || self.is_strict(pipeline)) {
+            return;
+        }
+        let mut theirs = JobRecord::default();
+        let _ = theirs.merge(spec);
+        let created_ms = |record: &JobRecord| record.spec.as_ref().map(|spec| spec.created_ms);
+        let old = |at_ms: Option<u64>| at_ms.is_some_and(|at_ms| at_ms < horizon_ms);
+        let another = old(created_ms(&entry.record))
+            && created_ms(&theirs).is_some_and(|at_ms| at_ms >= horizon_ms);
+        if (gone || another)
+            && let Some(entry) =
+                self.groups.get_mut(&pipeline).and_then(|group| group.jobs.get_mut(&update.job))
+        {
+            entry.clear();
         }
     }
 
-    /// Whether what somebody holds of a job is no more than a mark that all have dropped.
-    pub(super) fn is_expired(&self, pipeline: PipelineId, update: &JobUpdate) -> bool {
-        let [mark] = &update.components[..] else { return false };
-        let horizon_ms = self.groups.get(&pipeline).map_or(0, |group| group.horizon_ms);
+    /// Whether this copy's word of a job counts for less than that of the coordinator that compares
+    /// with it.
+    pub(super) fn yields(&self, pipeline: PipelineId, update: &JobUpdate) -> bool {
+        let horizon_ms = self.horizon_ms(pipeline);
+        if horizon_ms == 0 || self.is_admitted(pipeline) || self.is_strict(pipeline) {
+            return false;
+        }
         let mut record = JobRecord::default();
-        mark.tag == REAPED
-            && record.merge(mark).is_ok()
-            && record.reaped.is_some_and(|reaped| reaped.at_ms < horizon_ms)
+        for component in update.components.iter().filter(|it| it.tag == SPEC) {
+            let _ = record.merge(component);
+        }
+        record.spec.is_some_and(|spec| spec.created_ms < horizon_ms)
     }
 
     /// Does not run a job that somebody brought back, if it may have ended and been forgotten so
@@ -212,7 +346,7 @@ impl Core {
             return;
         };
         let created_ms = entry.record.spec.as_ref().map(|spec| spec.created_ms);
-        if created_ms.is_none_or(|created_ms| created_ms >= group.horizon_ms) {
+        if created_ms.is_none_or(|created_ms| created_ms >= self.horizon_ms(pipeline)) {
             return;
         }
         let note = "a node that was away for long brought it back: it may have ended and been \

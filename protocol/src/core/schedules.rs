@@ -8,6 +8,7 @@
 use std::time::Duration;
 
 use crate::{
+    catalog::CatalogEntry,
     id::PipelineId,
     io::NewJob,
     record::JobOptions,
@@ -18,6 +19,7 @@ use crate::{
 use super::{
     Core,
     group::{Role, Scheduled},
+    reign::millis,
     timer::Timer,
 };
 
@@ -39,7 +41,9 @@ const LONGEST_WAIT: Duration = Duration::from_secs(60);
 impl Core {
     /// Enqueues what is due. Called each beat, and when a run is due.
     pub(super) fn run_schedules(&mut self, pipeline: PipelineId) -> Result<(), ReadError> {
-        let schedules = self.current(pipeline).map(|definition| definition.schedules.clone());
+        let entry = self.catalog.get(&pipeline).filter(|entry| !entry.removed);
+        let definition = entry.and_then(CatalogEntry::definition);
+        let schedules = definition.map(|definition| definition.schedules.clone());
         for schedule in schedules.unwrap_or_default() {
             // What cannot be read came from a peer that lies: nothing is run for it.
             if self.is_due(pipeline, &schedule)
@@ -57,8 +61,9 @@ impl Core {
         else {
             return false;
         };
-        let known = reign.scheduled.get(&schedule.name);
-        known.is_none_or(|it| it.next_ms <= self.wall_ms()) && self.may_act(pipeline)
+        let now_ms = self.wall_ms();
+        let due = |it: &Scheduled| it.next_ms <= now_ms || !is_current(it, schedule, now_ms);
+        reign.scheduled.get(&schedule.name).is_none_or(due) && self.may_act(pipeline)
     }
 
     fn run_schedule(
@@ -70,12 +75,18 @@ impl Core {
         let (now, now_ms) = (self.now, self.wall_ms());
         let reign = self.groups.get_mut(&pipeline).and_then(|group| group.reign());
         let Some(reign) = reign else { return Ok(()) };
-        let behind_ms = reign.scheduled.get(&schedule.name).map(|it| it.behind_ms);
-        let due = match behind_ms {
-            Some(behind_ms) => self.due_behind(times, behind_ms, now_ms),
-            None => self.due_at_first(schedule, times, now_ms),
+        let known = reign.scheduled.get(&schedule.name);
+        let known = known.filter(|it| is_current(it, schedule, now_ms));
+        let due = known.map(|it| (due_behind(times, it.behind_ms, now_ms), it.behind_ms));
+        // Whatever is late and was not asked for was missed: nobody was there, or clocks were set.
+        let (asked, on_time) = (&reign.asked, now_ms.saturating_sub(millis(ON_TIME)));
+        let in_time =
+            |at: u64| at >= on_time || asked.contains_key(&schedule.job(pipeline, at));
+        let due = due.filter(|(due, _)| due.first().is_none_or(|at| in_time(*at)));
+        let (due, mut behind_ms) = match due {
+            Some(due) => due,
+            None => (self.due_at_first(schedule, times, now_ms), now_ms),
         };
-        let mut behind_ms = behind_ms.unwrap_or(now_ms);
         let mut waits = false;
         for at_ms in due {
             let job = schedule.job(pipeline, at_ms);
@@ -99,8 +110,10 @@ impl Core {
         let next_ms = times.after(now_ms).unwrap_or(u64::MAX);
         let wait = Duration::from_millis(next_ms.saturating_sub(now_ms)).min(LONGEST_WAIT);
         if let Some(reign) = self.groups.get_mut(&pipeline).and_then(|group| group.reign()) {
-            let next_ms = if waits { now_ms } else { next_ms };
-            reign.scheduled.insert(schedule.name.clone(), Scheduled { behind_ms, next_ms });
+            let (since_ms, next_ms) =
+                (schedule.since_ms, if waits { now_ms } else { next_ms });
+            let scheduled = Scheduled { since_ms, behind_ms, next_ms };
+            reign.scheduled.insert(schedule.name.clone(), scheduled);
             if !waits {
                 reign.asked.clear();
             }
@@ -109,18 +122,11 @@ impl Core {
         Ok(())
     }
 
-    /// The runs behind a moment, up to now.
-    fn due_behind(&self, times: &Times, behind_ms: u64, now_ms: u64) -> Vec<u64> {
-        let next = |at: &u64| times.after(*at);
-        let due = std::iter::successors(times.after(behind_ms), next);
-        due.take_while(|at| *at <= now_ms).take(MOST_MISSED).collect()
-    }
-
     /// What a coordinator that begins has to see to: runs that are on time, and of those that were
     /// missed what the schedule says.
     fn due_at_first(&self, schedule: &Schedule, times: &Times, now_ms: u64) -> Vec<u64> {
         let known = self.config.timing.tombstones;
-        let earliest = |ago: Duration| now_ms.saturating_sub(ago.as_millis() as u64);
+        let earliest = |ago: Duration| now_ms.saturating_sub(millis(ago));
         let from_ms = schedule.since_ms.max(earliest(known));
         let before = |at: &u64| times.until(at.checked_sub(1)?);
         let back = std::iter::successors(times.until(now_ms), before);
@@ -171,4 +177,16 @@ impl Core {
         };
         self.enqueue_for(None, pipeline, vec![job])
     }
+}
+
+/// Whether what is known of a schedule still holds: it was not changed since, nor the clock set back.
+fn is_current(known: &Scheduled, schedule: &Schedule, now_ms: u64) -> bool {
+    known.since_ms == schedule.since_ms && known.behind_ms <= now_ms
+}
+
+/// The runs behind a moment, up to now.
+fn due_behind(times: &Times, behind_ms: u64, now_ms: u64) -> Vec<u64> {
+    let next = |at: &u64| times.after(*at);
+    let due = std::iter::successors(times.after(behind_ms), next);
+    due.take_while(|at| *at <= now_ms).take(MOST_MISSED).collect()
 }

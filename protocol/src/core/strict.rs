@@ -463,7 +463,10 @@ impl Core {
         update: &JobUpdate,
     ) -> Result<bool, ReadError> {
         let by_coordinator = self.takes_by_coordinator(pipeline);
-        self.load_job(pipeline, update.job)?;
+        let Some(update) = self.still_counting(pipeline, update) else { return Ok(false) };
+        if self.load_job(pipeline, update.job)? {
+            self.make_way(pipeline, &update);
+        }
         let Some(group) = self.groups.get_mut(&pipeline) else { return Ok(false) };
         let Some(term) = group.elected_term() else { return Ok(false) };
         let entry = group.jobs.entry(update.job).or_default();

@@ -312,6 +312,9 @@ impl Core {
                 continue;
             }
             match self.whole(pipeline, job)? {
+                Some(record) if theirs.contains_key(&job) && self.yields(pipeline, &record) => {
+                    want.push(job);
+                }
                 Some(record) => {
                     bytes += update_bytes(&record);
                     records.push(record);
@@ -326,7 +329,19 @@ impl Core {
         let finished =
             self.groups.get(&pipeline).map_or(Digest::default(), |group| group.finished.digest);
         let disk = self.config.disk;
-        let reply = SyncReply { session, from: first, upto, records, want, finished, copy, disk };
+        let horizon_ms = self.horizon_ms(pipeline);
+        let from_job = first;
+        let reply = SyncReply {
+            session,
+            from: from_job,
+            upto,
+            records,
+            want,
+            finished,
+            copy,
+            disk,
+            horizon_ms,
+        };
         // The other may drop what is said to be here: it has to be durable by then.
         let answer = Effect::Send { to: from, message: Message::SyncReply(reply) };
         self.hold_until_durable(pipeline, Held::Effect(answer));
@@ -361,6 +376,12 @@ impl Core {
         session.theirs = reply.finished;
         session.next = (reply.upto < JobId::MAX).then(|| reply.upto.next());
         let (pipeline, purpose) = (session.pipeline, session.purpose);
+        let elected = self.groups.get(&pipeline).is_some_and(|it| it.elected_term().is_some());
+        if elected && self.lapse_if_stale(pipeline, reply.horizon_ms) {
+            // It is for the others to coordinate: they know what was forgotten.
+            self.step_down(pipeline);
+            return Ok(());
+        }
         if self.is_taking_over(pipeline) {
             self.note_difference(pipeline, &reply.records, &reply.want)?;
             self.note_step(id);

@@ -113,6 +113,10 @@ pub(super) fn chain(pipeline: &str, phases: &[&str]) -> PipelineDef {
 impl Cluster {
     /// Nodes that play all parts and offer these phases, all connected.
     pub(super) fn new(count: usize, phases: &[(&str, u32)]) -> Self {
+        Self::with_timing(count, phases, Timing::DEFAULT)
+    }
+
+    pub(super) fn with_timing(count: usize, phases: &[(&str, u32)], timing: Timing) -> Self {
         let node = |index: usize| Node {
             core: None,
             config: Config {
@@ -124,7 +128,7 @@ impl Cluster {
                 roles: Roles::ALL,
                 phases: phases.iter().map(|(phase, slots)| (name(phase), *slots)).collect(),
                 labels: BTreeMap::new(),
-                timing: Timing::DEFAULT,
+                timing: timing.clone(),
                 limits: Limits::DEFAULT,
             },
             disk: Disk::default(),

@@ -1,0 +1,191 @@
+//! Nodes that were away for longer than it is kept in mind what was forgotten.
+
+use std::time::Duration;
+
+use crate::{
+    config::Timing,
+    id::{JobId, PipelineId},
+    io::Outcome,
+    pipeline::{Keep, PhaseInput, PipelineDef, Retention, Settings},
+    record::JobRecord,
+    view::JobState,
+};
+
+use super::{PHASES, cluster::Cluster, cluster::name};
+
+const KEPT: Duration = Duration::from_secs(2);
+const MARKS_KEPT: Duration = Duration::from_secs(60);
+const REPLACED_AFTER: Duration = Duration::from_secs(10);
+
+/// Four nodes, three of which keep each job until shortly after its end.
+fn forgetful() -> Cluster {
+    let timing =
+        Timing { tombstones: MARKS_KEPT, replace_after: REPLACED_AFTER, ..Timing::DEFAULT };
+    let mut cluster = Cluster::with_timing(4, &PHASES, timing);
+    let keep = Keep { age: Some(KEPT), count: None };
+    // What is set aside stays for the operator.
+    let retention = Retention { succeeded: keep, dead: keep, ..Retention::DEFAULT };
+    let settings = Settings { retention, ..Settings::default() };
+    let definition = PipelineDef::with(name("p"), vec![PhaseInput::named(name("a"))], settings);
+    cluster.apply_pipeline(0, definition.expect("a valid pipeline"));
+    cluster.coordinator();
+    cluster.run_for(Duration::from_secs(3));
+    cluster
+}
+
+fn pipeline() -> PipelineId {
+    PipelineId::of_name("p")
+}
+
+fn record(cluster: &Cluster, index: usize, job: JobId) -> Option<JobRecord> {
+    let core = cluster.nodes[index].core.as_ref()?;
+    core.record(pipeline(), job).expect("the disk can be read")
+}
+
+/// Waits until nobody who is here has so much as a mark of a job.
+fn wait_until_forgotten(cluster: &mut Cluster, job: JobId) {
+    cluster.run_for(REPLACED_AFTER + MARKS_KEPT);
+    cluster.run_until("nothing is kept", |cluster| {
+        (0..4).all(|index| record(cluster, index, job).is_none())
+    });
+}
+
+/// A replica, and whether it is to be the coordinator.
+fn replica(cluster: &mut Cluster, job: JobId, coordinates: bool) -> usize {
+    let coordinator = cluster.coordinator();
+    let holds = |index: &usize| record(cluster, *index, job).is_some();
+    let fits = |index: &usize| (*index == coordinator) == coordinates;
+    (0..4).filter(holds).find(fits).expect("three keep it")
+}
+
+fn runs(cluster: &Cluster, job: JobId) -> u32 {
+    cluster.runs.iter().filter(|((of, _), _)| *of == job).map(|(_, runs)| *runs).sum()
+}
+
+#[test]
+fn an_old_mark_does_not_take_a_job_that_has_its_key_anew() {
+    let mut cluster = forgetful();
+    let job = cluster.enqueue(0, "p", Some("k"), "{}").expect("accepted").job;
+    cluster.run_until("a mark is all", |cluster| {
+        (0..4).all(|index| record(cluster, index, job).is_none_or(|it| it.is_reaped()))
+    });
+    cluster.run_for(Duration::from_secs(1));
+    let away = replica(&mut cluster, job, false);
+    cluster.kill(away);
+    wait_until_forgotten(&mut cluster, job);
+    cluster.automatic = false;
+    let coordinator = cluster.coordinator();
+    let again = cluster.enqueue(coordinator, "p", Some("k"), "{\"x\":1}").expect("free again");
+    assert_eq!((again.job, again.existed), (job, false));
+    cluster.start(away);
+    cluster.run_for(Duration::from_secs(20));
+    for index in 0..4 {
+        let held = record(&cluster, index, job);
+        assert!(held.is_none_or(|it| it.spec.is_some()), "node {index} lost it");
+    }
+    // Wherever it ran, it runs to its end.
+    cluster.automatic = true;
+    for index in 0..4 {
+        for attempt in std::mem::take(&mut cluster.nodes[index].attempts) {
+            cluster.finish(index, attempt.token, Outcome::Succeeded("{}".into()));
+        }
+    }
+    cluster.run_until("done", |cluster| cluster.all_succeeded(&[job]));
+}
+
+#[test]
+fn an_old_end_does_not_end_a_job_that_has_its_key_anew() {
+    let mut cluster = forgetful();
+    let job = cluster.enqueue(0, "p", Some("k"), "{}").expect("accepted").job;
+    cluster.run_until("done", |cluster| cluster.all_succeeded(&[job]));
+    cluster.run_for(Duration::from_millis(500));
+    let away = replica(&mut cluster, job, false);
+    cluster.kill(away);
+    wait_until_forgotten(&mut cluster, job);
+    cluster.automatic = false;
+    let coordinator = cluster.coordinator();
+    let again = cluster.enqueue(coordinator, "p", Some("k"), "{\"x\":1}").expect("free again");
+    assert_eq!((again.job, again.existed), (job, false));
+    cluster.start(away);
+    cluster.run_for(Duration::from_secs(20));
+    let ended = |index: usize| record(&cluster, index, job).is_some_and(|it| it.is_over());
+    assert!(!(0..4).any(ended), "nobody finished it");
+}
+
+/// A job runs when one who keeps it goes away; the others finish and forget it.
+fn forgotten_while_away(cluster: &mut Cluster, coordinates: bool) -> (JobId, usize) {
+    cluster.run_time = Duration::from_secs(5);
+    let job = cluster.enqueue(0, "p", Some("k"), "{}").expect("accepted").job;
+    cluster.run_for(Duration::from_secs(1));
+    let away = replica(cluster, job, coordinates);
+    cluster.kill(away);
+    cluster.run_until("done", |cluster| cluster.all_succeeded(&[job]));
+    wait_until_forgotten(cluster, job);
+    (job, away)
+}
+
+/// An operator can find what the node brought back, and nobody runs it.
+fn assert_set_aside(cluster: &mut Cluster, job: JobId, ran: u32) {
+    cluster.run_for(Duration::from_secs(30));
+    assert_eq!(runs(cluster, job), ran, "it ran again");
+    let states = (0..4).filter_map(|index| record(cluster, index, job)).map(|it| it.state());
+    let states: Vec<JobState> = states.collect();
+    assert!(states.iter().all(|state| *state == JobState::Cancelled), "{states:?}");
+}
+
+#[test]
+fn what_was_forgotten_meanwhile_does_not_run_again() {
+    let mut cluster = forgetful();
+    let (job, away) = forgotten_while_away(&mut cluster, false);
+    let ran = runs(&cluster, job);
+    cluster.start(away);
+    assert_set_aside(&mut cluster, job, ran);
+}
+
+#[test]
+fn nor_when_the_coordinator_is_lost_as_the_node_comes_back() {
+    let mut cluster = forgetful();
+    let (job, away) = forgotten_while_away(&mut cluster, false);
+    let ran = runs(&cluster, job);
+    let coordinator = cluster.coordinator();
+    cluster.kill(coordinator);
+    cluster.start(away);
+    assert_set_aside(&mut cluster, job, ran);
+}
+
+#[test]
+fn nor_when_all_restart_and_the_node_stands_first() {
+    let mut cluster = forgetful();
+    let (job, away) = forgotten_while_away(&mut cluster, true);
+    let ran = runs(&cluster, job);
+    (0..4).for_each(|index| cluster.kill(index));
+    (0..4).for_each(|index| cluster.start(index));
+    assert!(record(&cluster, away, job).is_some(), "it still has a copy");
+    assert_set_aside(&mut cluster, job, ran);
+}
+
+#[test]
+fn a_job_that_has_the_key_anew_wins_over_the_one_that_was_forgotten() {
+    let mut cluster = forgetful();
+    let (job, away) = forgotten_while_away(&mut cluster, false);
+    let ran = runs(&cluster, job);
+    let coordinator = cluster.coordinator();
+    let again = cluster.enqueue(coordinator, "p", Some("k"), "{\"x\":1}").expect("free again");
+    assert_eq!((again.job, again.existed), (job, false));
+    cluster.start(away);
+    cluster.run_until("done", |cluster| cluster.all_succeeded(&[job]));
+    assert_eq!(runs(&cluster, job), ran + 1);
+}
+
+#[test]
+fn a_cluster_that_was_off_for_long_goes_on_as_if_nothing_had_been() {
+    let mut cluster = forgetful();
+    cluster.automatic = false;
+    let jobs = cluster.enqueue_many(0, "p", 20);
+    cluster.run_for(Duration::from_secs(1));
+    (0..4).for_each(|index| cluster.kill(index));
+    cluster.run_for(MARKS_KEPT * 3);
+    cluster.automatic = true;
+    (0..4).for_each(|index| cluster.start(index));
+    cluster.run_until("all done", |cluster| cluster.all_succeeded(&jobs));
+}
