@@ -466,8 +466,9 @@ impl Core {
                     self.cancel_at(worker, token);
                 }
             }
-            // Its end is on its way to the disk; the worker listed it before it heard of that.
-            Some(control) if has_ended(&control, token) => {}
+            // Its end is written down: the worker listed it before it heard of that, or it belongs to
+            // a generation before.
+            Some(control) if has_ended(&control, token) => self.cancel_at(worker, token),
             _ if self.is_strict(pipeline) => self.cancel_at(worker, token),
             _ => {
                 let Some((phase, name)) = self.queue_of(pipeline, job, step) else { return };

@@ -110,7 +110,9 @@ impl World {
 
     fn request(&mut self, request: Request) -> RequestId {
         let gateways = (0..self.nodes.len()).filter(|at| self.nodes[*at].config.roles.gateway);
-        let mut gateways: Vec<usize> = gateways.collect();
+        // In peace nobody asks a node that has left for good: it would not answer.
+        let here = |at: &usize| !self.peace || !self.nodes[*at].gone;
+        let mut gateways: Vec<usize> = gateways.filter(here).collect();
         // A node with a new disk that has not heard of the pipeline would make it anew.
         let old = |at: &usize| self.nodes[*at].config.disk.0 == *at as u64 + 1;
         if !self.clients.applied && gateways.iter().any(old) {
