@@ -19,6 +19,7 @@ use thiserror::Error;
 
 pub use duration::{DurationError, format_duration, parse_duration};
 pub use instructions::{Instructions, InstructionsError, merge_instructions, name_results};
+pub(crate) use instructions::{gathered_value, named_object, one_item};
 pub use phase::{BackoffDocument, LimitDocument, PhaseDocument, PhaseItem, RateDocument};
 pub use retention::{KeepDocument, RetentionDocument};
 pub use schedule::ScheduleDocument;
@@ -187,7 +188,7 @@ impl From<&PipelineDef> for PipelineDocument {
             retention: RetentionDocument::of(&pipeline.retention),
             fair_by: pipeline.fair_by.clone(),
             schedules: pipeline.schedules.iter().map(ScheduleDocument::of).collect(),
-            phases: phases.map(|(at, phase)| PhaseItem::of(pipeline, at, phase)).collect(),
+            phases: phases.map(|(at, phase)| PhaseItem::of(&pipeline.phases, at, phase)).collect(),
         }
     }
 }

@@ -3,7 +3,7 @@
 //! ```text
 //!  net ──► events ─┐                ┌─► lanes: one frame to each peer and round
 //!  http ─► calls ──┤  core thread   ├─► disk thread: one synced write per round of its own
-//!  phases ► ends ──┤  (this)        ├─► phase host
+//!  phases ► news ──┤  (this)        ├─► phase host
 //!  disk ──► done ──┘                └─► answers to clients
 //! ```
 //! All inputs that wait are handed in before effects are taken, so that a busy node makes few large
@@ -17,8 +17,8 @@ use bytes::BytesMut;
 use carbonmesh_protocol::{
     codec,
     core::Core,
-    id::{NodeId, Token},
-    io::{Effect, Input, Outcome, PersistId, RequestId, Response},
+    id::NodeId,
+    io::{Effect, Input, PersistId, RequestId, Response},
     store::ReadError,
     time::Timestamp,
 };
@@ -30,7 +30,7 @@ use crate::{
     clock,
     handle::Call,
     net::{Gossip, Lane, NetEvent},
-    phase::PhaseHost,
+    phase::{News, PhaseHost},
 };
 
 /// How many inputs of one kind are handed in before effects are taken.
@@ -90,7 +90,7 @@ pub(crate) enum Command {
 pub(crate) struct Inputs {
     pub(crate) net: mpsc::Receiver<NetEvent>,
     pub(crate) calls: mpsc::Receiver<Call>,
-    pub(crate) ends: mpsc::Receiver<(Token, Outcome)>,
+    pub(crate) phases: mpsc::Receiver<News>,
     pub(crate) commands: mpsc::Receiver<Command>,
 }
 
@@ -155,7 +155,7 @@ struct Outgoing {
 struct Round {
     written: Vec<PersistId>,
     net: Vec<NetEvent>,
-    ends: Vec<(Token, Outcome)>,
+    phases: Vec<News>,
     calls: Vec<Call>,
     stop: bool,
 }
@@ -181,7 +181,7 @@ impl Driver {
                         return Err(DriverError::Died);
                     }
                 }
-                _ = inputs.ends.recv_many(&mut round.ends, ROUND) => {}
+                _ = inputs.phases.recv_many(&mut round.phases, ROUND) => {}
                 _ = inputs.calls.recv_many(&mut round.calls, ROUND) => {}
                 () = wake => {}
             }
@@ -205,8 +205,12 @@ impl Driver {
         for event in round.net.drain(..) {
             self.net_event(now, event)?;
         }
-        for (token, outcome) in round.ends.drain(..) {
-            self.core.handle_input(now, Input::AttemptFinished { token, outcome })?;
+        for news in round.phases.drain(..) {
+            let input = match news {
+                News::Ended(token, outcome) => Input::AttemptFinished { token, outcome },
+                News::Items { token, lines } => Input::Items { token, lines },
+            };
+            self.core.handle_input(now, input)?;
         }
         for call in round.calls.drain(..) {
             let input = match call {
@@ -280,6 +284,7 @@ impl Driver {
                 Effect::Persist { id, writes } => self.disk.write(id, writes)?,
                 Effect::StartAttempt(attempt) => self.host.start(*attempt),
                 Effect::CancelAttempt(token) => self.host.cancel(token),
+                Effect::ItemsTaken(token) => self.host.items_taken(token),
                 Effect::Reply { id, response } => {
                     if let Some(answer) = self.answers.remove(&id) {
                         // The client may have gone.
@@ -335,7 +340,7 @@ impl Round {
             self.written.extend(batch?);
         }
         take(&mut inputs.net, &mut self.net);
-        take(&mut inputs.ends, &mut self.ends);
+        take(&mut inputs.phases, &mut self.phases);
         take(&mut inputs.calls, &mut self.calls);
         Ok(())
     }

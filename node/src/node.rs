@@ -53,7 +53,7 @@ const SPACE_EVERY: Duration = Duration::from_secs(2);
 /// Inputs that may wait for the core.
 const WAITING_EVENTS: usize = 256;
 const WAITING_CALLS: usize = 1024;
-const WAITING_ENDS: usize = 4096;
+const WAITING_NEWS: usize = 4096;
 
 /// The node could not be started, or has failed. What was acknowledged is on disk.
 #[derive(Debug, Error)]
@@ -151,16 +151,17 @@ impl Node {
 
         let (net_events, net_inputs) = mpsc::channel(WAITING_EVENTS);
         let net = start_net(&settings, keypair, net_events, cancel.0.clone()).await?;
-        let (ends, end_inputs) = mpsc::channel(WAITING_ENDS);
+        let (news, phase_inputs) = mpsc::channel(WAITING_NEWS);
         let (calls, call_inputs) = mpsc::channel(WAITING_CALLS);
         let (commands, command_inputs) = mpsc::channel(16);
         let node = net.node_id();
         let core = new_core(&settings, node, &data)?;
-        let host = PhaseHost::new(settings.phases, settings.limits.result_bytes, ends)?;
+        let sizes = (settings.limits.result_bytes, settings.limits.job_bytes);
+        let host = PhaseHost::new(settings.phases, sizes, news)?;
         let inputs = Inputs {
             net: net_inputs,
             calls: call_inputs,
-            ends: end_inputs,
+            phases: phase_inputs,
             commands: command_inputs,
         };
         let outputs = Outputs { gossip: net.gossip(), host, storage: data.storage.clone() };

@@ -103,6 +103,15 @@ impl fmt::Debug for PipelineId {
     }
 }
 
+/// The most items that one attempt may give.
+pub const MAX_ITEMS: u32 = 1 << 24;
+
+fn token_bytes(token: Token) -> Vec<u8> {
+    let Token { term, sequence } = token;
+    let numbers = [term.counter, term.boot, sequence].map(u64::to_be_bytes).concat();
+    [term.node.as_bytes(), &numbers[..]].concat()
+}
+
 /// The text is no job id.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("`{0}` is no job id: a job id is a UUID such as 0192e4a1-7c3b-7def-8123-456789abcdef")]
@@ -134,6 +143,35 @@ impl JobId {
         let digest =
             Sha256::new().chain_update(pipeline.to_be_bytes()).chain_update(key).finalize();
         let id = uuid::Builder::from_custom_bytes(first_16(digest.as_ref())).into_uuid();
+        Self(id.as_u128()).tagged(pipeline)
+    }
+
+    /// The id of the job that is made of an item which an attempt gave.
+    ///
+    /// All that come of one job and step lie together, and those of one attempt in their order: 50
+    /// bits of a hash of the former, 32 of the latter, 24 that count. Version 8, like those of keys.
+    pub fn of_item(pipeline: PipelineId, parent: Self, step: u16, token: Token, index: u32) -> Self {
+        let attempt = xxhash_rust::xxh3::xxh3_64(&token_bytes(token));
+        let index = u128::from(index.min(MAX_ITEMS - 1)) << 16;
+        let low = u128::from(attempt >> 30) << 40 | index;
+        Self::among_items(pipeline, parent, step, low)
+    }
+
+    /// All ids that items of a job's step can have.
+    pub fn of_items(
+        pipeline: PipelineId,
+        parent: Self,
+        step: u16,
+    ) -> std::ops::RangeInclusive<Self> {
+        let all = (1 << 74) - 1;
+        let of = |low| Self::among_items(pipeline, parent, step, low);
+        of(0)..=of(all)
+    }
+
+    fn among_items(pipeline: PipelineId, parent: Self, step: u16, low: u128) -> Self {
+        let from = [&parent.to_be_bytes()[..], &step.to_be_bytes()].concat();
+        let high = u128::from(xxhash_rust::xxh3::xxh3_64(&from) >> 10) << 74;
+        let id = uuid::Builder::from_custom_bytes((high | low).to_be_bytes()).into_uuid();
         Self(id.as_u128()).tagged(pipeline)
     }
 
@@ -245,6 +283,25 @@ mod tests {
         let pipeline = PipelineId::of_name("thumbnails");
         assert_eq!(JobId::of_key(pipeline, "a"), JobId::of_key(pipeline, "a"));
         assert_ne!(JobId::of_key(pipeline, "a"), JobId::of_key(pipeline, "b"));
+    }
+
+    #[test]
+    fn items_of_one_step_lie_together_in_the_order_of_each_attempt() {
+        let pipeline = PipelineId::of_name("p");
+        let parent = JobId::of_key(pipeline, "a");
+        let term = Term { counter: 1, node: NodeId([7; 16]), boot: 1 };
+        let token = |sequence| Token { term, sequence };
+        let item = |step, sequence, index| {
+            JobId::of_item(pipeline, parent, step, token(sequence), index)
+        };
+        let all = JobId::of_items(pipeline, parent, 1);
+        for sequence in 0..50 {
+            let ids = [0, 1, 255, 256, MAX_ITEMS - 1].map(|index| item(1, sequence, index));
+            assert!(ids.is_sorted() && ids.windows(2).all(|pair| pair[0] != pair[1]));
+            assert!(ids.iter().all(|id| all.contains(id) && id.may_belong_to(pipeline)));
+        }
+        assert!(!all.contains(&item(2, 0, 0)));
+        assert_ne!(item(1, 0, 0), item(1, 1, 0));
     }
 
     #[test]

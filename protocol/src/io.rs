@@ -11,7 +11,7 @@ use thiserror::Error;
 use crate::{
     advert::Advert,
     id::{JobId, NodeId, Token},
-    message::Message,
+    message::{Gathered, Message},
     name::Name,
     pipeline::{MAX_PHASES, PipelineDef, Revision},
     record::JobOptions,
@@ -56,6 +56,14 @@ pub enum Input {
         /// How.
         outcome: Outcome,
     },
+    /// A running attempt gives items: JSON objects, one in each line. Those that it gives next must
+    /// wait for [`Effect::ItemsTaken`].
+    Items {
+        /// Which.
+        token: Token,
+        /// What.
+        lines: Bytes,
+    },
     /// Whether the disk has room for more jobs; the reason if not.
     Accepting(Result<(), String>),
     /// The operator wants the node to stop: it takes no new work and hands over what it can.
@@ -87,6 +95,8 @@ pub enum Effect {
     StartAttempt(Box<Attempt>),
     /// Nobody wants the attempt's outcome any more: end it. It still feeds back its end.
     CancelAttempt(Token),
+    /// The items that the attempt gave are durable: it may give more, or end.
+    ItemsTaken(Token),
     /// Answer a client.
     Reply {
         /// Which request.
@@ -129,6 +139,10 @@ pub struct Attempt {
     pub results: Vec<Bytes>,
     /// Where they are not to be merged: the phases' names, in the same order.
     pub names: Option<Vec<Name>>,
+    /// What the items of phases right before it gave.
+    pub gathered: Vec<Gathered>,
+    /// Whether it is to give items.
+    pub gives_items: bool,
 }
 
 /// How an attempt ended.
@@ -190,6 +204,8 @@ pub enum Request {
     Jobs {
         /// Of which pipeline.
         pipeline: Name,
+        /// The items of this job; otherwise only jobs that are no items.
+        of: Option<JobId>,
         /// Only those in this state.
         state: Option<JobState>,
         /// Only those behind this one.

@@ -4,6 +4,7 @@
 //! gateway ─Store─► replica          replica ─Stored─► gateway
 //! coordinator ─Replicate─► replica  replica ─ReplicateAck─► coordinator
 //! coordinator ─Assign─► worker      worker ─Completed─► coordinator ─CompletionAck─► worker
+//!                                   worker ─Items─► coordinator ─ItemsAck─► worker
 //! node ─Beat─► node                 node ─BeatAck─► node        (the lease, both ways)
 //! candidate ─PreVote, Vote─► voter  voter ─Ballot─► candidate
 //! holder ─SyncPage─► holder         ◄─SyncReply─, ─SyncPush─►, ◄─SyncPushAck─
@@ -23,7 +24,7 @@ use crate::{
     id::{DiskId, JobId, PipelineId, Term, Token},
     io::{Change, Changed, Outcome, Refusal},
     name::Name,
-    pipeline::{MAX_PHASES, Revision},
+    pipeline::{Combine, MAX_PHASES, Revision},
     record::Component,
     view::{Counts, JobState, JobSummary, JobView},
 };
@@ -170,6 +171,15 @@ pub enum Message {
         query: u64,
         /// What is known.
         answer: Answer,
+    },
+    /// An attempt gives items.
+    Items(Items),
+    /// An attempt's items are durable; so many they are by now.
+    ItemsAck {
+        /// The attempt.
+        token: Token,
+        /// How many.
+        count: u32,
     },
 }
 
@@ -422,6 +432,10 @@ pub struct Assignment {
     pub results: Vec<Bytes>,
     /// Where the phase wants these by name: their names, in the same order.
     pub names: Option<Vec<Name>>,
+    /// What the items of phases right before it gave.
+    pub gathered: Vec<Gathered>,
+    /// Whether it is to give items.
+    pub gives_items: bool,
 }
 
 /// The end of an attempt, from its worker to the coordinator.
@@ -438,6 +452,37 @@ pub struct Completion {
     pub step: u16,
     /// How it ended.
     pub outcome: Outcome,
+    /// How many items it gave, if it ended well; all of them are durable.
+    pub items: u32,
+}
+
+/// Items that an attempt gave, from its worker to the coordinator.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Items {
+    /// The attempt.
+    pub token: Token,
+    /// The pipeline.
+    pub pipeline: PipelineId,
+    /// The job.
+    pub job: JobId,
+    /// Which of its phases.
+    #[serde(deserialize_with = "step")]
+    pub step: u16,
+    /// How many came before these.
+    pub first: u32,
+    /// JSON objects, one in each line.
+    pub lines: Bytes,
+}
+
+/// What a phase's items gave, for the phase behind it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Gathered {
+    /// The phase's name.
+    pub name: Name,
+    /// How the results are to be put together.
+    pub combine: Combine,
+    /// Them, in the order of the items: a JSON array of objects.
+    pub results: Bytes,
 }
 
 /// A question that only a replica can answer.
@@ -456,6 +501,8 @@ pub enum Question {
     Jobs {
         /// The pipeline.
         pipeline: PipelineId,
+        /// The items of this job; otherwise only jobs that are no items.
+        of: Option<JobId>,
         /// Only those in this state.
         state: Option<JobState>,
         /// Only those behind this one.

@@ -63,4 +63,8 @@ pub enum Mutant {
     MarksDropped,
     /// A phase's rate and limit are not looked at.
     LimitsIgnored,
+    /// A phase for items ends before all of these have.
+    ReduceEarly,
+    /// Items run though the attempt that gave them has not succeeded.
+    ItemsEarly,
 }

@@ -19,6 +19,9 @@ use crate::{
 /// The most phases that one pipeline may have.
 pub const MAX_PHASES: usize = 256;
 
+/// How deep phases for items may lie within each other.
+pub const MAX_DEPTH: usize = 4;
+
 /// The longest time-out or wait that a phase may have.
 pub const MAX_DURATION: Duration = Duration::from_secs(366 * 24 * 3600);
 
@@ -98,6 +101,61 @@ pub struct PhaseDef {
     pub rate: Option<Rate>,
     /// How many attempts there may be at once for jobs that have one value in common.
     pub limit: Option<KeyedLimit>,
+    /// What is done with each item that a phase before gave; no worker runs the phase itself then.
+    pub each: Option<Box<Each>>,
+}
+
+/// What is done with each item that a phase gave: a pipeline within the pipeline.
+///
+/// Each item becomes a job of its own, whose instructions it is. The phase is over when all of these
+/// are; what they gave goes, combined, to the phases right behind it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Each {
+    /// The position of the phase that gives the items.
+    pub of: u16,
+    /// What an item goes through; each phase stands behind all that it comes after.
+    pub phases: Vec<PhaseDef>,
+    /// How many items of a hundred may fail; one more, and the job fails.
+    pub tolerate_percent: u8,
+    /// How what the items gave is put together.
+    pub combine: Combine,
+}
+
+/// How what items gave is put together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Combine {
+    /// By key: an object with each key that any result has, and the list of its values.
+    #[default]
+    Group,
+    /// The list of results, in the order of the items; of those that failed there is none.
+    List,
+}
+
+impl PhaseDef {
+    /// Whether a worker runs it.
+    pub fn has_worker(&self) -> bool {
+        self.wait_for.is_none() && self.each.is_none()
+    }
+}
+
+/// Whether a phase is to give items.
+pub fn gives_items(phases: &[PhaseDef], step: u16) -> bool {
+    phases.iter().any(|phase| phase.each.as_ref().is_some_and(|each| each.of == step))
+}
+
+/// All phases that `phase` comes after, directly or not, in order.
+pub fn ancestors(phases: &[PhaseDef], phase: usize) -> BTreeSet<usize> {
+    let mut found = BTreeSet::new();
+    let mut open = vec![phase];
+    while let Some(at) = open.pop() {
+        for &before in &phases[at].after {
+            if found.insert(usize::from(before)) {
+                open.push(before.into());
+            }
+        }
+    }
+    found
 }
 
 /// What a phase gets to work on.
@@ -274,6 +332,24 @@ pub enum PipelineError {
         /// Why not, and what would do.
         reason: String,
     },
+    /// A phase for items cannot be.
+    #[error("pipeline `{pipeline}`: phases[{position}].for_each: {reason}")]
+    Each {
+        /// The pipeline.
+        pipeline: Name,
+        /// The position of the phase, from 0.
+        position: usize,
+        /// Why not, and what would do.
+        reason: String,
+    },
+    /// The phases for items cannot be.
+    #[error("what `{phase}` does with each item: {error}")]
+    Within {
+        /// The phase.
+        phase: Name,
+        /// What is wrong.
+        error: Box<PipelineError>,
+    },
     /// A number is out of range.
     #[error("pipeline `{pipeline}`: {field} is {value}: allowed are {allowed}")]
     OutOfRange {
@@ -313,6 +389,21 @@ pub struct PhaseInput {
     pub rate: Option<Rate>,
     /// See [`PhaseDef::limit`].
     pub limit: Option<KeyedLimit>,
+    /// See [`PhaseDef::each`].
+    pub each: Option<EachInput>,
+}
+
+/// What is done with each item, as a person describes it.
+#[derive(Clone, Debug)]
+pub struct EachInput {
+    /// The phase that gives the items.
+    pub of: Name,
+    /// See [`Each::phases`].
+    pub phases: Vec<PhaseInput>,
+    /// See [`Each::tolerate_percent`].
+    pub tolerate_percent: u8,
+    /// See [`Each::combine`].
+    pub combine: Combine,
 }
 
 impl PhaseInput {
@@ -330,6 +421,7 @@ impl PhaseInput {
             wait_for: None,
             rate: None,
             limit: None,
+            each: None,
         }
     }
 }
@@ -389,88 +481,60 @@ impl PipelineDef {
         let Settings { replicas, accept, execute, timeout, retention, fair_by, schedules } =
             settings;
         in_range(&name, || "replicas".into(), replicas.into(), 1, MAX_REPLICAS.into())?;
-        if phases.is_empty() {
-            return Err(PipelineError::NoPhases(name));
-        }
-        if phases.len() > MAX_PHASES {
-            return Err(PipelineError::TooManyPhases { pipeline: name, count: phases.len() });
-        }
-        let after = positions(&name, &phases)?;
-        for (position, phase) in phases.iter().enumerate() {
-            let field = || format!("phases[{position}].max_attempts");
-            in_range(&name, field, phase.max_attempts.into(), 1, 1000)?;
-            let waits = [
-                ("timeout", phase.timeout.unwrap_or_default()),
-                ("total_timeout", phase.total_timeout.unwrap_or_default()),
-                ("backoff.initial", phase.backoff.initial),
-                ("backoff.max", phase.backoff.max),
-                ("rate.per", phase.rate.map_or(Duration::ZERO, |rate| rate.per)),
-            ];
-            for (what, wait) in waits {
-                let field = || format!("phases[{position}].{what} in seconds");
-                in_range(&name, field, wait.as_secs(), 0, MAX_DURATION.as_secs())?;
-            }
-            let field = || format!("phases[{position}].backoff.jitter in percent");
-            in_range(&name, field, phase.backoff.jitter_percent.into(), 0, 100)?;
-            check_limits(&name, position, phase)?;
-        }
+        let phases = define(&name, phases, 1)?;
+        check_names(&name, &phases)?;
         for (what, wait) in settings_waits(timeout, &retention) {
             in_range(&name, || format!("{what} in seconds"), wait.as_secs(), 0, MAX_AGE.as_secs())?;
         }
         if let Some(pointer) = &fair_by {
             check_pointer(&name, || "fair_by".to_owned(), pointer)?;
         }
-        let order = topological(&name, &phases, &after)?;
-        let place = |old: usize| order.iter().position(|&at| at == old).unwrap_or_default() as u16;
-        let phases = order
-            .iter()
-            .map(|&at| {
-                let input = phases[at].clone();
-                let mut after: Vec<u16> = after[at].iter().map(|&before| place(before)).collect();
-                after.sort_unstable();
-                PhaseDef {
-                    name: input.name,
-                    phase: input.phase,
-                    after,
-                    max_attempts: input.max_attempts,
-                    backoff: input.backoff,
-                    timeout: input.timeout,
-                    total_timeout: input.total_timeout,
-                    input: input.input,
-                    wait_for: input.wait_for,
-                    rate: input.rate,
-                    limit: input.limit,
-                }
-            })
-            .collect();
         check_schedules(&name, &schedules)?;
         Ok(Self { name, phases, replicas, accept, execute, timeout, retention, fair_by, schedules })
     }
 
     /// Whether [`with`](Self::with) can have made it: for definitions that came from elsewhere.
     pub fn is_valid(&self) -> bool {
-        let names: BTreeSet<&Name> = self.phases.iter().map(|phase| &phase.name).collect();
-        let sound = |(position, phase): (usize, &PhaseDef)| {
-            let waits = [
-                phase.timeout.unwrap_or_default(),
-                phase.total_timeout.unwrap_or_default(),
-                phase.backoff.initial,
-                phase.backoff.max,
-                phase.rate.map_or(Duration::ZERO, |rate| rate.per),
-            ];
-            phase.max_attempts >= 1
-                && phase.backoff.jitter_percent <= 100
-                && phase.rate.is_none_or(|rate| rate.count >= 1 && !rate.per.is_zero())
-                && phase.limit.as_ref().is_none_or(|limit| limit.running >= 1)
-                && waits.iter().all(|wait| *wait <= MAX_DURATION)
-                && phase.after.iter().all(|at| usize::from(*at) < position)
-        };
-        (1..=MAX_PHASES).contains(&self.phases.len())
-            && names.len() == self.phases.len()
+        are_sound(&self.phases, 1)
+            && check_names(&self.name, &self.phases).is_ok()
             && (1..=MAX_REPLICAS).contains(&self.replicas)
-            && self.phases.iter().enumerate().all(sound)
             && self.schedules.len() <= MAX_SCHEDULES
             && settings_waits(self.timeout, &self.retention).all(|(_, wait)| wait <= MAX_AGE)
+    }
+
+    /// The phases of a job: the pipeline's own, or those for items, by the way to these.
+    pub fn body(&self, path: &[u16]) -> Option<&[PhaseDef]> {
+        let mut phases = &self.phases;
+        for step in path {
+            phases = &phases.get(usize::from(*step))?.each.as_ref()?.phases;
+        }
+        Some(phases)
+    }
+
+    /// All phases that do something by themselves, those for items among them.
+    pub fn all_phases(&self) -> Vec<&PhaseDef> {
+        fn add<'a>(phases: &'a [PhaseDef], all: &mut Vec<&'a PhaseDef>) {
+            for phase in phases {
+                match &phase.each {
+                    Some(each) => add(&each.phases, all),
+                    None => all.push(phase),
+                }
+            }
+        }
+        let mut all = Vec::new();
+        add(&self.phases, &mut all);
+        all
+    }
+
+    /// The phase of that name that does something by itself.
+    pub fn named(&self, step: &Name) -> Option<&PhaseDef> {
+        fn find<'a>(phases: &'a [PhaseDef], step: &Name) -> Option<&'a PhaseDef> {
+            phases.iter().find_map(|phase| match &phase.each {
+                Some(each) => find(&each.phases, step),
+                None => Some(phase).filter(|phase| phase.name == *step),
+            })
+        }
+        find(&self.phases, step)
     }
 
     /// Whether only a coordinator that a majority backs may take or dispatch jobs.
@@ -487,20 +551,143 @@ impl PipelineDef {
     pub fn revision(&self) -> Revision {
         xxhash_rust::xxh3::xxh3_64(&codec::encode_body(self))
     }
+}
 
-    /// All phases that `phase` comes after, directly or not, in order.
-    pub fn ancestors(&self, phase: usize) -> BTreeSet<usize> {
-        let mut found = BTreeSet::new();
-        let mut open = vec![phase];
-        while let Some(at) = open.pop() {
-            for &before in &self.phases[at].after {
-                if found.insert(usize::from(before)) {
-                    open.push(before.into());
+/// Phases in an order in which each stands behind all that it comes after, with what is in range.
+fn define(
+    name: &Name,
+    phases: Vec<PhaseInput>,
+    depth: usize,
+) -> Result<Vec<PhaseDef>, PipelineError> {
+    if phases.is_empty() {
+        return Err(PipelineError::NoPhases(name.clone()));
+    }
+    if phases.len() > MAX_PHASES {
+        return Err(PipelineError::TooManyPhases { pipeline: name.clone(), count: phases.len() });
+    }
+    let after = positions(name, &phases)?;
+    for (position, phase) in phases.iter().enumerate() {
+        let field = || format!("phases[{position}].max_attempts");
+        in_range(name, field, phase.max_attempts.into(), 1, 1000)?;
+        let waits = [
+            ("timeout", phase.timeout.unwrap_or_default()),
+            ("total_timeout", phase.total_timeout.unwrap_or_default()),
+            ("backoff.initial", phase.backoff.initial),
+            ("backoff.max", phase.backoff.max),
+            ("rate.per", phase.rate.map_or(Duration::ZERO, |rate| rate.per)),
+        ];
+        for (what, wait) in waits {
+            let field = || format!("phases[{position}].{what} in seconds");
+            in_range(name, field, wait.as_secs(), 0, MAX_DURATION.as_secs())?;
+        }
+        let field = || format!("phases[{position}].backoff.jitter in percent");
+        in_range(name, field, phase.backoff.jitter_percent.into(), 0, 100)?;
+        check_limits(name, position, phase)?;
+    }
+    let order = topological(name, &phases, &after)?;
+    let place = |old: usize| order.iter().position(|&at| at == old).unwrap_or_default() as u16;
+    let mut defined = Vec::with_capacity(phases.len());
+    for &at in &order {
+        let input = phases[at].clone();
+        let mut behind: Vec<u16> = after[at].iter().map(|&before| place(before)).collect();
+        behind.sort_unstable();
+        let each = match input.each {
+            Some(each) => {
+                let of = phases.iter().position(|phase| phase.name == each.of);
+                let giver = of.filter(|of| phases[*of].each.is_none() && phases[*of].wait_for.is_none());
+                let reason = match giver {
+                    None => "only a phase that a worker runs gives items",
+                    Some(_) if depth >= MAX_DEPTH => "phases for items lie too deep within each other",
+                    Some(_) => "",
+                };
+                if !reason.is_empty() {
+                    let (pipeline, reason) = (name.clone(), reason.to_owned());
+                    return Err(PipelineError::Each { pipeline, position: at, reason });
                 }
+                let field = || format!("phases[{at}].tolerate in percent");
+                in_range(name, field, each.tolerate_percent.into(), 0, 100)?;
+                let within = define(name, each.phases.clone(), depth + 1);
+                let phases = within.map_err(|error| PipelineError::Within {
+                    phase: input.name.clone(),
+                    error: Box::new(error),
+                })?;
+                let EachInput { tolerate_percent, combine, .. } = each;
+                let of = place(giver.unwrap_or_default());
+                Some(Box::new(Each { of, phases, tolerate_percent, combine }))
+            }
+            None => None,
+        };
+        defined.push(PhaseDef {
+            name: input.name,
+            phase: input.phase,
+            after: behind,
+            max_attempts: input.max_attempts,
+            backoff: input.backoff,
+            timeout: input.timeout,
+            total_timeout: input.total_timeout,
+            input: input.input,
+            wait_for: input.wait_for,
+            rate: input.rate,
+            limit: input.limit,
+            each,
+        });
+    }
+    Ok(defined)
+}
+
+/// Whether [`define`] can have made these.
+fn are_sound(phases: &[PhaseDef], depth: usize) -> bool {
+    let sound = |(position, phase): (usize, &PhaseDef)| {
+        let waits = [
+            phase.timeout.unwrap_or_default(),
+            phase.total_timeout.unwrap_or_default(),
+            phase.backoff.initial,
+            phase.backoff.max,
+            phase.rate.map_or(Duration::ZERO, |rate| rate.per),
+        ];
+        let each = |each: &Each| {
+            let giver = phases.get(usize::from(each.of)).is_some_and(PhaseDef::has_worker);
+            giver
+                && phase.after.contains(&each.of)
+                && each.tolerate_percent <= 100
+                && are_sound(&each.phases, depth + 1)
+        };
+        phase.max_attempts >= 1
+            && phase.backoff.jitter_percent <= 100
+            && phase.rate.is_none_or(|rate| rate.count >= 1 && !rate.per.is_zero())
+            && phase.limit.as_ref().is_none_or(|limit| limit.running >= 1)
+            && waits.iter().all(|wait| *wait <= MAX_DURATION)
+            && phase.after.iter().all(|at| usize::from(*at) < position)
+            && phase.each.as_deref().is_none_or(each)
+    };
+    (1..=MAX_PHASES).contains(&phases.len())
+        && depth <= MAX_DEPTH
+        && phases.iter().enumerate().all(sound)
+}
+
+/// Names tell phases apart, wherever these lie; only a phase for items may be called like what it does.
+fn check_names(pipeline: &Name, phases: &[PhaseDef]) -> Result<(), PipelineError> {
+    fn check<'a>(
+        phases: &'a [PhaseDef],
+        like: Option<&Name>,
+        taken: &mut BTreeSet<&'a Name>,
+    ) -> Result<(), &'a Name> {
+        for phase in phases {
+            if Some(&phase.name) != like && !taken.insert(&phase.name) {
+                return Err(&phase.name);
+            }
+            if let Some(each) = &phase.each {
+                let like = Some(&phase.name).filter(|_| each.phases.len() == 1);
+                check(&each.phases, like, taken)?;
             }
         }
-        found
+        Ok(())
     }
+    let mut taken = BTreeSet::new();
+    check(phases, None, &mut taken).map_err(|name| {
+        let position = phases.iter().position(|phase| phase.name == *name).unwrap_or_default();
+        PipelineError::DuplicatePhase { pipeline: pipeline.clone(), phase: name.clone(), position }
+    })
 }
 
 /// What a pipeline as a whole may wait or keep.
@@ -603,7 +790,16 @@ fn positions(pipeline: &Name, phases: &[PhaseInput]) -> Result<Vec<Vec<usize>>, 
             });
         }
         let mut after = BTreeSet::new();
+        let of = phase.each.as_ref().map(|each| &each.of);
+        if let Some(name) = of {
+            after.insert(find(name).ok_or_else(|| PipelineError::UnknownAfter {
+                pipeline: pipeline.clone(),
+                position,
+                missing: name.clone(),
+            })?);
+        }
         match &phase.after {
+            None if of.is_some() => {}
             None => after.extend(position.checked_sub(1)),
             Some(names) => {
                 for name in names {
@@ -699,7 +895,7 @@ mod tests {
         let pipeline = PipelineDef::new(name("p"), phases).expect("valid");
         let names: Vec<_> = pipeline.phases.iter().map(|phase| phase.name.as_str()).collect();
         assert_eq!(names, ["s", "l", "r", "end"]);
-        assert_eq!(pipeline.ancestors(3), BTreeSet::from([0, 1, 2]));
+        assert_eq!(ancestors(&pipeline.phases, 3), BTreeSet::from([0, 1, 2]));
     }
 
     #[test]

@@ -20,7 +20,7 @@ use xxhash_rust::xxh3::Xxh3;
 
 use crate::{
     codec::{self, DecodeError, Encoded, Kind, Pieces},
-    id::{NodeId, Term, Token},
+    id::{JobId, NodeId, Term, Token},
     pipeline::Revision,
     view::{AttemptView, JobState},
 };
@@ -72,8 +72,32 @@ pub struct JobSpec {
     pub options: JobOptions,
     /// The idempotency key.
     pub key: Option<String>,
+    /// Where it comes from, if it is made of an item that another job gave.
+    pub parent: Option<Box<Parent>>,
     /// A JSON object.
     pub instructions: Bytes,
+}
+
+/// Of which item of which job a job is made.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Parent {
+    /// The job.
+    pub job: JobId,
+    /// Its phase that says what is done with the item.
+    pub step: u16,
+    /// The attempt that gave the item.
+    pub token: Token,
+    /// Which of the items that this attempt gave, from 0.
+    pub index: u32,
+    /// The way to the phases that it goes through, from the pipeline's own.
+    pub path: Vec<u16>,
+}
+
+impl JobSpec {
+    /// The way to the job's phases within the pipeline; empty for the pipeline's own.
+    pub fn path(&self) -> &[u16] {
+        self.parent.as_ref().map_or(&[], |parent| &parent.path)
+    }
 }
 
 impl Encoded for JobSpec {
@@ -145,6 +169,8 @@ pub enum Progress {
         /// The attempt.
         token: Token,
     },
+    /// What is done with the items of a phase before is under way.
+    Items,
     /// It was cancelled.
     Cancelled,
     /// Its attempts are spent.
@@ -162,7 +188,7 @@ impl Progress {
     /// The rank of an end: of two ends the higher wins. Zero for what has not ended.
     fn rank(&self) -> u8 {
         match self {
-            Self::Waiting { .. } | Self::Running { .. } => 0,
+            Self::Waiting { .. } | Self::Running { .. } | Self::Items => 0,
             Self::Cancelled => 1,
             Self::Dead => 2,
             Self::Succeeded { .. } => 3,
@@ -191,6 +217,8 @@ pub struct Control {
     pub lost_count: u32,
     /// How many attempts ended well after another had been accepted.
     pub late_count: u32,
+    /// How many items the attempt gave that was accepted.
+    pub items: u32,
     /// When it was written, by the writer's clock (ms since 1970).
     pub written_ms: u64,
     /// When its first attempt of this generation was given out, or its wait for a signal began; 0
@@ -220,6 +248,7 @@ impl Ord for Control {
             .then_with(|| self.attempt_count.cmp(&other.attempt_count))
             .then_with(|| self.lost_count.cmp(&other.lost_count))
             .then_with(|| self.late_count.cmp(&other.late_count))
+            .then_with(|| self.items.cmp(&other.items))
             .then_with(|| self.written_ms.cmp(&other.written_ms))
             .then_with(|| self.since_ms.cmp(&other.since_ms))
             .then_with(|| self.note.cmp(&other.note))
@@ -251,7 +280,7 @@ impl Control {
     pub fn state(&self) -> JobState {
         match self.progress {
             Progress::Waiting { .. } => JobState::Queued,
-            Progress::Running { .. } => JobState::Running,
+            Progress::Running { .. } | Progress::Items => JobState::Running,
             Progress::Cancelled => JobState::Cancelled,
             Progress::Dead => JobState::Dead,
             Progress::Succeeded { .. } => JobState::Succeeded,

@@ -106,6 +106,8 @@ pub struct JobView {
     pub generation: u32,
     /// The idempotency key that it was enqueued with.
     pub key: Option<String>,
+    /// The job of which it is a part, and of which item it is made.
+    pub parent: Option<(JobId, u32)>,
     /// What was enqueued.
     pub instructions: Bytes,
     /// What its phases made of it: their results, in order, to be merged into the instructions.
@@ -135,6 +137,19 @@ pub struct InvocationView {
     pub note: Option<String>,
     /// What it gave.
     pub result: Option<Bytes>,
+    /// How far its items are, where it is for items and under way.
+    pub items: Option<ItemsView>,
+}
+
+/// How far the items of a phase are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ItemsView {
+    /// How many there are.
+    pub total: u32,
+    /// How many have ended.
+    pub ended: u32,
+    /// How many of these failed.
+    pub failed: u32,
 }
 
 /// One run of a phase.
@@ -234,6 +249,8 @@ pub struct Counts {
     pub queued: u64,
     /// With at least one phase at a worker.
     pub running: u64,
+    /// Unfinished parts of these: what is made of the items that they gave.
+    pub items: u64,
     /// Done.
     pub succeeded: u64,
     /// Dead letters.

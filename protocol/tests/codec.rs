@@ -13,10 +13,13 @@ use carbonmesh_protocol::{
     group_view::GroupView,
     id::{DiskId, JobId, NodeId, PipelineId, Term, Token},
     io::Outcome,
-    message::{Assignment, BeatAck, Completion, GroupUpdate, Held, JobUpdate, Message, Replicate},
+    message::{
+        Assignment, BeatAck, Completion, Gathered, GroupUpdate, Held, Items, JobUpdate, Message,
+        Replicate,
+    },
     name::Name,
-    pipeline::{PhaseInput, PipelineDef},
-    record::{Component, Control, JobOptions, JobSpec, Progress, Reaped},
+    pipeline::{Combine, PhaseInput, PipelineDef},
+    record::{Component, Control, JobOptions, JobSpec, Parent, Progress, Reaped},
 };
 use proptest::prelude::*;
 
@@ -49,6 +52,13 @@ fn spec() -> JobSpec {
         created_ms: 1_700_000_000_000,
         term: None,
         key: Some("k".to_owned()),
+        parent: Some(Box::new(Parent {
+            job: job(),
+            step: 1,
+            token: token(),
+            index: 7,
+            path: vec![1],
+        })),
         instructions: Bytes::from_static(b"{}"),
     }
 }
@@ -63,6 +73,7 @@ fn control() -> Control {
         attempt_count: 1,
         lost_count: 0,
         late_count: 0,
+        items: 9,
         written_ms: 7,
         since_ms: 5,
         note: None,
@@ -130,6 +141,12 @@ fn messages() -> Vec<Message> {
             instructions: Bytes::from_static(b"{}"),
             results: vec![Bytes::from_static(b"{}")],
             names: Some(vec![name("a")]),
+            gathered: vec![Gathered {
+                name: name("b"),
+                combine: Combine::Group,
+                results: Bytes::from_static(b"[{}]"),
+            }],
+            gives_items: true,
         })),
         Message::Completed(Completion {
             token: token(),
@@ -137,7 +154,17 @@ fn messages() -> Vec<Message> {
             job: job(),
             step: 1,
             outcome: Outcome::Failed { error: "no".to_owned(), retry: true, after: None },
+            items: 9,
         }),
+        Message::Items(Items {
+            token: token(),
+            pipeline: pipeline(),
+            job: job(),
+            step: 1,
+            first: 8,
+            lines: Bytes::from_static(b"{}"),
+        }),
+        Message::ItemsAck { token: token(), count: 9 },
     ]
 }
 

@@ -62,6 +62,7 @@ fn control() -> impl Strategy<Value = Control> {
             attempt_count,
             lost_count: 0,
             late_count: 0,
+            items: 0,
             written_ms: 7,
             since_ms: 5,
             note: None,
@@ -96,6 +97,7 @@ fn spec(taken: impl Strategy<Value = Option<Term>>) -> impl Strategy<Value = Job
             term,
             options: JobOptions::default(),
             key: None,
+            parent: None,
             instructions: body.into(),
         }
     })

@@ -164,7 +164,10 @@ impl Node {
                 Effect::Reply { response: Response::Enqueued(answers), .. } => {
                     self.accepted += answers.iter().filter(|answer| answer.is_ok()).count();
                 }
-                Effect::Publish(_) | Effect::CancelAttempt(_) | Effect::Reply { .. } => {}
+                Effect::Publish(_)
+                | Effect::CancelAttempt(_)
+                | Effect::ItemsTaken(_)
+                | Effect::Reply { .. } => {}
             }
         }
     }

@@ -94,6 +94,8 @@ pub struct Options {
     pub tombstones_ms: u64,
     /// Whether the second phase waits for a signal.
     pub signals: bool,
+    /// Whether the first of three phases gives items, with each of which the second does something.
+    pub items: bool,
     /// How many attempts of the first phase may begin in a second; 0 for any number.
     pub rate: u32,
     /// Whether only one attempt of the first phase may run for each key.
@@ -140,6 +142,7 @@ pub const SIMPLIFICATIONS: &[Simplification] = &[
     ("cancels", |it| it.cancels_per_mille = 0),
     ("retention", |it| it.keep_ms = 0),
     ("signals", |it| it.signals = false),
+    ("items", |it| it.items = false),
     ("rates", |it| it.rate = 0),
     ("keys", |it| it.keyed = false),
     ("cron", |it| it.cron = false),
@@ -249,6 +252,7 @@ impl Options {
             cron: jump_every_ms == 0 && one_of(&[0, 0, 0, 1]) == 1,
             dated_per_mille: if jump_every_ms == 0 { one_of(&[0, 0, 0, 300]) } else { 0 },
             changes_per_mille: one_of(&[0, 0, 0, 300]),
+            items: one_of(&[0, 0, 1]) == 1,
             #[cfg(feature = "mutants")]
             mutant: None,
         }
@@ -267,6 +271,18 @@ impl Options {
     /// The phase that waits for a signal.
     pub(crate) fn signal_step(&self) -> Option<u16> {
         (self.signals && self.phases > 1).then_some(1)
+    }
+
+    /// The phase that does something with items.
+    pub(crate) fn items_step(&self) -> Option<u16> {
+        // Where attempts take long, so many more of them would take too long.
+        let brief = self.attempt_ms < 1000;
+        (self.items && self.phases == 3 && !self.signals && brief).then_some(1)
+    }
+
+    /// The phase that no worker runs.
+    pub(crate) fn idle_step(&self) -> Option<u16> {
+        self.signal_step().or(self.items_step())
     }
 
     /// How many attempts of the first phase may begin in a time.

@@ -58,6 +58,8 @@ mutants! {
     timers_that_pile_up: TimersPile => ["bounded"];
     unfinished_jobs_that_are_forgotten: UnfinishedReaped => ["legal-reap"];
     marks_that_are_dropped_at_once: MarksDropped => ["legal-reap", "terminal-stays"];
+    items_that_nobody_waits_for: ReduceEarly => ["items"];
+    items_of_an_attempt_that_may_fail: ItemsEarly => ["items"];
     limits_that_nobody_looks_at: LimitsIgnored => ["limits"];
     a_newer_component_that_is_dropped: NewerDropped => ["merge"];
     a_value_that_stays_because_it_came_last: LastComesStays => ["merge", "terminal-stays"];

@@ -31,10 +31,14 @@ pub(super) fn draw(pipeline: &PipelineDef, format: Format) -> String {
 
 /// What happens at a phase, in a few words.
 fn label(phase: &PhaseDef) -> String {
-    match &phase.wait_for {
-        Some(signal) => format!("{} (waits for {signal})", phase.name),
-        None if phase.phase == phase.name => phase.name.to_string(),
-        None => format!("{} ({})", phase.name, phase.phase),
+    match (&phase.wait_for, &phase.each) {
+        (Some(signal), _) => format!("{} (waits for {signal})", phase.name),
+        (None, Some(each)) => {
+            let within: Vec<String> = each.phases.iter().map(label).collect();
+            format!("{} (for each item: {})", phase.name, within.join(", "))
+        }
+        (None, None) if phase.phase == phase.name => phase.name.to_string(),
+        (None, None) => format!("{} ({})", phase.name, phase.phase),
     }
 }
 

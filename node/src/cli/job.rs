@@ -28,6 +28,9 @@ pub(super) enum Command {
     Ls {
         /// Of which pipeline
         pipeline: Name,
+        /// What is made of the items of this job, instead
+        #[arg(long, value_name = "ID")]
+        of: Option<JobId>,
         /// Only those in this state: queued, running, succeeded, dead or cancelled
         #[arg(long)]
         state: Option<JobState>,
@@ -98,11 +101,13 @@ pub(super) struct Which {
 
 pub(super) async fn run(command: Command, client: &Client, out: &Output) -> Result<(), Failure> {
     match command {
-        Command::Ls { pipeline, state, limit, after } => {
+        Command::Ls { pipeline, of, state, limit, after } => {
+            let of = of.map(|of| of.to_string());
             let (limit, after) = (limit.to_string(), after.map(|after| after.to_string()));
             let mut query = vec![("limit", limit.as_str())];
             query.extend(state.map(|state| ("state", state.name())));
             query.extend(after.as_deref().map(|after| ("after", after)));
+            query.extend(of.as_deref().map(|of| ("of", of)));
             let path = ["pipelines", pipeline.as_str(), "jobs"];
             out.answer(&client.get::<JobsDoc>(&path, &query).await?, list)
         }
@@ -253,6 +258,7 @@ fn show(job: &JobDoc) -> String {
         ("priority", (job.priority != 0).then(|| job.priority.to_string())),
         ("generation", (job.generation > 0).then(|| job.generation.to_string())),
         ("key", job.key.as_deref().map(clean)),
+        ("part of", job.parent.as_ref().map(|of| format!("{of}, item {}", job.item.unwrap_or(0)))),
         ("conflicts", (job.conflicts > 0).then(|| job.conflicts.to_string())),
         ("other payloads", (job.other_payloads > 0).then(|| job.other_payloads.to_string())),
         ("instructions", json(&job.instructions)),
@@ -269,7 +275,10 @@ fn invocation(invocation: &InvocationDoc) -> [String; 6] {
         invocation.step.clone(),
         invocation.phase.clone(),
         invocation.state.to_string(),
-        invocation.attempt_count.to_string(),
+        match invocation.items {
+            Some(items) => format!("{} of {} items", items.ended, items.total),
+            None => invocation.attempt_count.to_string(),
+        },
         or_dash(last.map(|attempt| node(&attempt.worker))),
         or_dash(invocation.note.as_deref().or(error).map(short)),
     ]

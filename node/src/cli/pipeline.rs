@@ -228,9 +228,11 @@ fn phase(item: &PhaseItem, before: Option<String>) -> [String; 5] {
 }
 
 fn counts(counts: &Counts) -> String {
-    let Counts { queued, running, succeeded, dead, cancelled } = counts;
+    let Counts { queued, running, items, succeeded, dead, cancelled } = counts;
+    let parts = if *items > 0 { format!(" ({items} items unfinished)") } else { String::new() };
     format!(
-        "{queued} queued, {running} running, {succeeded} succeeded, {dead} dead, {cancelled} cancelled"
+        "{queued} queued, {running} running{parts}, {succeeded} succeeded, {dead} dead, \
+         {cancelled} cancelled"
     )
 }
 

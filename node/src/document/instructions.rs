@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use carbonmesh_protocol::{message::Gathered, name::Name, pipeline::Combine};
 use serde_json::{Map, Value, value::RawValue};
 use thiserror::Error;
 
@@ -15,6 +16,9 @@ pub enum InstructionsError {
     /// They are no JSON; the message ends in line and column.
     #[error("the job is no JSON: {0}")]
     Syntax(String),
+    /// An item is no JSON; the message ends in line and column.
+    #[error("an item is no JSON: {0}; print one in each line, as in {{\"page\": 3}}")]
+    Item(String),
     /// They are JSON, but no object.
     #[error("the job is {0}: instructions are one JSON object, such as {{\"size\": 3}}")]
     NotAnObject(&'static str),
@@ -114,6 +118,48 @@ pub fn name_results<'a, N: AsRef<str> + 'a>(
     let json =
         serde_json::to_vec(&named).map_err(|error| InstructionsError::Syntax(error.to_string()))?;
     Ok(compact(&json))
+}
+
+/// What a phase's items gave, put together as the pipeline says: JSON.
+///
+/// # Errors
+/// A result is no JSON object.
+pub(crate) fn gathered_value(gathered: &Gathered) -> Result<Bytes, InstructionsError> {
+    if gathered.combine == Combine::List {
+        return Ok(gathered.results.clone());
+    }
+    let failed = |error: serde_json::Error| InstructionsError::Merge {
+        part: format!("results of {}", gathered.name),
+        reason: error.to_string(),
+    };
+    let results: Vec<BTreeMap<String, &RawValue>> =
+        serde_json::from_slice(&gathered.results).map_err(failed)?;
+    let mut groups: BTreeMap<String, Vec<&RawValue>> = BTreeMap::new();
+    for (key, value) in results.into_iter().flatten() {
+        groups.entry(key).or_default().push(value);
+    }
+    serde_json::to_vec(&groups).map(Bytes::from).map_err(failed)
+}
+
+/// An object with one value.
+pub(crate) fn named_object(name: &Name, value: &[u8]) -> Bytes {
+    // Names have no character that would have to be escaped.
+    [b"{\"", name.as_str().as_bytes(), b"\":", value, b"}"].concat().into()
+}
+
+/// An item as the instructions of its job, on one line.
+///
+/// # Errors
+/// It is no JSON.
+pub(crate) fn one_item(json: &[u8]) -> Result<Bytes, InstructionsError> {
+    match Instructions::parse(json) {
+        Ok(instructions) => Ok(instructions.into_bytes()),
+        Err(InstructionsError::NotAnObject(_)) => {
+            Ok([b"{\"item\":", &compact(json)[..], b"}"].concat().into())
+        }
+        Err(InstructionsError::Syntax(error)) => Err(InstructionsError::Item(error)),
+        Err(error) => Err(error),
+    }
 }
 
 fn merge_part<'a>(

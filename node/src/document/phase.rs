@@ -3,7 +3,7 @@
 use std::{fmt, time::Duration};
 
 use carbonmesh_protocol::pipeline::{
-    Backoff, KeyedLimit, PhaseDef, PhaseInput, PhaseInputMode, PipelineDef, Rate,
+    Backoff, Combine, EachInput, KeyedLimit, PhaseDef, PhaseInput, PhaseInputMode, Rate,
 };
 use serde::{
     Deserialize, Deserializer, Serialize,
@@ -59,6 +59,18 @@ pub struct PhaseDocument {
     /// How many attempts there may be at once for one key; any number unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<LimitDocument>,
+    /// The phase each of whose items this is done with; the job goes on when all of that is done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub for_each: Option<String>,
+    /// What is done with each item, if that is more than this one phase.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub phases: Option<Vec<PhaseItem>>,
+    /// How what the items gave is put together: `group` by key, or a `list`; `group` unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub combine: Option<Combine>,
+    /// How many items of a hundred may fail; 0 unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tolerate_percent: Option<u8>,
 }
 
 /// So many in a time, such as 100 in `1s`.
@@ -106,11 +118,35 @@ impl PhaseItem {
     }
 
     /// Says only what a reader would not assume.
-    pub(super) fn of(pipeline: &PipelineDef, at: usize, phase: &PhaseDef) -> Self {
+    pub(super) fn of(phases: &[PhaseDef], at: usize, phase: &PhaseDef) -> Self {
         let usual = PhaseInput::named(phase.name.clone());
-        let usual_after = at.checked_sub(1).map(|before| before as u16);
-        let names =
-            |after: &u16| pipeline.phases.get(usize::from(*after)).map(|one| one.name.to_string());
+        let usual_after = match &phase.each {
+            Some(each) => Some(each.of),
+            None => at.checked_sub(1).map(|before| before as u16),
+        };
+        let names = |after: &u16| phases.get(usize::from(*after)).map(|one| one.name.to_string());
+        if let Some(each) = &phase.each {
+            // One phase alone is written in its place.
+            let alone = [&each.phases[..]].into_iter().find(|it| it.len() == 1);
+            let alone = alone.map(|it| &it[0]).filter(|one| one.name == phase.name);
+            let document = match alone.map(|one| Self::of(&each.phases, 0, one)) {
+                Some(Self::Full(document)) => *document,
+                _ => PhaseDocument { name: phase.name.to_string(), ..PhaseDocument::default() },
+            };
+            let within = || {
+                let within = each.phases.iter().enumerate();
+                within.map(|(at, one)| Self::of(&each.phases, at, one)).collect()
+            };
+            return Self::Full(Box::new(PhaseDocument {
+                after: (!phase.after.iter().eq(usual_after.iter()))
+                    .then(|| phase.after.iter().filter_map(names).collect()),
+                for_each: phases.get(usize::from(each.of)).map(|one| one.name.to_string()),
+                phases: alone.is_none().then(within),
+                combine: Some(each.combine).filter(|it| *it != Combine::default()),
+                tolerate_percent: Some(each.tolerate_percent).filter(|percent| *percent > 0),
+                ..document
+            }));
+        }
         let document = PhaseDocument {
             name: phase.name.to_string(),
             phase: (phase.phase != usual.phase).then(|| phase.phase.to_string()),
@@ -134,6 +170,7 @@ impl PhaseItem {
                 .limit
                 .as_ref()
                 .map(|limit| LimitDocument { key: limit.key.clone(), running: limit.running }),
+            ..PhaseDocument::default()
         };
         let bare = PhaseDocument { name: document.name.clone(), ..PhaseDocument::default() };
         if document == bare { Self::Name(document.name) } else { Self::Full(Box::new(document)) }
@@ -168,7 +205,74 @@ impl<'de> Deserialize<'de> for PhaseItem {
 
 impl PhaseDocument {
     fn input(&self, place: &str) -> Result<PhaseInput, DocumentError> {
+        match &self.for_each {
+            Some(of) => self.each(of, place),
+            None => self.alone(place),
+        }
+    }
+
+    /// A phase that something is done by with each item.
+    fn each(&self, of: &str, place: &str) -> Result<PhaseInput, DocumentError> {
         let at = |key: &str| format!("{place}.{key}");
+        let of = name(of, || at("for_each"))?;
+        // What it does with an item has no order among the phases around.
+        let one = Self {
+            after: None,
+            for_each: None,
+            phases: None,
+            combine: None,
+            tolerate_percent: None,
+            ..self.clone()
+        };
+        let (phases, own) = match &self.phases {
+            None => (vec![one.alone(place)?], Vec::new()),
+            Some(within) => {
+                let within = within.iter().enumerate();
+                let within = within.map(|(nth, it)| it.input(&at(&format!("phases[{nth}]"))));
+                (within.collect::<Result<_, _>>()?, one.settings())
+            }
+        };
+        if let Some(key) = own.first() {
+            let reason = "it belongs to one of its `phases`: write it there";
+            return Err(field(at(key), reason.to_owned()));
+        }
+        let outer = Self { name: self.name.clone(), after: self.after.clone(), ..Self::default() };
+        let each = EachInput {
+            of,
+            phases,
+            tolerate_percent: self.tolerate_percent.unwrap_or_default(),
+            combine: self.combine.unwrap_or_default(),
+        };
+        Ok(PhaseInput { each: Some(each), ..outer.alone(place)? })
+    }
+
+    /// The keys that are set and say how one phase is run.
+    fn settings(&self) -> Vec<&'static str> {
+        let set = [
+            ("phase", self.phase.is_some()),
+            ("max_attempts", self.max_attempts.is_some()),
+            ("backoff", self.backoff.is_some()),
+            ("timeout", self.timeout.is_some()),
+            ("total_timeout", self.total_timeout.is_some()),
+            ("input", self.input.is_some()),
+            ("wait_for", self.wait_for.is_some()),
+            ("rate", self.rate.is_some()),
+            ("limit", self.limit.is_some()),
+        ];
+        set.into_iter().filter(|(_, set)| *set).map(|(key, _)| key).collect()
+    }
+
+    fn alone(&self, place: &str) -> Result<PhaseInput, DocumentError> {
+        let at = |key: &str| format!("{place}.{key}");
+        let each = [
+            ("phases", self.phases.is_some()),
+            ("combine", self.combine.is_some()),
+            ("tolerate_percent", self.tolerate_percent.is_some()),
+        ];
+        if let Some((key, _)) = each.into_iter().find(|(_, set)| *set) {
+            let reason = "it says what is done with items: say of which phase with `for_each`";
+            return Err(field(at(key), reason.to_owned()));
+        }
         let usual = PhaseInput::named(name(&self.name, || at("name"))?);
         let after = self.after.as_ref().map(|names| {
             let names = names.iter().enumerate();
@@ -200,6 +304,7 @@ impl PhaseDocument {
                 .limit
                 .as_ref()
                 .map(|limit| KeyedLimit { key: limit.key.clone(), running: limit.running }),
+            each: None,
             name: usual.name,
         })
     }

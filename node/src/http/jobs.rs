@@ -107,6 +107,8 @@ pub(super) struct ListParameters {
     #[serde(default, deserialize_with = "parsed")]
     after: Option<JobId>,
     limit: Option<u32>,
+    #[serde(default, deserialize_with = "parsed")]
+    of: Option<JobId>,
 }
 
 /// `POST /v1/pipelines/{name}/jobs`: one job as JSON, or many as NDJSON.
@@ -168,13 +170,13 @@ pub(super) async fn list(
     PathPart(pipeline): PathPart<Name>,
     Parameters(parameters): Parameters<ListParameters>,
 ) -> Result<Json<JobsDoc>, Problem> {
-    let ListParameters { state, after, limit } = parameters;
+    let ListParameters { state, after, limit, of } = parameters;
     let limit = limit.unwrap_or(PAGE);
     if !(1..=MAX_PAGE).contains(&limit) {
         let detail = format!("limit: {limit} is out of range: 1 to {MAX_PAGE} are allowed");
         return Err(Problem::bad_request("bad-query", detail));
     }
-    match api.ask(Request::Jobs { pipeline, state, after, limit }).await? {
+    match api.ask(Request::Jobs { pipeline, of, state, after, limit }).await? {
         Answer::Jobs { jobs, next } => Ok(Json(JobsDoc {
             jobs: jobs.iter().map(JobSummaryDoc::from).collect(),
             next: next.map(|job| job.to_string()),

@@ -1,11 +1,16 @@
 //! What one attempt knows of itself.
 
+use std::sync::Arc;
+
+use bytes::Bytes;
 use carbonmesh_protocol::{id::JobId, io::Attempt, name::Name};
 use tokio_util::sync::CancellationToken;
 use tracing::{Span, info};
 
-use super::{Fields, PhaseError};
-use crate::document::{merge_instructions, name_results};
+use super::{Fields, PhaseError, items::ItemSink};
+use crate::document::{
+    InstructionsError, gathered_value, merge_instructions, name_results, named_object, one_item,
+};
 
 /// See the [module](self).
 #[derive(Clone, Debug)]
@@ -13,11 +18,52 @@ pub struct PhaseContext {
     attempt: Attempt,
     cancelled: CancellationToken,
     span: Span,
+    /// Where its items go, if it is to give some.
+    items: Option<Arc<ItemSink>>,
 }
 
 impl PhaseContext {
-    pub(crate) fn new(attempt: Attempt, cancelled: CancellationToken, span: Span) -> Self {
-        Self { attempt, cancelled, span }
+    pub(super) fn new(
+        attempt: Attempt,
+        cancelled: CancellationToken,
+        span: Span,
+        items: Option<Arc<ItemSink>>,
+    ) -> Self {
+        Self { attempt, cancelled, span, items }
+    }
+
+    /// Whether a phase behind does something with each item that this one gives.
+    pub fn gives_items(&self) -> bool {
+        self.items.is_some()
+    }
+
+    /// Gives one item: JSON, by itself a job's instructions if it is an object, else under `item`.
+    /// Waits while many are on their way: however many there are, few are held here.
+    ///
+    /// # Errors
+    /// It is no JSON or too large, nobody does anything with items, or the attempt was cancelled.
+    pub async fn give(&self, item: &[u8]) -> Result<(), PhaseError> {
+        let Some(items) = &self.items else {
+            return Err(PhaseError::Fatal(format!(
+                "step `{}` gives an item, and no phase of the pipeline has for_each = \"{0}\"",
+                self.step()
+            )));
+        };
+        let line = one_item(item).map_err(|error| PhaseError::Fatal(error.to_string()))?;
+        items.give(&line, &self.cancelled).await
+    }
+
+    /// The largest item that may be given, in bytes.
+    pub(super) fn item_bytes(&self) -> usize {
+        self.items.as_ref().map_or(0, |items| items.item_bytes)
+    }
+
+    /// Waits until all items that were given are durable.
+    pub(super) async fn finish_items(&self) -> Result<(), PhaseError> {
+        match &self.items {
+            Some(items) => items.finish(&self.cancelled).await,
+            None => Ok(()),
+        }
     }
 
     /// The job.
@@ -66,15 +112,23 @@ impl PhaseContext {
     /// # Errors
     /// They are no JSON object.
     pub fn instructions_json(&self) -> Result<Vec<u8>, PhaseError> {
-        let Attempt { instructions, results, names, .. } = &self.attempt;
-        match names {
-            None => merge_instructions(instructions, results),
-            Some(names) => {
-                let names = names.iter().map(Name::as_str);
-                name_results(instructions, names.zip(results))
+        let Attempt { instructions, results, names, gathered, .. } = &self.attempt;
+        let gathered = gathered.iter().map(|it| Ok((&it.name, gathered_value(it)?)));
+        let gathered = gathered.collect::<Result<Vec<(&Name, Bytes)>, InstructionsError>>();
+        let input = gathered.and_then(|gathered| match names {
+            None => {
+                let gathered = gathered.iter().map(|(name, value)| named_object(name, value));
+                let results: Vec<Bytes> = results.iter().cloned().chain(gathered).collect();
+                merge_instructions(instructions, &results)
             }
-        }
-        .map_err(|error| PhaseError::Fatal(error.to_string()))
+            Some(names) => {
+                let results = names.iter().zip(results);
+                let gathered = gathered.iter().map(|(name, value)| (*name, value));
+                let all = results.chain(gathered).map(|(name, json)| (name.as_str(), json));
+                name_results(instructions, all)
+            }
+        });
+        input.map_err(|error| PhaseError::Fatal(error.to_string()))
     }
 
     /// Cancelled when nobody wants the attempt's end any more, or its time is over.

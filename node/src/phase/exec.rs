@@ -1,4 +1,5 @@
 //! A phase that is a command: JSON on standard input, JSON on standard output, the exit code tells.
+//! One that gives items prints these instead, one in each line, and as many as it likes.
 //!
 //! The command has a process group of its own, which ends with it: whatever it started and left
 //! behind is killed. Its output is bounded, its standard error is the log.
@@ -120,8 +121,10 @@ impl Phase for ExecPhase {
                 let _ = stdin.write_all(&instructions).await;
             }
         };
+        let giver = context.clone();
         let output = async move {
             match stdout {
+                Some(stdout) if giver.gives_items() => read_items(stdout, &giver).await,
                 Some(stdout) => read_output(stdout, self.0.max_output).await,
                 None => Ok(Vec::new()),
             }
@@ -164,7 +167,9 @@ impl Phase for ExecPhase {
             }
             Ok::<_, PhaseError>(())
         };
-        if let Ok(read) = timeout(PIPE_GRACE, rest).await {
+        // Items take as long as it takes until all are durable.
+        let grace = if context.gives_items() { Duration::MAX } else { PIPE_GRACE };
+        if let Ok(read) = timeout(grace, rest).await {
             read?;
         }
         let Some(printed) = printed else {
@@ -231,6 +236,33 @@ pub(super) async fn read_output(
         )));
     }
     Ok(output)
+}
+
+/// Gives each line as an item; what is printed is no result then.
+pub(super) async fn read_items(
+    stdout: impl AsyncRead + Unpin,
+    context: &PhaseContext,
+) -> Result<Vec<u8>, PhaseError> {
+    let (mut reader, mut line, mut number) = (BufReader::new(stdout), Vec::new(), 0);
+    // Room for white space and the end of the line.
+    let longest = context.item_bytes() as u64 * 2 + 2;
+    loop {
+        line.clear();
+        let read = (&mut reader).take(longest).read_until(b'\n', &mut line).await;
+        let read = read.map_err(|error| PhaseError::Retry(format!("reading its output: {error}")))?;
+        if read == 0 {
+            return Ok(Vec::new());
+        }
+        number += 1;
+        if !line.iter().all(u8::is_ascii_whitespace) {
+            context.give(&line).await.map_err(|error| match error {
+                PhaseError::Fatal(error) => {
+                    PhaseError::Fatal(format!("line {number} of its output: {error}"))
+                }
+                other => other,
+            })?;
+        }
+    }
 }
 
 /// Passes the log on line by line; gives its end.

@@ -1,4 +1,4 @@
-//! Runs attempts, one task each, and reports each one's end exactly once.
+//! Runs attempts, one task each, passes on what they give, and reports each one's end exactly once.
 
 use std::{
     collections::HashMap,
@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use carbonmesh_protocol::{
     id::Token,
     io::{Attempt, Outcome},
@@ -18,7 +19,7 @@ use tokio::{runtime::Runtime, sync::mpsc, time::timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, info_span, warn};
 
-use super::{Fields, OfferedPhase, Phase, PhaseContext, PhaseError};
+use super::{Fields, OfferedPhase, Phase, PhaseContext, PhaseError, items::ItemSink};
 use crate::document::format_duration;
 
 /// How long an attempt that was cancelled may take to end by itself.
@@ -31,19 +32,35 @@ pub(super) const ERROR_BYTES: usize = 8 << 10;
 pub(crate) struct PhaseHost {
     phases: HashMap<Name, OfferedPhase>,
     result_bytes: usize,
-    ends: mpsc::Sender<(Token, Outcome)>,
+    job_bytes: usize,
+    news: mpsc::Sender<News>,
     running: Arc<Running>,
     /// Their own: a phase that keeps a thread busy must not keep the network from its beats. There
     /// until it is dropped.
     runtime: Option<Runtime>,
 }
 
-/// How each running attempt is cancelled.
+/// What attempts tell.
+#[derive(Debug)]
+pub(crate) enum News {
+    /// One has ended.
+    Ended(Token, Outcome),
+    /// One gives items, a line each; it waits until it hears that they are durable.
+    Items { token: Token, lines: Bytes },
+}
+
+/// What a running attempt hears.
+struct Ears {
+    cancelled: CancellationToken,
+    items: Option<Arc<ItemSink>>,
+}
+
+/// How each running attempt is reached.
 #[derive(Default)]
-struct Running(Mutex<HashMap<Token, CancellationToken>>);
+struct Running(Mutex<HashMap<Token, Ears>>);
 
 impl Running {
-    fn lock(&self) -> MutexGuard<'_, HashMap<Token, CancellationToken>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Token, Ears>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -55,8 +72,8 @@ impl PhaseHost {
     /// The system refuses threads.
     pub(crate) fn new(
         phases: Vec<OfferedPhase>,
-        result_bytes: usize,
-        ends: mpsc::Sender<(Token, Outcome)>,
+        (result_bytes, job_bytes): (usize, usize),
+        news: mpsc::Sender<News>,
     ) -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .thread_name("phases")
@@ -65,7 +82,8 @@ impl PhaseHost {
         Ok(Self {
             phases: phases.into_iter().map(|phase| (phase.name.clone(), phase)).collect(),
             result_bytes,
-            ends,
+            job_bytes,
+            news,
             running: Arc::default(),
             runtime: Some(runtime),
         })
@@ -79,16 +97,19 @@ impl PhaseHost {
 
     /// Starts an attempt; its end comes by the channel.
     pub(crate) fn start(&self, attempt: Attempt) {
-        let (token, ends) = (attempt.token, self.ends.clone());
+        let (token, news) = (attempt.token, self.news.clone());
         let Some(offered) = self.phases.get(&attempt.phase) else {
             let error = format!("phase {} is not offered here", attempt.phase);
             let outcome = Outcome::Failed { error, retry: true, after: None };
             // Nobody listens only when the node ends.
-            self.spawn(async move { drop(ends.send((token, outcome)).await) });
+            self.spawn(async move { drop(news.send(News::Ended(token, outcome)).await) });
             return;
         };
         let cancelled = CancellationToken::new();
-        self.running.lock().insert(token, cancelled.clone());
+        let sink = || Arc::new(ItemSink::new(token, self.job_bytes, news.clone()));
+        let items = attempt.gives_items.then(sink);
+        let ears = Ears { cancelled: cancelled.clone(), items: items.clone() };
+        self.running.lock().insert(token, ears);
         let (phase, running) = (offered.phase.clone(), self.running.clone());
         let limit = attempt.timeout.or(offered.timeout);
         let result_bytes = self.result_bytes;
@@ -99,22 +120,29 @@ impl PhaseHost {
             number = attempt.number
         );
         let task = async move {
-            let context = PhaseContext::new(attempt, cancelled.clone(), span.clone());
+            let context = PhaseContext::new(attempt, cancelled.clone(), span.clone(), items);
             let outcome = guarded(&*phase, context, limit, &cancelled).instrument(span).await;
             running.lock().remove(&token);
             let outcome = match outcome {
                 Ended::Result(result) => concluded(result, result_bytes),
                 Ended::Cancelled => Outcome::Cancelled,
             };
-            let _ = ends.send((token, outcome)).await;
+            let _ = news.send(News::Ended(token, outcome)).await;
         };
         self.spawn(task);
     }
 
     /// Nobody wants the attempt's end any more.
     pub(crate) fn cancel(&self, token: Token) {
-        if let Some(cancelled) = self.running.lock().get(&token) {
-            cancelled.cancel();
+        if let Some(ears) = self.running.lock().get(&token) {
+            ears.cancelled.cancel();
+        }
+    }
+
+    /// The items that the attempt gave are durable.
+    pub(crate) fn items_taken(&self, token: Token) {
+        if let Some(items) = self.running.lock().get(&token).and_then(|ears| ears.items.clone()) {
+            items.taken();
         }
     }
 }
@@ -122,7 +150,7 @@ impl PhaseHost {
 /// A node that ends takes its attempts with it: commands must not outlive it.
 impl Drop for PhaseHost {
     fn drop(&mut self) {
-        self.running.lock().values().for_each(CancellationToken::cancel);
+        self.running.lock().values().for_each(|ears| ears.cancelled.cancel());
         if let Some(runtime) = self.runtime.take() {
             // Its tasks are dropped, and the groups of their commands killed with them.
             runtime.shutdown_background();
@@ -142,7 +170,13 @@ async fn guarded(
     limit: Option<Duration>,
     cancelled: &CancellationToken,
 ) -> Ended {
-    let run = AssertUnwindSafe(phase.run(context)).catch_unwind();
+    let run = async {
+        let result = phase.run(context.clone()).await?;
+        // Whoever hears of its end may count on its items.
+        context.finish_items().await?;
+        Ok(result)
+    };
+    let run = AssertUnwindSafe(run).catch_unwind();
     tokio::pin!(run);
     let time_over = async {
         match limit {

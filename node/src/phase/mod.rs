@@ -10,6 +10,7 @@ mod context;
 mod exec;
 pub(crate) mod groups;
 mod host;
+mod items;
 
 use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
@@ -20,7 +21,7 @@ use thiserror::Error;
 
 pub use context::PhaseContext;
 pub use exec::{ExecPhase, ExecSettings};
-pub(crate) use host::PhaseHost;
+pub(crate) use host::{News, PhaseHost};
 
 /// A JSON object: what a phase gets, and what it gives.
 pub type Fields = Map<String, Value>;
@@ -61,7 +62,8 @@ pub enum PhaseError {
 /// ```
 #[async_trait]
 pub trait Phase: Send + Sync + 'static {
-    /// Runs one attempt; what it returns is merged into the next phase's instructions.
+    /// Runs one attempt; what it returns is merged into the next phase's instructions. Where a phase
+    /// behind does something `for_each` item, it gives these by [`PhaseContext::give`].
     ///
     /// An attempt may be run again after its end was lost with its node: use
     /// [`PhaseContext::idempotency_key`] towards systems that can tell.

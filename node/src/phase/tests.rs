@@ -27,6 +27,8 @@ fn attempt(timeout: Option<Duration>) -> Attempt {
         instructions: bytes::Bytes::from_static(br#"{"a":1}"#),
         results: vec![bytes::Bytes::from_static(br#"{"b":2}"#)],
         names: None,
+        gathered: Vec::new(),
+        gives_items: false,
     }
 }
 
@@ -48,10 +50,10 @@ async fn run(phase: impl Phase, timeout: Option<Duration>) -> Outcome {
     ended.recv().await.unwrap().1
 }
 
-fn host(phase: impl Phase, ends: mpsc::Sender<(Token, Outcome)>) -> PhaseHost {
+fn host(phase: impl Phase, ends: mpsc::Sender<News>) -> PhaseHost {
     let name = "phase".parse().unwrap();
     let offered = OfferedPhase { name, slots: 1, timeout: None, phase: Arc::new(phase) };
-    PhaseHost::new(vec![offered], RESULT_BYTES, ends).expect("threads")
+    PhaseHost::new(vec![offered], (RESULT_BYTES, RESULT_BYTES), ends).expect("threads")
 }
 
 fn failed(outcome: Outcome) -> (String, bool) {

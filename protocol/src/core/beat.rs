@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 
 use crate::{
     id::{NodeId, PipelineId},
-    message::{Beat, BeatAck, BeatGroup, Message},
+    message::{Beat, BeatAck, BeatGroup, Held, Message},
     store::ReadError,
     time::Timestamp,
 };
@@ -83,12 +83,13 @@ impl Core {
             self.tidy_if_idle(pipeline)?;
         }
         self.complete_own()?;
+        self.resend_items()?;
         self.anti_entropy();
         // No beat goes to this node itself; what its own worker has must be compared all the same,
         // since an attempt that ran here may have ended at another coordinator.
         let own = self.worker.held(|_| true);
         self.drop_removed_ends();
-        self.match_attempts(self.me(), u64::MAX, &own);
+        self.match_loaded(self.me(), u64::MAX, &own)?;
         let demand = self.demand();
         self.note_demand(self.me(), demand);
         self.grant_to_coordinators();
@@ -275,12 +276,23 @@ impl Core {
         if let Some(sent) = self.beats.sent_at(ack.sequence) {
             self.note_leases((from, ack.disk), sent, &ack.refused);
         }
-        for held in &ack.attempts {
+        self.match_loaded(from, ack.sequence, &ack.attempts)?;
+        self.admit(from, ack.disk, &ack.unadmitted);
+        Ok(())
+    }
+
+    /// Compares what a worker has with what it was given, also where the job has ended meanwhile.
+    fn match_loaded(
+        &mut self,
+        worker: NodeId,
+        sequence: u64,
+        attempts: &[Held],
+    ) -> Result<(), ReadError> {
+        for held in attempts {
             self.load_job(held.pipeline, held.job)?;
         }
-        self.match_attempts(from, ack.sequence, &ack.attempts);
-        self.admit(from, ack.disk, &ack.unadmitted);
-        for held in &ack.attempts {
+        self.match_attempts(worker, sequence, attempts);
+        for held in attempts {
             self.forget_if_settled(held.pipeline, held.job);
         }
         Ok(())

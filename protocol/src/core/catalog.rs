@@ -207,7 +207,7 @@ impl Core {
             Ok(entry) => entry.clone(),
             Err(refusal) => return self.reply(request, Response::Refused(refusal)),
         };
-        let steps = entry.revisions.values().flat_map(|definition| &definition.phases);
+        let steps = entry.revisions.values().flat_map(PipelineDef::all_phases);
         let known: BTreeSet<&Name> = steps.map(|phase| &phase.name).collect();
         if let Some(step) = step.filter(|step| !known.contains(step)) {
             let known = known.into_iter().map(ToString::to_string).collect();

@@ -137,7 +137,7 @@ impl Core {
         change: &Change,
     ) -> Result<Result<Changed, Refusal>, ReadError> {
         let limit = limit.clamp(1, MAX_AT_ONCE);
-        let (jobs, next) = self.page(pipeline, Some(state), after, limit)?;
+        let (jobs, next) = self.page(pipeline, None, Some(state), after, limit)?;
         let mut count = 0;
         for summary in jobs {
             match self.change_job(pipeline, summary.job, change)? {
@@ -179,7 +179,7 @@ impl Core {
             }
             Change::Retry { from_start } => match state {
                 JobState::Dead | JobState::Cancelled => {
-                    self.retry_job(pipeline, job, *from_start);
+                    self.retry_job(pipeline, job, *from_start, 0);
                     Ok(true)
                 }
                 _ => wrong(ChangeName::Retried),
@@ -188,7 +188,8 @@ impl Core {
             Change::Discard if !self.may_reap(pipeline) => Err(Refusal::Unsettled(job)),
             Change::Discard => {
                 self.forget_if_settled(pipeline, job);
-                return self.forget(pipeline, job).map(|done| match done {
+                let done = self.forget(pipeline, job, &mut usize::MAX.clone());
+                return done.map(|done| match done {
                     true => Ok(true),
                     false => Err(Refusal::Unsettled(job)),
                 });
@@ -253,12 +254,18 @@ impl Core {
     }
 
     /// Begins a job's next generation: all its parts are raised, those that did not succeed begin
-    /// anew, or all.
-    fn retry_job(&mut self, pipeline: PipelineId, job: JobId, from_start: bool) {
+    /// anew, or all. It is a generation's at least.
+    pub(super) fn retry_job(
+        &mut self,
+        pipeline: PipelineId,
+        job: JobId,
+        from_start: bool,
+        generation: u32,
+    ) {
         let wall_ms = self.wall_ms();
         let group = self.groups.get_mut(&pipeline);
         let Some(entry) = group.and_then(|group| group.jobs.get_mut(&job)) else { return };
-        let generation = entry.record.generation().saturating_add(1);
+        let generation = entry.record.generation().saturating_add(1).max(generation);
         let Some(spec) = entry.record.spec.as_mut() else { return };
         let spec = std::sync::Arc::make_mut(spec);
         spec.generation = generation;
@@ -284,7 +291,7 @@ impl Core {
                     }
                     control.progress = Progress::Waiting { not_before_ms: 0 };
                     (control.attempt_count, control.lost_count) = (0, 0);
-                    (control.since_ms, control.note) = (0, None);
+                    (control.since_ms, control.note, control.items) = (0, None, 0);
                 }
             });
         }
@@ -294,8 +301,7 @@ impl Core {
     /// The phase of a job that waits for a signal, or will.
     fn waits_for(&self, pipeline: PipelineId, job: JobId, name: &crate::name::Name) -> Option<u16> {
         let record = &self.groups.get(&pipeline)?.jobs.get(&job)?.record;
-        let definition = self.definition(pipeline, record.spec.as_ref()?.revision)?;
-        let waits = definition.phases.iter().enumerate();
+        let waits = self.phases_of(pipeline, record)?.iter().enumerate();
         let mut waits = waits.filter(|(_, phase)| phase.wait_for.as_ref() == Some(name));
         let open = |step: u16| record.controls.get(&step).is_none_or(|it| !it.is_terminal());
         waits.find_map(|(step, _)| Some(step as u16).filter(|step| open(*step)))

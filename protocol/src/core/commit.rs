@@ -29,7 +29,7 @@ use crate::{
 use super::{
     Core,
     catalog::meta_key,
-    group::{PeerSync, Standing},
+    group::{End, PeerSync, Standing},
     query::Asker,
     sync::update_bytes,
 };
@@ -71,6 +71,8 @@ pub(super) enum Held {
     View { pipeline: PipelineId, sequence: u64 },
     /// Some of the last traces of forgotten jobs are gone.
     Expired(PipelineId),
+    /// Items that an attempt gave: so many by now.
+    ItemsTaken { worker: NodeId, token: Token, count: u32 },
     /// An attempt that nobody wants any more.
     Cancel { worker: NodeId, token: Token },
     /// What somebody asked, or asked to be done.
@@ -478,6 +480,13 @@ impl Core {
                 }
             }
             Held::Cancel { worker, token } => self.cancel_at(worker, token),
+            Held::ItemsTaken { worker, token, count } => {
+                if worker == self.me() {
+                    self.on_items_taken(token, count);
+                } else {
+                    self.send(worker, Message::ItemsAck { token, count });
+                }
+            }
             Held::Dropped(pipeline) => {
                 if let Some(group) = self.groups.get_mut(&pipeline) {
                     group.dropping = group.dropping.saturating_sub(1);
@@ -504,15 +513,19 @@ fn list(
     writes: &mut Vec<Write>,
 ) {
     let key = |standing: Standing| match standing {
-        Standing::Live { .. } => (Table::Live, job_key(pipeline, job)),
-        Standing::Ended(end, at_ms) => (Table::Ended, ended_key(pipeline, end as u8, at_ms, job)),
+        Standing::Live { .. } => Some((Table::Live, job_key(pipeline, job))),
+        // Items go with the job that they are a part of.
+        Standing::Ended(End::Item, _) => None,
+        Standing::Ended(end, at_ms) => {
+            Some((Table::Ended, ended_key(pipeline, end as u8, at_ms, job)))
+        }
     };
-    let (before, (table, key)) = (before.map(key), key(now));
-    if before.as_ref() == Some(&(table, key.clone())) {
+    let (before, now) = (before.and_then(key), key(now));
+    if before == now {
         return;
     }
     writes.extend(before.map(|(table, key)| Write::Delete { table, key }));
-    writes.push(Write::Put { table, key, value: Bytes::new() });
+    writes.extend(now.map(|(table, key)| Write::Put { table, key, value: Bytes::new() }));
 }
 
 fn tag_bytes(record: &crate::record::JobRecord, tag: u16) -> usize {

@@ -14,10 +14,10 @@ use bytes::Bytes;
 
 use crate::{
     id::{JobId, NodeId, PipelineId, Token},
-    message::{Assignment, Message},
+    message::{Assignment, Gathered, Message},
     mutant::Mutant,
     name::Name,
-    pipeline::{PhaseDef, PhaseInputMode, PipelineDef},
+    pipeline::{PhaseDef, PhaseInputMode, ancestors, gives_items},
     record::{Control, JobRecord, Progress},
 };
 
@@ -50,18 +50,18 @@ struct Slots {
 ///
 /// The phases right before it do not suffice: an attempt that another coordinator assigned may have
 /// ended here, while the ends that it built on are known only there.
-pub(super) fn is_open(record: &JobRecord, definition: &PipelineDef, step: usize) -> bool {
+pub(super) fn is_open(record: &JobRecord, phases: &[PhaseDef], step: usize) -> bool {
     let succeeded = |before: usize| {
         let control = record.controls.get(&(before as u16));
         control.is_some_and(|control| matches!(control.progress, Progress::Succeeded { .. }))
     };
     let mut at = step;
     loop {
-        match definition.phases[at].after[..] {
+        match phases[at].after[..] {
             [] => return true,
             [before] if succeeded(before.into()) => at = before.into(),
             [_] => return false,
-            _ => return definition.ancestors(at).into_iter().all(succeeded),
+            _ => return ancestors(phases, at).into_iter().all(succeeded),
         }
     }
 }
@@ -132,8 +132,8 @@ impl Core {
     /// Who ran the phase before, and so may have what that left.
     fn last_worker(&self, pipeline: PipelineId, job: JobId, step: u16) -> Option<NodeId> {
         let record = &self.groups.get(&pipeline)?.jobs.get(&job)?.record;
-        let definition = self.definition(pipeline, record.spec.as_ref()?.revision)?;
-        let before = definition.phases.get(usize::from(step))?.after.last()?;
+        let phases = self.phases_of(pipeline, record)?;
+        let before = phases.get(usize::from(step))?.after.last()?;
         record.controls.get(before)?.attempts.last().map(|attempt| attempt.worker)
     }
 
@@ -159,8 +159,7 @@ impl Core {
         name: &QueueName,
     ) -> Option<(Entry, Option<Arc<str>>)> {
         let now = self.now;
-        let phase =
-            self.current(pipeline).and_then(|it| it.phases.iter().find(|it| it.name == name.1));
+        let phase = self.current(pipeline).and_then(|it| it.named(&name.1));
         let phase = phase.filter(|_| !self.has(Mutant::LimitsIgnored));
         let (rate, limit) = phase.map_or((None, None), |phase| (phase.rate, phase.limit.clone()));
         loop {
@@ -226,8 +225,8 @@ impl Core {
     fn is_ready(&self, pipeline: PipelineId, job: JobId, step: u16) -> bool {
         let holds = || {
             let record = &self.groups.get(&pipeline)?.jobs.get(&job)?.record;
-            let definition = self.definition(pipeline, record.spec.as_ref()?.revision)?;
-            definition.phases.get(usize::from(step))?;
+            let phases = self.phases_of(pipeline, record)?;
+            phases.get(usize::from(step))?;
             let waits = match record.controls.get(&step).map(|control| &control.progress) {
                 None => true,
                 Some(Progress::Waiting { not_before_ms }) => {
@@ -236,7 +235,8 @@ impl Core {
                 }
                 Some(_) => false,
             };
-            Some(waits && !record.is_over() && is_open(record, definition, usize::from(step)))
+            let turn = self.may_run(pipeline, record);
+            Some(waits && turn && !record.is_over() && is_open(record, phases, usize::from(step)))
         };
         holds().unwrap_or(false)
     }
@@ -262,6 +262,12 @@ impl Core {
         let Some(term) = self.groups.get(&pipeline).and_then(|group| group.elected_term()) else {
             return;
         };
+        let gathered = match self.gather(pipeline, job, step) {
+            Ok(Some(gathered)) => gathered,
+            Ok(None) => return self.wait_for_items(pipeline, job, step),
+            // The node is about to stop.
+            Err(error) => return self.broken = Some(error),
+        };
         let mut token = Token { term, sequence: 0 };
         self.update_control(pipeline, job, step, |control| {
             token.sequence = control.sequence;
@@ -271,7 +277,9 @@ impl Core {
             }
             control.progress = Progress::Running { worker, token };
         });
-        let Some(assignment) = self.assignment(pipeline, job, step, token) else { return };
+        let Some(assignment) = self.assignment(pipeline, job, step, token, gathered) else {
+            return;
+        };
         let running = Running {
             job,
             step,
@@ -299,20 +307,23 @@ impl Core {
         job: JobId,
         step: u16,
         token: Token,
+        gathered: Vec<Gathered>,
     ) -> Option<Assignment> {
         let record = &self.groups.get(&pipeline)?.jobs.get(&job)?.record;
         let spec = record.spec.as_ref()?;
         let definition = self.definition(pipeline, spec.revision)?;
-        let phase = definition.phases.get(usize::from(step))?;
+        let phases = definition.body(spec.path())?;
+        let phase = phases.get(usize::from(step))?;
+        let control = record.controls.get(&step)?;
         let replaces = phase.input == PhaseInputMode::Replace && !phase.after.is_empty();
         let (instructions, before) = match replaces {
             true => {
                 (Bytes::from_static(b"{}"), phase.after.iter().map(|at| (*at).into()).collect())
             }
-            false => (spec.instructions.clone(), definition.ancestors(step.into())),
+            false => (spec.instructions.clone(), ancestors(phases, step.into())),
         };
         let named = phase.input == PhaseInputMode::Named;
-        let name = |at: &usize| definition.phases[*at].name.clone();
+        let name = |at: &usize| phases[*at].name.clone();
         Some(Assignment {
             token,
             pipeline,
@@ -321,12 +332,14 @@ impl Core {
             step,
             step_name: phase.name.clone(),
             phase: phase.phase.clone(),
-            number: record.controls.get(&step)?.attempt_count,
-            timeout: self.time_left(record.controls.get(&step)?, phase),
+            number: control.attempt_count,
+            timeout: self.time_left(control, phase),
             key: spec.key.clone(),
             instructions,
             results: results(record, &before),
             names: named.then(|| before.iter().map(name).collect()),
+            gathered,
+            gives_items: gives_items(phases, step),
         })
     }
 
@@ -362,10 +375,11 @@ impl Core {
     fn is_wanted(&self, pipeline: PipelineId, job: JobId, step: u16, token: Token) -> bool {
         let open = || {
             let record = &self.groups.get(&pipeline)?.jobs.get(&job)?.record;
-            let definition = self.definition(pipeline, record.spec.as_ref()?.revision)?;
+            let phases = self.phases_of(pipeline, record)?;
             let progress = &record.controls.get(&step)?.progress;
             let current = matches!(progress, Progress::Running { token: now, .. } if *now == token);
-            Some(current && is_open(record, definition, step.into()))
+            let turn = self.may_run(pipeline, record);
+            Some(current && turn && is_open(record, phases, step.into()))
         };
         open().unwrap_or(false)
     }
@@ -399,7 +413,7 @@ impl Core {
             slots.last = self.assigned;
         }
         let current = self.current(pipeline);
-        let phase = current.and_then(|it| it.phases.iter().find(|it| it.name == running.name));
+        let phase = current.and_then(|it| it.named(&running.name));
         let rate = phase.and_then(|phase| phase.rate);
         let now = self.now;
         if let Some(reign) = self.groups.get_mut(&pipeline).and_then(|group| group.reign()) {

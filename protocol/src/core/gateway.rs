@@ -98,8 +98,8 @@ impl Core {
             Request::Pause { pipeline, step, paused } => {
                 self.pause(id, &pipeline, step.as_ref(), paused);
             }
-            Request::Jobs { pipeline, state, after, limit } => {
-                return self.ask_jobs(id, &pipeline, state, after, limit);
+            Request::Jobs { pipeline, of, state, after, limit } => {
+                return self.ask_jobs(id, &pipeline, of, state, after, limit);
             }
             Request::Cluster => {
                 let view = self.cluster_view();
@@ -245,8 +245,18 @@ impl Core {
         });
         options.deadline_ms = options.deadline_ms.into_iter().chain(over).min();
         let (generation, term) = (0, None);
-        let spec =
-            JobSpec { generation, revision, phases, created_ms, term, options, key, instructions };
+        let parent = None;
+        let spec = JobSpec {
+            generation,
+            revision,
+            phases,
+            created_ms,
+            term,
+            options,
+            key,
+            parent,
+            instructions,
+        };
         let record = JobRecord::new(spec);
         Ok(JobUpdate { job: id, components: record.components() })
     }

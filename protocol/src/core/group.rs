@@ -25,6 +25,7 @@ use crate::{
 };
 
 use super::{
+    items::Fan,
     query::Watcher,
     ready::{QueueName, ReadyQueue},
     strict::StrictReign,
@@ -60,6 +61,7 @@ pub(super) struct Finished {
     pub(super) dead: u64,
     pub(super) cancelled: u64,
     pub(super) reaped: u64,
+    pub(super) items: u64,
 }
 
 impl Encoded for Finished {
@@ -73,6 +75,7 @@ impl Finished {
             End::Dead => &mut self.dead,
             End::Cancelled => &mut self.cancelled,
             End::Reaped => &mut self.reaped,
+            End::Item => &mut self.items,
         }
     }
 
@@ -96,13 +99,15 @@ pub(super) enum End {
     Cancelled,
     /// Only that it was is kept.
     Reaped,
+    /// However it ended, it is a part of another.
+    Item,
 }
 
 /// Where a job stands, as the digests count it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Standing {
     /// It is unfinished.
-    Live { running: bool },
+    Live { running: bool, item: bool },
     /// It has ended, at that moment (ms since 1970).
     Ended(End, u64),
 }
@@ -112,11 +117,15 @@ impl Standing {
         if let Some(reaped) = record.reaped.filter(|_| record.is_reaped()) {
             return Self::Ended(End::Reaped, reaped.at_ms);
         }
+        let item = record.spec.as_ref().is_some_and(|spec| spec.parent.is_some());
         let end = match record.state() {
+            state if !state.is_terminal() => {
+                return Self::Live { running: state == JobState::Running && !item, item };
+            }
+            _ if item => End::Item,
             JobState::Succeeded => End::Succeeded,
             JobState::Dead => End::Dead,
-            JobState::Cancelled => End::Cancelled,
-            state => return Self::Live { running: state == JobState::Running },
+            _ => End::Cancelled,
         };
         Self::Ended(end, record.written_ms())
     }
@@ -233,6 +242,10 @@ pub(super) struct Reign {
     pub(super) scheduled: BTreeMap<Name, Scheduled>,
     /// Runs that were enqueued and are not on disk yet, and when.
     pub(super) asked: BTreeMap<JobId, Timestamp>,
+    /// How far the items of jobs' phases are.
+    pub(super) fans: BTreeMap<(JobId, u16), Fan>,
+    /// Items whose job is not in memory.
+    pub(super) orphans: BTreeSet<JobId>,
     /// Jobs that a voter brought while this node took over, and that may have been forgotten.
     pub(super) doubtful: BTreeSet<JobId>,
     /// What a strict group needs beside.
@@ -318,6 +331,8 @@ impl Reign {
             dated: BTreeMap::new(),
             scheduled: BTreeMap::new(),
             asked: BTreeMap::new(),
+            fans: BTreeMap::new(),
+            orphans: BTreeSet::new(),
             doubtful: BTreeSet::new(),
             strict: StrictReign::default(),
         }
@@ -363,6 +378,8 @@ pub(super) struct Group {
     /// Bytes of the jobs in memory.
     pub(super) bytes: usize,
     running: u64,
+    /// Unfinished jobs that are parts of others.
+    items: u64,
     /// Batches that drop all jobs and are not on disk yet.
     pub(super) dropping: u32,
     /// The latest view of a strict group that is known here, if one was ever written.
@@ -411,6 +428,7 @@ impl Group {
             watchers: BTreeMap::new(),
             bytes: 0,
             running: 0,
+            items: 0,
             dropping: 0,
             view: None,
             pledge: None,
@@ -460,9 +478,10 @@ impl Group {
         job.size = size;
         let before = job.counted.replace((standing, hash));
         match before {
-            Some((Standing::Live { running }, hash)) => {
+            Some((Standing::Live { running, item }, hash)) => {
                 self.live.remove(hash);
                 self.running -= u64::from(running);
+                self.items -= u64::from(item);
             }
             Some((Standing::Ended(end, _), hash)) => {
                 self.finished.remove(end, hash);
@@ -471,9 +490,10 @@ impl Group {
             None => {}
         }
         match standing {
-            Standing::Live { running } => {
+            Standing::Live { running, item } => {
                 self.live.add(hash);
                 self.running += u64::from(running);
+                self.items += u64::from(item);
             }
             Standing::Ended(end, _) => {
                 self.finished.add(end, hash);
@@ -496,9 +516,10 @@ impl Group {
         self.insert_counted(id, record);
         let counted = self.jobs.get(&id).and_then(|job| job.counted);
         debug_assert!(counted.is_some_and(|(standing, _)| standing.is_live()));
-        let Some((Standing::Live { running }, hash)) = counted else { return };
+        let Some((Standing::Live { running, item }, hash)) = counted else { return };
         self.live.add(hash);
         self.running += u64::from(running);
+        self.items += u64::from(item);
     }
 
     /// Takes a job out of memory if it is finished and all of it is on disk.
@@ -519,14 +540,20 @@ impl Group {
         self.finished = Finished::default();
         self.finished_dirty = true;
         self.bytes = 0;
-        self.running = 0;
+        (self.running, self.items) = (0, 0);
+    }
+
+    /// Whether it has any parts of other jobs.
+    pub(super) fn has_items(&self) -> bool {
+        self.items + self.finished.items > 0
     }
 
     /// Jobs by state.
     pub(super) fn counts(&self) -> Counts {
         Counts {
-            queued: self.live.count - self.running,
+            queued: self.live.count - self.running - self.items,
             running: self.running,
+            items: self.items,
             succeeded: self.finished.succeeded,
             dead: self.finished.dead,
             cancelled: self.finished.cancelled,

@@ -22,6 +22,7 @@ mod fork;
 mod gateway;
 mod group;
 mod inspect;
+mod items;
 mod members;
 mod query;
 mod ready;
@@ -113,6 +114,8 @@ pub struct Core {
     worker: Worker,
     gateway: Gateway,
     queries: Queries,
+    /// Why the store could not be read, where that is not told at once.
+    broken: Option<ReadError>,
     #[cfg(feature = "mutants")]
     mutant: Option<Mutant>,
 }
@@ -166,6 +169,7 @@ impl Core {
             worker,
             gateway: Gateway::new(first),
             queries: Queries::new(first),
+            broken: None,
             #[cfg(feature = "mutants")]
             mutant: None,
         };
@@ -195,13 +199,14 @@ impl Core {
             Input::AttemptFinished { token, outcome } => {
                 self.on_attempt_finished(token, outcome)?
             }
+            Input::Items { token, lines } => self.on_items_given(token, lines)?,
             Input::Accepting(accepting) => self.on_accepting(accepting),
             Input::Draining => self.on_draining(),
         }
         if self.batch.is_large() {
             self.seal();
         }
-        Ok(())
+        self.broken.take().map_or(Ok(()), Err)
     }
 
     /// The moment that [`poll_timeout`](Self::poll_timeout) named has come.
@@ -214,7 +219,7 @@ impl Core {
         while let Some(timer) = self.next_due() {
             self.on_timer(timer)?;
         }
-        Ok(())
+        self.broken.take().map_or(Ok(()), Err)
     }
 
     /// When [`handle_timeout`](Self::handle_timeout) should be called.
@@ -308,6 +313,8 @@ impl Core {
             Message::Assign(assignment) => self.on_assign(from, *assignment),
             Message::Declined(token) => self.on_declined(from, token),
             Message::Completed(completion) => self.on_completed(from, completion)?,
+            Message::Items(items) => self.on_items(from, items)?,
+            Message::ItemsAck { token, count } => self.on_items_taken(token, count),
             Message::CompletionAck(token) => self.worker_forget(token),
             Message::Cancel(token) => self.worker_cancel(token),
             Message::Grant { windows } => self.on_grant(from, windows),
@@ -327,6 +334,7 @@ impl Core {
             Timer::Deadline(pipeline) => self.on_deadline(pipeline),
             Timer::Schedule(pipeline) => self.run_schedules(pipeline)?,
             Timer::Tidy(pipeline) => self.tidy(pipeline)?,
+            Timer::Items(pipeline) => self.on_items_timer(pipeline)?,
             Timer::Store(store) => self.on_store_timer(store)?,
             Timer::Apply(request) => self.on_apply_timer(request),
             Timer::Query(query) => self.on_query_timer(query),

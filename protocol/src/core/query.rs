@@ -141,6 +141,7 @@ impl Core {
         &mut self,
         request: RequestId,
         name: &Name,
+        of: Option<JobId>,
         state: Option<JobState>,
         after: Option<JobId>,
         limit: u32,
@@ -153,7 +154,7 @@ impl Core {
             }
         };
         if self.knows_best(pipeline) {
-            let (jobs, next) = self.page(pipeline, state, after, limit)?;
+            let (jobs, next) = self.page(pipeline, of, state, after, limit)?;
             let answer = Answer::Jobs { jobs, next };
             self.answer_committed(Asker::Client(request), pipeline, None, answer);
             return Ok(());
@@ -166,6 +167,7 @@ impl Core {
         }
         self.pass_on(request, (whom, false), |pipeline| Question::Jobs {
             pipeline,
+            of,
             state,
             after,
             limit,
@@ -324,8 +326,8 @@ impl Core {
         }
         match question {
             Question::Job { job, wait, .. } => self.answer_job(asker, pipeline, job, wait),
-            Question::Jobs { state, after, limit, .. } => {
-                let (jobs, next) = self.page(pipeline, state, after, limit)?;
+            Question::Jobs { of, state, after, limit, .. } => {
+                let (jobs, next) = self.page(pipeline, of, state, after, limit)?;
                 self.answer_committed(asker, pipeline, None, Answer::Jobs { jobs, next });
                 Ok(())
             }
@@ -543,8 +545,8 @@ impl Core {
         let spec = record.spec.as_ref()?;
         let definition = self.definition(pipeline, spec.revision)?;
         let state = record.state();
-        let invocations: Vec<InvocationView> = definition
-            .phases
+        let phases = definition.body(spec.path())?;
+        let invocations: Vec<InvocationView> = phases
             .iter()
             .enumerate()
             .map(|(step, phase)| {
@@ -560,10 +562,11 @@ impl Core {
                         Progress::Succeeded { result, .. } => Some(result.clone()),
                         _ => None,
                     }),
+                    items: self.items_view(pipeline, job, step as u16),
                 }
             })
             .collect();
-        let all: BTreeSet<usize> = (0..definition.phases.len()).collect();
+        let all: BTreeSet<usize> = (0..phases.len()).collect();
         Some(JobView {
             job,
             pipeline: definition.name.clone(),
@@ -573,6 +576,7 @@ impl Core {
             options: spec.options,
             generation: spec.generation,
             key: spec.key.clone(),
+            parent: spec.parent.as_ref().map(|parent| (parent.job, parent.index)),
             instructions: spec.instructions.clone(),
             results: results(record, &all),
             invocations,
@@ -588,12 +592,12 @@ impl Core {
         record: &JobRecord,
     ) -> Option<JobSummary> {
         let spec = record.spec.as_ref()?;
-        let definition = self.definition(pipeline, spec.revision)?;
-        let open = (0..definition.phases.len()).find(|step| {
+        let phases = self.phases_of(pipeline, record)?;
+        let open = (0..phases.len()).find(|step| {
             let control = record.controls.get(&(*step as u16));
             control.is_none_or(|control| control.state() != JobState::Succeeded)
         });
-        let step = open.and_then(|step| definition.phases.get(step)).or(definition.phases.last());
+        let step = open.and_then(|step| phases.get(step)).or(phases.last());
         let note = record.controls.values().find_map(|control| control.note.clone());
         let errors = record.controls.values().filter_map(|control| control.attempts.last());
         Some(JobSummary {
@@ -606,24 +610,73 @@ impl Core {
         })
     }
 
-    /// A page of jobs in the order of their ids, and where the next begins.
-    pub(super) fn page(
+    /// The items of a job: a page of them, and where the next begins.
+    fn page_of_items(
         &self,
         pipeline: PipelineId,
+        of: JobId,
         state: Option<JobState>,
         after: Option<JobId>,
         limit: u32,
     ) -> Result<(Vec<JobSummary>, Option<JobId>), ReadError> {
-        let limit = limit.clamp(1, MAX_PAGE) as usize;
+        let in_memory = self.groups.get(&pipeline).and_then(|group| group.jobs.get(&of));
+        let record = match in_memory {
+            Some(entry) => Some(entry.record.clone()),
+            None => self.read_record(pipeline, of)?,
+        };
+        let Some(record) = record else { return Ok((Vec::new(), None)) };
+        for (first, last) in self.ranges_of_items(pipeline, of, &record) {
+            let from = after.map_or(first, |after| first.max(after.next()));
+            if from > last {
+                continue;
+            }
+            let (jobs, next) = self.page_in(pipeline, from..=last, Some(of), state, limit)?;
+            if !jobs.is_empty() || next.is_some() {
+                // Those behind the last of this range lie in the next.
+                let next = next.or_else(|| jobs.last().map(|_| last));
+                return Ok((jobs, next));
+            }
+        }
+        Ok((Vec::new(), None))
+    }
+
+    /// A page of jobs in the order of their ids, and where the next begins. What is a part of another
+    /// job is left out, or only what is a part of one.
+    pub(super) fn page(
+        &self,
+        pipeline: PipelineId,
+        of: Option<JobId>,
+        state: Option<JobState>,
+        after: Option<JobId>,
+        limit: u32,
+    ) -> Result<(Vec<JobSummary>, Option<JobId>), ReadError> {
+        if let Some(of) = of {
+            return self.page_of_items(pipeline, of, state, after, limit);
+        }
         let from = after.map_or(JobId::MIN, JobId::next);
-        let few = if state.is_none() { limit } else { PAGE_COST };
+        self.page_in(pipeline, from..=JobId::MAX, None, state, limit)
+    }
+
+    fn page_in(
+        &self,
+        pipeline: PipelineId,
+        range: std::ops::RangeInclusive<JobId>,
+        of: Option<JobId>,
+        state: Option<JobState>,
+        limit: u32,
+    ) -> Result<(Vec<JobSummary>, Option<JobId>), ReadError> {
+        let limit = limit.clamp(1, MAX_PAGE) as usize;
+        let last = *range.end();
+        let items = self.groups.get(&pipeline).is_some_and(|group| group.has_items());
+        let few = if state.is_none() && !items { limit } else { PAGE_COST };
         let (records, end) =
-            self.jobs_on_disk(pipeline, from..=JobId::MAX, few.min(PAGE_COST), PAGE_BYTES)?;
+            self.jobs_on_disk(pipeline, range, few.min(PAGE_COST), PAGE_BYTES)?;
         let mut jobs = Vec::new();
         for (job, record) in &records {
             let in_memory = self.groups.get(&pipeline).and_then(|group| group.jobs.get(job));
             let record = in_memory.map_or(record, |entry| &entry.record);
-            if state.is_some_and(|state| state != record.state()) {
+            let parent = record.spec.as_ref().and_then(|spec| Some(spec.parent.as_ref()?.job));
+            if parent != of || state.is_some_and(|state| state != record.state()) {
                 continue;
             }
             jobs.extend(self.summary_of(pipeline, *job, record));
@@ -631,7 +684,7 @@ impl Core {
                 return Ok((jobs, Some(*job)));
             }
         }
-        Ok((jobs, (end < JobId::MAX).then_some(end)))
+        Ok((jobs, (end < last).then_some(end)))
     }
 
     /// The cluster as this node sees it.
@@ -666,7 +719,7 @@ impl Core {
             .flat_map(|member| member.advert.phases.iter().map(|slots| &slots.phase))
             .chain(self.worker.phases().map(|(phase, _, _)| phase))
             .collect();
-        let phases = definition.phases.iter().filter(|phase| phase.wait_for.is_none());
+        let phases = definition.all_phases().into_iter().filter(|phase| phase.has_worker());
         let phases = phases.map(|phase| &phase.phase);
         let unoffered: BTreeSet<&Name> = phases.filter(|phase| !offered.contains(phase)).collect();
         Some(PipelineView {

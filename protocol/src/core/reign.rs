@@ -124,15 +124,13 @@ impl Core {
     /// The queue in which a phase of a job waits.
     fn queue_of(&self, pipeline: PipelineId, job: JobId, step: u16) -> Option<QueueName> {
         let record = &self.groups.get(&pipeline)?.jobs.get(&job)?.record;
-        let definition = self.definition(pipeline, record.spec.as_ref()?.revision)?;
-        let phase = definition.phases.get(usize::from(step))?;
+        let phase = self.phases_of(pipeline, record)?.get(usize::from(step))?;
         Some((phase.phase.clone(), phase.name.clone()))
     }
 
     /// What a job's attempts at a step are limited by.
     pub(super) fn limit_key(&self, pipeline: PipelineId, job: JobId, step: &Name) -> Option<Arc<str>> {
-        let phases = &self.current(pipeline)?.phases;
-        let limit = phases.iter().find(|phase| phase.name == *step)?.limit.as_ref()?;
+        let limit = self.current(pipeline)?.named(step)?.limit.as_ref()?;
         self.key_of(pipeline, job, &limit.key)
     }
 
@@ -248,6 +246,9 @@ impl Core {
             return;
         }
         let (steps, deadline_ms) = (spec.phases, spec.options.deadline_ms);
+        if spec.parent.is_some() && !self.is_its_turn(pipeline, job) {
+            return;
+        }
         if let Some(deadline_ms) = deadline_ms {
             self.note_deadline(pipeline, job, deadline_ms);
         }
@@ -270,9 +271,16 @@ impl Core {
             return;
         };
         let Some(spec) = &entry.record.spec else { return };
-        let Some(definition) = self.definition(pipeline, spec.revision) else { return };
-        let Some(phase) = definition.phases.get(usize::from(step)) else { return };
+        let Some(phases) = self.phases_of(pipeline, &entry.record) else { return };
+        let Some(phase) = phases.get(usize::from(step)) else { return };
         let control = entry.record.controls.get(&step);
+        if phase.each.is_some() {
+            let open = super::dispatch::is_open(&entry.record, phases, usize::from(step));
+            if open && control.is_none_or(|control| !control.is_terminal()) {
+                self.tend_items(pipeline, job, step);
+            }
+            return;
+        }
         let mut not_before_ms = spec.options.not_before_ms;
         if let Some(control) = control {
             let Progress::Waiting { not_before_ms: again_ms } = control.progress else { return };
@@ -281,7 +289,7 @@ impl Core {
             let wait_ms = again_ms.saturating_sub(control.written_ms);
             not_before_ms = not_before_ms.max(again_ms.min(wall_ms.saturating_add(wait_ms)));
         }
-        if !super::dispatch::is_open(&entry.record, definition, usize::from(step)) {
+        if !super::dispatch::is_open(&entry.record, phases, usize::from(step)) {
             return;
         }
         let wait = Duration::from_millis(not_before_ms.saturating_sub(wall_ms));
@@ -302,7 +310,7 @@ impl Core {
     }
 
     /// Looks at a phase again after a while; not too late where clocks are set meanwhile.
-    fn look_again(&mut self, pipeline: PipelineId, job: JobId, step: u16, wait: Duration) {
+    pub(super) fn look_again(&mut self, pipeline: PipelineId, job: JobId, step: u16, wait: Duration) {
         let (at, enough) = (self.now + wait.min(LONGEST_WAIT), wait <= LONGEST_WAIT);
         let Some(group) = self.groups.get_mut(&pipeline) else { return };
         let generation = group.jobs.get(&job).map_or(0, |entry| entry.record.generation());
@@ -317,8 +325,8 @@ impl Core {
         let wall_ms = self.wall_ms();
         let Some(group) = self.groups.get(&pipeline) else { return };
         let Some(record) = group.jobs.get(&job).map(|entry| &entry.record) else { return };
-        let definition = record.spec.as_ref().and_then(|it| self.definition(pipeline, it.revision));
-        let phase = definition.and_then(|definition| definition.phases.get(usize::from(step)));
+        let phases = self.phases_of(pipeline, record);
+        let phase = phases.and_then(|phases| phases.get(usize::from(step)));
         let Some(PhaseDef { timeout: Some(timeout), wait_for: Some(signal), .. }) = phase else {
             return;
         };
@@ -356,7 +364,8 @@ impl Core {
             let group = self.groups.get(&pipeline);
             let entry = group.and_then(|group| group.jobs.get(&job));
             let same = |record: &JobRecord| record.generation() == generation;
-            if entry.is_some_and(|entry| !entry.record.is_over() && same(&entry.record)) {
+            if let Some(entry) = entry.filter(|entry| !entry.record.is_over()) {
+                let enough = enough && same(&entry.record);
                 self.refresh_step(pipeline, job, step, (Place::Back, enough));
             }
         }
@@ -575,6 +584,17 @@ impl Core {
         });
     }
 
+    /// An attempt succeeded, but not all of its items are here: it is as good as lost.
+    fn lose_lacking(&mut self, pipeline: PipelineId, job: JobId, step: u16, token: Token) {
+        let wall_ms = self.wall_ms();
+        self.update_control(pipeline, job, step, |control| {
+            control.lost_count = control.lost_count.saturating_add(1);
+            let error = "some of its items are lost".to_owned();
+            end_attempt(control, token, wall_ms, Some(error), false);
+            control.progress = Progress::Waiting { not_before_ms: 0 };
+        });
+    }
+
     /// An attempt never began: it does not count.
     pub(super) fn give_back(&mut self, pipeline: PipelineId, token: Token) {
         self.requeue(pipeline, token, |control| {
@@ -624,6 +644,7 @@ impl Core {
             attempt_count: 0,
             lost_count: 0,
             late_count: 0,
+            items: 0,
             written_ms,
             since_ms: 0,
             note: None,
@@ -644,7 +665,7 @@ impl Core {
         from: NodeId,
         completion: Completion,
     ) -> Result<(), ReadError> {
-        let Completion { token, pipeline, job, step, outcome } = completion;
+        let Completion { token, pipeline, job, step, outcome, items } = completion;
         if !self.groups.get(&pipeline).is_some_and(|group| group.is_coordinator()) {
             return Ok(());
         }
@@ -673,6 +694,7 @@ impl Core {
         let knows = |control: &Control| control.attempts.iter().any(|it| it.token == token);
         let known = control.is_some_and(knows);
         let over = control.is_some_and(|control| has_ended(control, token));
+        let lacks = !self.has_items(pipeline, (job, step), token, items);
         let state = control.map(|control| control.progress.clone());
         let mut recorded = true;
         match state {
@@ -681,12 +703,21 @@ impl Core {
             Some(Progress::Succeeded { .. } | Progress::Dead | Progress::Cancelled) => {
                 self.note_late_end(pipeline, job, step, token, outcome);
             }
+            // Where another coordinator had it, its items may be on their way.
+            None | Some(Progress::Waiting { .. } | Progress::Running { .. })
+                if lacks && !over && !self.is_known_by_all(pipeline) =>
+            {
+                recorded = false;
+            }
+            Some(Progress::Running { token: current, .. }) if current == token && lacks => {
+                self.lose_lacking(pipeline, job, step, token);
+            }
             Some(Progress::Running { token: current, .. }) if current == token => {
-                recorded = self.record_end(pipeline, job, step, token, outcome);
+                recorded = self.record_end(pipeline, (job, step), token, outcome, items);
             }
             // Only the attempt that was given out last counts; and none whose end is written down:
             // it belongs to a generation before.
-            _ if self.is_strict(pipeline) || over => {
+            _ if self.is_strict(pipeline) || over || lacks => {
                 self.note_late_end(pipeline, job, step, token, outcome);
             }
             other => {
@@ -697,7 +728,7 @@ impl Core {
                     self.update_control(pipeline, job, step, |control| {
                         push_attempt(control, from, token, wall_ms);
                     });
-                    recorded = self.record_end(pipeline, job, step, token, outcome);
+                    recorded = self.record_end(pipeline, (job, step), token, outcome, items);
                 } else if !matches!(outcome, Outcome::Succeeded(_)) {
                     self.note_late_end(pipeline, job, step, token, outcome);
                 } else {
@@ -705,7 +736,7 @@ impl Core {
                         self.remove_running(pipeline, current);
                         self.cancel_at(worker, current);
                     }
-                    recorded = self.record_end(pipeline, job, step, token, outcome);
+                    recorded = self.record_end(pipeline, (job, step), token, outcome, items);
                 }
             }
         }
@@ -741,10 +772,15 @@ impl Core {
         let attempts = control.map_or(&[][..], |control| &control.attempts);
         let Some(attempt) = attempts.iter().find(|attempt| attempt.token == token) else { return };
         let lost = attempt.lost;
+        let written_ms = control.map_or(0, |control| control.written_ms);
         if attempt.finished_ms.is_some() && !lost {
             return;
         }
         self.update_control(pipeline, job, step, |control| {
+            // How long a phase waits counts from when that was decided.
+            if !control.is_terminal() {
+                control.written_ms = written_ms;
+            }
             // One that was given back has failed at nothing: it stays among those that were lost.
             match (&outcome, lost) {
                 (Outcome::Cancelled, false) => {
@@ -776,10 +812,10 @@ impl Core {
     fn record_end(
         &mut self,
         pipeline: PipelineId,
-        job: JobId,
-        step: u16,
+        (job, step): (JobId, u16),
         token: Token,
         outcome: Outcome,
+        items: u32,
     ) -> bool {
         let wall_ms = self.wall_ms();
         let limit = self.config.limits.result_bytes;
@@ -808,12 +844,8 @@ impl Core {
         let (max_attempts, backoff, total) = {
             let Some(group) = self.groups.get(&pipeline) else { return false };
             let Some(entry) = group.jobs.get(&job) else { return false };
-            let phase = entry
-                .record
-                .spec
-                .as_ref()
-                .and_then(|spec| self.definition(pipeline, spec.revision))
-                .and_then(|definition| definition.phases.get(usize::from(step)));
+            let phases = self.phases_of(pipeline, &entry.record);
+            let phase = phases.and_then(|phases| phases.get(usize::from(step)));
             // Without its definition, or what was enqueued, nothing can be said of the job yet.
             let Some(phase) = phase else { return false };
             (phase.max_attempts, phase.backoff, phase.total_timeout)
@@ -824,6 +856,7 @@ impl Core {
             Outcome::Succeeded(result) => {
                 end_attempt(control, token, wall_ms, None, false);
                 control.progress = Progress::Succeeded { token, result };
+                control.items = items;
             }
             Outcome::Failed { error, retry, after } => {
                 end_attempt(control, token, wall_ms, Some(error), false);
@@ -855,6 +888,18 @@ impl Core {
         .is_some()
     }
 
+    /// A job's end is durable: what it is a part of may go on, and its own parts have no use.
+    fn after_end(&mut self, pipeline: PipelineId, job: JobId) {
+        let Some(entry) = self.groups.get(&pipeline).and_then(|it| it.jobs.get(&job)) else {
+            return;
+        };
+        if entry.record.spec.as_ref().is_some_and(|spec| spec.parent.is_some()) {
+            let record = entry.record.clone();
+            self.note_item_end(pipeline, &record);
+        }
+        self.stop_items(pipeline, job);
+    }
+
     /// A batch that touched this job is durable.
     pub(super) fn on_job_settled(&mut self, pipeline: PipelineId, job: JobId) {
         let Some(group) = self.groups.get_mut(&pipeline) else { return };
@@ -865,6 +910,7 @@ impl Core {
         if entry.pending == 0 && ended {
             if let Some(reign) = group.reign() {
                 reign.forget_deadline(job);
+                self.after_end(pipeline, job);
             }
             self.answer_watchers(pipeline, job);
             self.forget_if_settled(pipeline, job);

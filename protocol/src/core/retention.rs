@@ -133,9 +133,11 @@ impl Core {
         for (end, keep, count) in ends {
             let due = self.due(pipeline, end, keep, count)?;
             more |= due.len() == AT_ONCE;
+            let mut budget = 2 * AT_ONCE;
             for job in due {
-                self.forget(pipeline, job)?;
+                self.forget(pipeline, job, &mut budget)?;
             }
+            more |= budget == 0;
         }
         Ok(more)
     }
@@ -180,8 +182,13 @@ impl Core {
     }
 
     /// Puts the mark in a finished job's place. Says whether that could be done: not while anything
-    /// is under way with it.
-    pub(super) fn forget(&mut self, pipeline: PipelineId, job: JobId) -> Result<bool, ReadError> {
+    /// is under way with it, or more of its items are left than may be forgotten at once.
+    pub(super) fn forget(
+        &mut self,
+        pipeline: PipelineId,
+        job: JobId,
+        budget: &mut usize,
+    ) -> Result<bool, ReadError> {
         if self.groups.get(&pipeline).is_some_and(|group| group.jobs.contains_key(&job))
             || !self.load_job(pipeline, job)?
         {
@@ -194,6 +201,15 @@ impl Core {
             self.forget_if_settled(pipeline, job);
             return Ok(false);
         }
+        let record = entry.record.clone();
+        if !self.forget_items(pipeline, job, &record, budget)? {
+            self.forget_if_settled(pipeline, job);
+            return Ok(false);
+        }
+        // Its items may have made the batch so large that it was sealed.
+        self.load_job(pipeline, job)?;
+        let Some(group) = self.groups.get_mut(&pipeline) else { return Ok(false) };
+        let Some(entry) = group.jobs.get_mut(&job) else { return Ok(false) };
         entry.forget(Reaped { generation: entry.record.generation(), at_ms });
         self.touch(pipeline, job, REAPED, true);
         Ok(true)

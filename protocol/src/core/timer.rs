@@ -30,6 +30,8 @@ pub(super) enum Timer {
     Schedule(PipelineId),
     /// There are more finished jobs to forget.
     Tidy(PipelineId),
+    /// There are more items to look at.
+    Items(PipelineId),
     /// Jobs that were sent to replicas are not all acknowledged.
     Store(u64),
     /// A pipeline that was applied is not acknowledged by all.

@@ -5,10 +5,12 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use bytes::Bytes;
+
 use crate::{
     id::{NodeId, PipelineId, Token},
     io::{Attempt, Effect, Outcome},
-    message::{Assignment, Completion, Held, Message},
+    message::{Assignment, Completion, Held, Items, Message},
     mutant::Mutant,
     name::Name,
     store::ReadError,
@@ -48,6 +50,10 @@ struct Running {
     phase: Name,
     /// What is to be run, until a slot is free.
     waiting: Option<Box<Attempt>>,
+    /// How many of its items are durable.
+    items: u32,
+    /// Those that are on their way.
+    given: Option<Bytes>,
 }
 
 impl Worker {
@@ -135,10 +141,13 @@ impl Core {
             instructions: assignment.instructions,
             results: assignment.results,
             names: assignment.names,
+            gathered: assignment.gathered,
+            gives_items: assignment.gives_items,
         });
         host.queue.push_back(token);
         let held = Held { pipeline, job, step, token };
-        let running = Running { held, phase: phase.clone(), waiting: Some(attempt) };
+        let waiting = Some(attempt);
+        let running = Running { held, phase: phase.clone(), waiting, items: 0, given: None };
         self.worker.attempts.insert(token, running);
         self.start_queued(&phase);
     }
@@ -174,12 +183,8 @@ impl Core {
             host.busy -= 1;
         }
         self.start_queued(&running.phase);
-        self.end(running.held, outcome)
-    }
-
-    fn end(&mut self, held: Held, outcome: Outcome) -> Result<(), ReadError> {
-        let Held { pipeline, job, step, token } = held;
-        let end = Completion { token, pipeline, job, step, outcome };
+        let Held { pipeline, job, step, token } = running.held;
+        let end = Completion { token, pipeline, job, step, outcome, items: running.items };
         self.worker.ended.insert(token, end.clone());
         if self.worker.ended.len() == MAX_UNACKNOWLEDGED {
             self.grant_to_coordinators();
@@ -196,6 +201,46 @@ impl Core {
         if let Some(leader) = leader.filter(|leader| leader.node != self.me()) {
             self.send(leader.node, Message::Completed(end));
         }
+    }
+
+    /// An attempt that runs here gives items.
+    pub(super) fn on_items_given(&mut self, token: Token, lines: Bytes) -> Result<(), ReadError> {
+        let Some(running) = self.worker.attempts.get_mut(&token) else { return Ok(()) };
+        running.given = Some(lines);
+        self.tell_items(token)
+    }
+
+    fn tell_items(&mut self, token: Token) -> Result<(), ReadError> {
+        let Some(running) = self.worker.attempts.get(&token) else { return Ok(()) };
+        let Held { pipeline, job, step, token } = running.held;
+        let Some(lines) = running.given.clone() else { return Ok(()) };
+        let items = Items { token, pipeline, job, step, first: running.items, lines };
+        if self.groups.get(&pipeline).is_some_and(|group| group.is_coordinator()) {
+            return self.on_items(self.me(), items);
+        }
+        let leader = self.groups.get(&pipeline).and_then(|group| group.leader);
+        if let Some(leader) = leader.filter(|leader| leader.node != self.me()) {
+            self.send(leader.node, Message::Items(items));
+        }
+        Ok(())
+    }
+
+    /// Items are durable: the attempt may give more, or end.
+    pub(super) fn on_items_taken(&mut self, token: Token, count: u32) {
+        if let Some(running) = self.worker.attempts.get_mut(&token)
+            && running.given.is_some()
+            && count > running.items
+        {
+            (running.items, running.given) = (count, None);
+            self.effects.push_back(Effect::ItemsTaken(token));
+        }
+    }
+
+    /// Sends once more what attempts gave and nobody has acknowledged.
+    pub(super) fn resend_items(&mut self) -> Result<(), ReadError> {
+        let given = self.worker.attempts.iter().filter(|(_, running)| running.given.is_some());
+        let given: Vec<Token> = given.map(|(token, _)| *token).collect();
+        given.into_iter().try_for_each(|token| self.tell_items(token))
     }
 
     /// Offers all ends of a pipeline to its coordinator again.

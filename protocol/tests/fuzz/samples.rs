@@ -133,6 +133,7 @@ pub(crate) fn spec() -> Vec<u8> {
         created_ms: 1_700_000_000_000,
         term: None,
         key: Some("k".to_owned()),
+        parent: None,
         instructions: Bytes::from_static(b"{}"),
     };
     codec::encode(&spec).to_vec()
@@ -163,6 +164,7 @@ pub(crate) fn controls() -> Vec<Vec<u8>> {
         attempt_count: 1,
         lost_count: 0,
         late_count: 0,
+        items: 0,
         written_ms: 7,
         since_ms: 5,
         note: None,

@@ -17,7 +17,7 @@ use carbonmesh_protocol::{
     io::{Effect, Input, NewJob, Outcome, Request, RequestId, Response},
     message::Message,
     name::Name,
-    pipeline::{PhaseInput, PipelineDef},
+    pipeline::{Combine, EachInput, PhaseInput, PipelineDef},
     store::{ReadError, Reader, Row, Table, Write},
     time::Timestamp,
 };
@@ -90,10 +90,13 @@ pub(crate) fn node(index: usize) -> NodeId {
     NodeId::of_public_key(&[index as u8])
 }
 
-/// Its third phase runs until somebody ends it.
+/// Its first phase gives items, its third runs until somebody ends it.
 pub(crate) fn pipeline() -> PipelineDef {
-    let phases = ["one", "two", "hang"].map(|phase| PhaseInput::named(name(phase)));
-    PipelineDef::new(name("p"), phases.to_vec()).expect("a valid pipeline")
+    let mut phases = ["one", "two", "hang"].map(|phase| PhaseInput::named(name(phase))).to_vec();
+    let within = vec![PhaseInput::named(name("two"))];
+    let (of, tolerate_percent, combine) = (name("one"), 50, Combine::Group);
+    phases[1].each = Some(EachInput { of, phases: within, tolerate_percent, combine });
+    PipelineDef::new(name("p"), phases).expect("a valid pipeline")
 }
 
 impl World {
@@ -138,7 +141,7 @@ impl World {
             let job = world.jobs[index % world.jobs.len()];
             world.ask(index, Request::Job { job, wait: Some(Duration::from_secs(1)) });
             let pipeline = name("p");
-            world.ask(index, Request::Jobs { pipeline, state: None, after: None, limit: 9 });
+            world.ask(index, Request::Jobs { pipeline, of: None, state: None, after: None, limit: 9 });
         }
         world.run(Duration::from_secs(12));
         world
@@ -211,7 +214,7 @@ impl World {
                 self.ask(index, Request::Job { job, wait: Some(Duration::from_secs(1)) });
             }
             let pipeline = name("p");
-            self.ask(index, Request::Jobs { pipeline, state: None, after: None, limit: 9 });
+            self.ask(index, Request::Jobs { pipeline, of: None, state: None, after: None, limit: 9 });
         }
         self.run(Duration::from_secs(2));
     }
@@ -285,6 +288,12 @@ impl World {
                 self.inputs.push_back((index, Input::Persisted(id)));
             }
             Effect::StartAttempt(attempt) if attempt.phase == name("hang") => {}
+            Effect::StartAttempt(attempt)
+                if attempt.gives_items && attempt.instructions.as_ref() != br#"{"fail":1}"# =>
+            {
+                let lines = Bytes::from_static(b"{\"n\":1}\n{\"n\":2}\n");
+                self.inputs.push_back((index, Input::Items { token: attempt.token, lines }));
+            }
             Effect::StartAttempt(attempt) => {
                 let outcome = match attempt.instructions.as_ref() {
                     br#"{"fail":1}"# => {
@@ -294,6 +303,10 @@ impl World {
                 };
                 let finished = Input::AttemptFinished { token: attempt.token, outcome };
                 self.inputs.push_back((index, finished));
+            }
+            Effect::ItemsTaken(token) => {
+                let outcome = Outcome::Succeeded(Bytes::from_static(b"{}"));
+                self.inputs.push_back((index, Input::AttemptFinished { token, outcome }));
             }
             Effect::CancelAttempt(token) => {
                 let finished = Input::AttemptFinished { token, outcome: Outcome::Cancelled };

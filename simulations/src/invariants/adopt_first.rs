@@ -66,13 +66,14 @@ impl AdoptFirst {
             for (job, theirs) in held {
                 let mine = coordinator.disk.job(seen.pipeline, *job).unwrap_or_default();
                 let mut mine = Arc::unwrap_or_clone(mine);
+                let mut news = false;
                 for component in theirs.components() {
-                    if mine.merge(&component).expect("it reads back") {
-                        let name = &coordinator.config.name;
-                        return Err(format!(
-                            "{name} dispatches in {term:?} without {job} of {voter}"
-                        ));
-                    }
+                    news |= mine.merge(&component).expect("it reads back");
+                }
+                // What has ended all the same is compared later.
+                if news && !mine.is_over() {
+                    let name = &coordinator.config.name;
+                    return Err(format!("{name} dispatches in {term:?} without {job} of {voter}"));
                 }
             }
         }

@@ -52,6 +52,8 @@ pub(crate) enum Fact<'a> {
     Started { at: usize, attempt: &'a Attempt },
     /// An attempt has ended.
     Ended { token: Token, failed: bool },
+    /// An attempt has given all of its items.
+    Gave { token: Token, count: u32 },
     /// A client hears that its job is taken.
     Acknowledged { receipt: &'a Receipt, job: &'a NewJob },
     /// The pipeline is known.
@@ -88,6 +90,7 @@ impl Fact<'_> {
             | Self::Delivered { .. }
             | Self::Started { .. }
             | Self::Ended { .. }
+            | Self::Gave { .. }
             | Self::Acknowledged { .. }
             | Self::Told { .. } => false,
         }
@@ -128,6 +131,7 @@ impl fmt::Display for Fact<'_> {
             Self::Ended { token, failed } => {
                 write!(f, "attempt {token} {}", if *failed { "fails" } else { "ends" })
             }
+            Self::Gave { token, count } => write!(f, "attempt {token} has given {count} items"),
             Self::Applied => write!(f, "APPLIED"),
             Self::Changed { job, change } => write!(f, "TO BE CHANGED {job}: {change:?}"),
             Self::Told { at, view } => write!(f, "n{at} TELLS OF {}: {:?}", view.job, view.state),

@@ -13,13 +13,13 @@ use crate::Options;
 
 pub(super) struct Fenced {
     /// The step that no worker runs.
-    signal_step: Option<u16>,
-    started: BTreeMap<Token, (JobId, String)>,
+    idle_step: Option<u16>,
+    started: BTreeMap<Token, (JobId, u16)>,
 }
 
 impl Fenced {
     pub(super) fn new(options: &Options) -> Self {
-        Self { signal_step: options.signal_step(), started: BTreeMap::new() }
+        Self { idle_step: options.idle_step(), started: BTreeMap::new() }
     }
 }
 
@@ -30,7 +30,7 @@ impl Invariant for Fenced {
 
     fn see(&mut self, _: &Seen<'_>, fact: &Fact<'_>) -> Verdict {
         let Fact::Started { attempt, .. } = fact else { return Ok(()) };
-        let what = (attempt.job, attempt.step.to_string());
+        let what = (attempt.job, super::position(attempt));
         match self.started.insert(attempt.token, what.clone()) {
             None => Ok(()),
             Some(other) => Err(format!("{} began {what:?} after {other:?}", attempt.token)),
@@ -49,8 +49,8 @@ impl Invariant for Fenced {
                 };
                 for (step, control) in &record.controls {
                     let Progress::Succeeded { token, .. } = control.progress else { continue };
-                    let ran = (*job, format!("s{step}"));
-                    if self.signal_step != Some(*step) && self.started.get(&token) != Some(&ran) {
+                    let ran = (*job, *step);
+                    if self.idle_step != Some(*step) && self.started.get(&token) != Some(&ran) {
                         return Err(format!(
                             "{ran:?} was accepted of {token}, which never began it"
                         ));

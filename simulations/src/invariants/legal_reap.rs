@@ -22,8 +22,8 @@ const AFTERMATH: Duration = Duration::from_secs(30);
 pub(super) struct LegalReap {
     /// Whether anything is forgotten while the world lasts.
     reaps: bool,
-    /// The step that no worker runs.
-    signal_step: Option<u16>,
+    /// The step that no worker runs: it ends by itself.
+    idle_step: Option<u16>,
     last_step: u16,
     attempts: BTreeMap<Token, (JobId, u16)>,
     /// Jobs that may be over: their last phase ended, or one failed, or a client had a hand in it.
@@ -43,7 +43,7 @@ impl LegalReap {
     pub(super) fn new(options: &Options) -> Self {
         Self {
             reaps: options.forgets(),
-            signal_step: options.signal_step(),
+            idle_step: options.idle_step(),
             last_step: options.phases as u16 - 1,
             attempts: BTreeMap::new(),
             may_be_over: BTreeSet::new(),
@@ -117,7 +117,7 @@ impl Invariant for LegalReap {
                 return self.given_away(seen, *at, assignment.job);
             }
             Fact::Started { at, attempt } => {
-                let step = attempt.step.as_str()[1..].parse().expect("our own name");
+                let step = super::position(attempt);
                 self.attempts.insert(attempt.token, (attempt.job, step));
                 if attempt.token.term.node == seen.nodes[*at].config.node {
                     return self.given_away(seen, *at, attempt.job);
@@ -125,7 +125,7 @@ impl Invariant for LegalReap {
             }
             Fact::Ended { token, failed } => {
                 if let Some((job, step)) = self.attempts.get(token)
-                    && (*failed || *step == self.last_step || self.signal_step.is_some())
+                    && (*failed || *step == self.last_step || self.idle_step.is_some())
                 {
                     self.may_be_over.insert(*job);
                 }
@@ -136,8 +136,7 @@ impl Invariant for LegalReap {
     }
 
     fn inspect(&mut self, seen: &Seen<'_>) -> Verdict {
-        if !self.reaps || self.signal_step.is_some() {
-            // What waits for a signal ends by itself.
+        if !self.reaps || self.idle_step.is_some() {
             return Ok(());
         }
         for at in (0..seen.nodes.len()).filter(|at| !seen.nodes[*at].disk.is_damaged()) {

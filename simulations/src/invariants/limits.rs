@@ -87,7 +87,9 @@ impl Invariant for Limits {
             self.last_fault = Some(seen.now);
         }
         match fact {
-            Fact::Sent { at, message: Message::Assign(assignment), .. } if assignment.step == 0 => {
+            Fact::Sent { at, message: Message::Assign(assignment), .. }
+                if assignment.step_name.as_str() == "s0" =>
+            {
                 return self.begins(seen, *at, assignment.job, assignment.token);
             }
             Fact::Started { at, attempt } if attempt.step.as_str() == "s0" => {

@@ -12,6 +12,7 @@ mod convergence;
 mod durable_before_said;
 mod fact;
 mod fenced;
+mod items;
 mod legal_reap;
 mod limits;
 mod merge;
@@ -28,6 +29,7 @@ use std::{collections::BTreeSet, sync::Arc};
 use carbonmesh_protocol::{
     core::{Core, GroupSnapshot},
     id::{JobId, NodeId, PipelineId},
+    io::Attempt,
     record::JobRecord,
     time::Timestamp,
 };
@@ -56,6 +58,11 @@ pub struct Violation {
     pub invariant: &'static str,
     /// What was seen.
     pub detail: String,
+}
+
+/// Which of its job's phases an attempt is for: our own names end with that.
+fn position(attempt: &Attempt) -> u16 {
+    attempt.step.as_str()[1..].parse().expect("our own name")
 }
 
 /// Whether an invariant holds; what was seen if not.
@@ -138,6 +145,7 @@ impl Invariants {
                 Box::new(bounded_rerun::BoundedRerun::new(options)),
                 Box::new(same_key::SameKey::default()),
                 Box::new(legal_reap::LegalReap::new(options)),
+                Box::new(items::Items::default()),
                 Box::new(limits::Limits::new(options)),
                 Box::new(schedules::Schedules::new(options)),
                 Box::new(amnesia::Amnesia::new(options)),

@@ -31,7 +31,16 @@ pub(super) fn unfinished(seen: &Seen<'_>, acknowledged: &BTreeSet<JobId>) -> Opt
     }
     let live: u64 = seen.groups().map(|(_, group)| group.live.count).sum();
     if live > 0 {
-        return Some(format!("{live} copies of jobs are unfinished"));
+        let open = |core: &'_ carbonmesh_protocol::core::Core| {
+            let mut records = core.records(seen.pipeline).filter(|(_, record)| !record.is_over());
+            records.next().map(|(job, record)| {
+                let progress: Vec<_> = record.controls.values().map(|it| &it.progress).collect();
+                let parent = record.spec.as_ref().and_then(|spec| spec.parent.as_ref());
+                format!("{job} {progress:?}, parent {parent:?}")
+            })
+        };
+        let first = seen.cores().find_map(|(node, core)| Some((&node.config.name, open(core)?)));
+        return Some(format!("{live} copies of jobs are unfinished, the first {first:?}"));
     }
     // While a place that is not given to another yet is empty, whoever stands in keeps copies.
     let complete = seen.nodes.iter().all(|node| !node.gone);

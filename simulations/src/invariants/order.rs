@@ -17,7 +17,7 @@ impl Invariant for Order {
                 ended(seen, *at, assignment.job, assignment.step)
             }
             Fact::Started { at, attempt } => {
-                let position: u16 = attempt.step.as_str()[1..].parse().expect("our own name");
+                let position = super::position(attempt);
                 let (job, results) = (attempt.job, attempt.results.len());
                 if results != usize::from(position) {
                     return Err(format!("job {job} step {position} began with {results} results"));

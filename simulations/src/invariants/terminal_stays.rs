@@ -53,7 +53,7 @@ impl Invariant for TerminalStays {
                 return self.dispatched(assignment.token, assignment.job, assignment.step);
             }
             Fact::Started { at, attempt } if self.strict => {
-                let step = attempt.step.as_str()[1..].parse().expect("our own name");
+                let step = super::position(attempt);
                 if attempt.token.term.node == seen.nodes[*at].config.node {
                     return self.dispatched(attempt.token, attempt.job, step);
                 }

@@ -241,7 +241,7 @@ impl Step {
             Effect::Reply { response, .. } => self.tell(|| format!("n{at} replies {response:?}")),
             // Gossip is a hint, and here never arrives; an attempt ends by itself, as a phase that
             // does not listen does.
-            Effect::Publish(_) | Effect::CancelAttempt(_) => {}
+            Effect::Publish(_) | Effect::CancelAttempt(_) | Effect::ItemsTaken(_) => {}
         }
     }
 

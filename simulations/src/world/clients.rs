@@ -7,7 +7,9 @@ use bytes::Bytes;
 use carbonmesh_protocol::{
     id::JobId,
     io::{Change, Input, NewJob, Refusal, Request, RequestId, Response, Target},
-    pipeline::{Keep, KeyedLimit, PhaseInput, PipelineDef, Retention, Settings},
+    pipeline::{
+        Combine, EachInput, Keep, KeyedLimit, PhaseInput, PipelineDef, Retention, Settings,
+    },
     record::JobOptions,
     schedule::{Missed, Overlap, Schedule},
 };
@@ -29,6 +31,9 @@ const READS_PER_MILLE: u32 = 100;
 
 /// What the second phase waits for, where it does.
 const SIGNAL: &str = "go";
+
+/// What is done with each item.
+pub(super) const ITEM_STEP: &str = "i0";
 
 /// A job that no worker can do.
 pub(super) const POISON: &[u8] = b"{\"poison\":1}";
@@ -87,6 +92,14 @@ impl World {
                 step.rate = options.rate();
                 let limit = KeyedLimit { key: "/k".to_owned(), running: 1 };
                 step.limit = options.keyed.then_some(limit);
+            }
+            if options.items_step() == Some(at as u16) {
+                step.each = Some(EachInput {
+                    of: name(&step_name(0)),
+                    phases: vec![PhaseInput::named(name(ITEM_STEP))],
+                    tolerate_percent: 0,
+                    combine: Combine::List,
+                });
             }
             if options.signal_step() == Some(at as u16) {
                 step.wait_for = Some(name(SIGNAL));

@@ -124,6 +124,21 @@ pub(crate) enum Event {
     EndSchedule,
     /// A client has waited long enough for an answer.
     Patience(RequestId),
+    /// An attempt gives items, or has given all.
+    Give {
+        at: usize,
+        life: u64,
+        token: Token,
+    },
+}
+
+/// An attempt that gives items.
+#[derive(Debug)]
+struct Giving {
+    /// How many times more.
+    rounds: u32,
+    given: u32,
+    outcome: Outcome,
 }
 
 /// See the [module](self).
@@ -137,6 +152,7 @@ pub(crate) struct World {
     due: BTreeSet<(Timestamp, usize)>,
     /// Attempts at workers that have not ended.
     running: BTreeSet<Token>,
+    giving: BTreeMap<Token, Giving>,
     network: Network,
     clients: Clients,
     now: Timestamp,
@@ -168,6 +184,7 @@ impl World {
             by_id: ids.collect(),
             due: BTreeSet::new(),
             running: BTreeSet::new(),
+            giving: BTreeMap::new(),
             nodes,
             random,
             invariants: Invariants::new(&options),
@@ -281,6 +298,7 @@ impl World {
             | Event::Down { at, .. }
             | Event::Drain { at, .. }
             | Event::Ended { at, .. }
+            | Event::Give { at, .. }
             | Event::Synced { at, .. } => Some(*at),
             _ => None,
         };
@@ -300,10 +318,16 @@ impl World {
             }
             Event::Ended { at, life, token, outcome } => {
                 if self.nodes[at].life == life && self.running.remove(&token) {
+                    self.giving.remove(&token);
                     self.note(at, "ended");
                     let failed = !matches!(outcome, Outcome::Succeeded(_));
                     self.tell(Fact::Ended { token, failed });
                     self.input(at, Input::AttemptFinished { token, outcome });
+                }
+            }
+            Event::Give { at, life, token } => {
+                if self.nodes[at].life == life {
+                    self.give(at, token);
                 }
             }
             Event::Deliver { at, from, session, arrives, message } => {
@@ -400,11 +424,22 @@ impl World {
                 };
                 let (token, life) = (attempt.token, self.nodes[at].life);
                 self.running.insert(token);
-                self.push(after, Event::Ended { at, life, token, outcome });
+                if attempt.gives_items {
+                    let rounds = self.random.below(3) as u32;
+                    self.giving.insert(token, Giving { rounds, given: 0, outcome });
+                    self.push(after, Event::Give { at, life, token });
+                } else {
+                    self.push(after, Event::Ended { at, life, token, outcome });
+                }
+            }
+            Effect::ItemsTaken(token) => {
+                let (after, life) = (self.random.between(0, 200), self.nodes[at].life);
+                self.push(after, Event::Give { at, life, token });
             }
             Effect::CancelAttempt(token) => {
-                // A phase that does not listen ends by itself.
-                if self.random.per_mille(self.options.cancels_per_mille) {
+                // A phase that does not listen ends by itself, unless it waits to give items.
+                let waits = self.giving.contains_key(&token);
+                if waits || self.random.per_mille(self.options.cancels_per_mille) {
                     let (after, life) = (self.random.between(0, 500), self.nodes[at].life);
                     let outcome = Outcome::Cancelled;
                     self.push(after, Event::Ended { at, life, token, outcome });
@@ -412,6 +447,25 @@ impl World {
             }
             Effect::Reply { id, response } => self.reply(at, id, response),
         }
+    }
+
+    /// An attempt gives a few items, or ends.
+    fn give(&mut self, at: usize, token: Token) {
+        let count = 1 + self.random.below(3) as u32;
+        let Some(giving) = self.giving.get_mut(&token) else { return };
+        if giving.rounds == 0 {
+            let (life, outcome, count) =
+                (self.nodes[at].life, giving.outcome.clone(), giving.given);
+            self.tell(Fact::Gave { token, count });
+            return self.push(Duration::ZERO, Event::Ended { at, life, token, outcome });
+        }
+        giving.rounds -= 1;
+        let first = giving.given;
+        giving.given += count;
+        let lines = (first..first + count).map(|index| format!("{{\"item\":{index}}}\n"));
+        let lines = lines.collect::<String>().into();
+        self.note(at, "items");
+        self.input(at, Input::Items { token, lines });
     }
 
     fn local(&self, at: usize) -> Timestamp {

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Disk, Event, World, name, step_name};
+use super::{Disk, Event, World, clients::ITEM_STEP, name, step_name};
 use crate::{Options, invariants::Fact, random::Random};
 use carbonmesh_protocol::{
     config::{Config, Limits, Timing},
@@ -89,7 +89,8 @@ impl Clock {
 impl Node {
     pub(super) fn new(index: usize, options: &Options, random: &mut Random) -> Self {
         let roles = options.roles[index];
-        let phases = (0..options.phases).map(|at| (name(&step_name(at)), options.slots));
+        let steps = (0..options.phases).map(step_name).chain([ITEM_STEP.to_owned()]);
+        let phases = steps.map(|step| (name(&step), options.slots));
         let timing = Timing {
             replace_after: Duration::from_millis(options.replace_after_ms),
             tombstones: Duration::from_millis(options.tombstones_ms),

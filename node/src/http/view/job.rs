@@ -2,7 +2,7 @@
 
 use carbonmesh_protocol::{
     io::Receipt,
-    view::{AttemptView, InvocationView, JobState, JobSummary, JobView},
+    view::{AttemptView, InvocationView, ItemsView, JobState, JobSummary, JobView},
 };
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -77,6 +77,12 @@ pub struct JobDoc {
     pub generation: u32,
     /// Its idempotency key.
     pub key: Option<String>,
+    /// The job that it is a part of, if it is made of an item.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<String>,
+    /// Of which item of that job, from 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub item: Option<u32>,
     /// What was enqueued.
     pub instructions: Option<Box<RawValue>>,
     /// The instructions with the results so far merged into them; none before the first result.
@@ -109,6 +115,8 @@ impl JobDoc {
             priority: job.options.priority,
             generation: job.generation,
             key: job.key.clone(),
+            parent: job.parent.map(|(parent, _)| parent.to_string()),
+            item: job.parent.map(|(_, item)| item),
             instructions: raw(&job.instructions),
             result: result.and_then(|json| raw(&json)),
             invocations: job.invocations.iter().map(|one| InvocationDoc::new(one, names)).collect(),
@@ -136,6 +144,9 @@ pub struct InvocationDoc {
     pub note: Option<String>,
     /// What it gave.
     pub result: Option<Box<RawValue>>,
+    /// How far its items are, where it does something for each and that is under way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub items: Option<ItemsView>,
 }
 
 impl InvocationDoc {
@@ -149,6 +160,7 @@ impl InvocationDoc {
             attempts: attempts.map(|one| AttemptDoc::new(one, names)).collect(),
             note: invocation.note.clone(),
             result: invocation.result.as_deref().and_then(raw),
+            items: invocation.items,
         }
     }
 }

@@ -17,7 +17,7 @@ use crate::{
         Attempt, Effect, Input, NewJob, Outcome, PersistId, Receipt, Refusal, Request, RequestId,
         Response,
     },
-    message::Message,
+    message::{Gathered, Message},
     name::Name,
     pipeline::{PhaseInput, PipelineDef},
     store::{ReadError, Reader, Row, Table, Write},
@@ -99,6 +99,14 @@ pub(super) struct Cluster {
     /// How long an automatic attempt takes.
     pub(super) run_time: Duration,
     pub(super) runs: BTreeMap<(JobId, Name), u32>,
+    /// How many items an attempt gives that is to give some.
+    pub(super) items: u32,
+    /// How many of them are still to be given.
+    giving: BTreeMap<Token, u32>,
+    /// What attempts got of items.
+    pub(super) gathered: Vec<Gathered>,
+    /// Instructions with which attempts fail.
+    pub(super) failing: BTreeSet<Bytes>,
 }
 
 pub(super) fn name(text: &str) -> Name {
@@ -146,6 +154,10 @@ impl Cluster {
             automatic: true,
             run_time: LATENCY,
             runs: BTreeMap::new(),
+            items: 0,
+            giving: BTreeMap::new(),
+            gathered: Vec::new(),
+            failing: BTreeSet::new(),
         };
         (0..count).for_each(|index| cluster.start(index));
         cluster.run_for(Duration::from_millis(20));
@@ -308,7 +320,18 @@ impl Cluster {
             Effect::StartAttempt(attempt) => {
                 *self.runs.entry((attempt.job, attempt.step.clone())).or_default() += 1;
                 self.nodes[index].started += 1;
-                if self.automatic {
+                self.gathered.extend(attempt.gathered.iter().cloned());
+                if attempt.gives_items && self.items > 0 {
+                    // In two parts, as far as there are two.
+                    let first = self.items.div_ceil(2);
+                    self.giving.insert(attempt.token, self.items - first);
+                    self.give(index, attempt.token, 0..first);
+                } else if self.failing.contains(&attempt.instructions) {
+                    let (error, retry, after) = ("it fails".to_owned(), false, None);
+                    let outcome = Outcome::Failed { error, retry, after };
+                    let input = Input::AttemptFinished { token: attempt.token, outcome };
+                    self.push(self.run_time, Event::Input(index, input.into()));
+                } else if self.automatic {
                     let result = format!("{{\"{}\":1}}", attempt.step);
                     let outcome = Outcome::Succeeded(result.into());
                     let token = attempt.token;
@@ -318,11 +341,25 @@ impl Cluster {
                     self.nodes[index].attempts.push(*attempt);
                 }
             }
+            Effect::ItemsTaken(token) => match self.giving.remove(&token) {
+                Some(more @ 1..) => self.give(index, token, self.items - more..self.items),
+                _ => {
+                    let outcome = Outcome::Succeeded("{}".into());
+                    let input = Input::AttemptFinished { token, outcome };
+                    self.push(self.run_time, Event::Input(index, input.into()));
+                }
+            },
             Effect::CancelAttempt(token) => self.finish(index, token, Outcome::Cancelled),
             Effect::Reply { id, response } => {
                 self.replies.insert(id, response);
             }
         }
+    }
+
+    fn give(&mut self, index: usize, token: Token, items: std::ops::Range<u32>) {
+        let lines = items.map(|item| format!("{{\"item\":{item}}}\n"));
+        let lines = lines.collect::<String>().into();
+        self.push(LATENCY, Event::Input(index, Input::Items { token, lines }.into()));
     }
 
     /// Ends an attempt that waits for it.

@@ -1,0 +1,184 @@
+//! Jobs that fan out: items, what is made of them, and what comes behind.
+
+use std::time::Duration;
+
+use crate::{
+    id::{JobId, PipelineId},
+    io::{Change, Request, Response, Target},
+    pipeline::{Combine, EachInput, Keep, PhaseInput, PipelineDef, Retention, Settings},
+    view::{JobState, JobSummary},
+};
+
+use super::cluster::{Cluster, name};
+
+const PHASES: [(&str, u32); 3] = [("split", 4), ("count", 8), ("sum", 4)];
+
+/// `split` gives items, `count` runs for each, `sum` gets what they gave.
+fn definition(tolerate_percent: u8, retention: Retention) -> PipelineDef {
+    let each = EachInput {
+        of: name("split"),
+        phases: vec![PhaseInput::named(name("count"))],
+        tolerate_percent,
+        combine: Combine::List,
+    };
+    let count = PhaseInput { each: Some(each), ..PhaseInput::named(name("count")) };
+    let phases =
+        vec![PhaseInput::named(name("split")), count, PhaseInput::named(name("sum"))];
+    let settings = Settings { retention, ..Settings::default() };
+    PipelineDef::with(name("p"), phases, settings).expect("a valid pipeline")
+}
+
+fn fanning(items: u32, tolerate_percent: u8) -> Cluster {
+    let mut cluster = Cluster::new(3, &PHASES);
+    cluster.items = items;
+    cluster.apply_pipeline(0, definition(tolerate_percent, Retention::DEFAULT));
+    cluster.coordinator();
+    cluster
+}
+
+fn items_of(cluster: &mut Cluster, job: JobId) -> Vec<JobSummary> {
+    let (mut all, mut after) = (Vec::new(), None);
+    loop {
+        let (pipeline, limit) = (name("p"), 100);
+        let request = Request::Jobs { pipeline, of: Some(job), state: None, after, limit };
+        match cluster.request(1, request) {
+            Response::Jobs { jobs, next } => {
+                all.extend(jobs);
+                match next {
+                    Some(_) => after = next,
+                    None => return all,
+                }
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+fn gathered(cluster: &Cluster) -> Vec<usize> {
+    let count = |results: &[u8]| {
+        serde_json::from_slice::<Vec<serde_json::Value>>(results).expect("a list").len()
+    };
+    cluster.gathered.iter().map(|gathered| count(&gathered.results)).collect()
+}
+
+fn runs_of(cluster: &Cluster, step: &str) -> u32 {
+    cluster.runs.iter().filter(|((_, at), _)| at.as_str() == step).map(|(_, runs)| *runs).sum()
+}
+
+#[test]
+fn each_item_runs_once_and_all_results_go_to_the_phase_behind() {
+    let mut cluster = fanning(3000, 0);
+    let job = cluster.enqueue(0, "p", None, "{}").expect("accepted").job;
+    let view = cluster.wait_for(2, job);
+    assert_eq!(view.state, JobState::Succeeded, "{view:?}");
+    assert_eq!((runs_of(&cluster, "count"), runs_of(&cluster, "sum")), (3000, 1));
+    assert_eq!(gathered(&cluster), [3000]);
+    let items = items_of(&mut cluster, job);
+    assert_eq!(items.len(), 3000);
+    assert!(items.iter().all(|item| item.state == JobState::Succeeded));
+    // They are parts of a job, and no jobs of their own.
+    let request = Request::Jobs {
+        pipeline: name("p"),
+        of: None,
+        state: Some(JobState::Succeeded),
+        after: None,
+        limit: 100,
+    };
+    match cluster.request(0, request) {
+        Response::Jobs { jobs, .. } => assert_eq!(jobs.len(), 1),
+        other => panic!("{other:?}"),
+    }
+    cluster.run_for(Duration::from_secs(2));
+    let view = cluster.view(0);
+    let counts = view.pipelines[0].counts.expect("counted");
+    assert_eq!((counts.succeeded, counts.queued, counts.items), (1, 0, 0));
+}
+
+#[test]
+fn no_items_are_no_work() {
+    let mut cluster = fanning(0, 0);
+    let job = cluster.enqueue(0, "p", None, "{}").expect("accepted").job;
+    assert_eq!(cluster.wait_for(0, job).state, JobState::Succeeded);
+    assert_eq!(gathered(&cluster), [0]);
+}
+
+#[test]
+fn a_failed_item_fails_its_job_and_a_retry_runs_that_one_alone() {
+    let mut cluster = fanning(20, 0);
+    cluster.failing.insert("{\"item\":7}".into());
+    let job = cluster.enqueue(0, "p", None, "{}").expect("accepted").job;
+    let view = cluster.wait_for(0, job);
+    assert_eq!(view.state, JobState::Dead);
+    let note = view.invocations[1].note.clone().expect("a reason");
+    assert!(note.contains("1 of 20 items failed") && note.contains("item 7"), "{note}");
+    cluster.run_for(Duration::from_secs(2));
+    let succeeded = items_of(&mut cluster, job);
+    let succeeded = succeeded.iter().filter(|it| it.state == JobState::Succeeded).count();
+    let ran = runs_of(&cluster, "count");
+    cluster.failing.clear();
+    let (target, change) = (Target::Job(job), Change::Retry { from_start: false });
+    cluster.request(2, Request::Change { target, change });
+    assert_eq!(cluster.wait_for(0, job).state, JobState::Succeeded);
+    assert_eq!(gathered(&cluster), [20]);
+    // What succeeded is not done again.
+    assert_eq!(runs_of(&cluster, "count") - ran, 20 - succeeded as u32);
+    assert_eq!(runs_of(&cluster, "split"), 1);
+}
+
+#[test]
+fn so_many_items_may_fail_as_the_pipeline_says() {
+    let mut cluster = fanning(20, 10);
+    cluster.failing.extend(["{\"item\":7}".into(), "{\"item\":8}".into()]);
+    let job = cluster.enqueue(0, "p", None, "{}").expect("accepted").job;
+    assert_eq!(cluster.wait_for(0, job).state, JobState::Succeeded);
+    assert_eq!(gathered(&cluster), [18]);
+}
+
+#[test]
+fn a_lost_coordinator_costs_no_item() {
+    let mut cluster = fanning(300, 0);
+    cluster.run_time = Duration::from_millis(50);
+    let job = cluster.enqueue(0, "p", None, "{}").expect("accepted").job;
+    cluster.run_until("some items ran", |cluster| runs_of(cluster, "count") > 100);
+    let coordinator = cluster.coordinator();
+    cluster.kill(coordinator);
+    cluster.run_until("done", |cluster| cluster.all_succeeded(&[job]));
+    assert_eq!(gathered(&cluster), [300]);
+}
+
+#[test]
+fn a_cancelled_job_takes_its_items_along() {
+    let mut cluster = fanning(100, 0);
+    cluster.run_time = Duration::from_secs(1);
+    let job = cluster.enqueue(0, "p", None, "{}").expect("accepted").job;
+    cluster.run_until("some items run", |cluster| runs_of(cluster, "count") > 10);
+    let (target, change) = (Target::Job(job), Change::Cancel { reason: "no".to_owned() });
+    cluster.request(0, Request::Change { target, change });
+    cluster.run_for(Duration::from_secs(3));
+    assert!(runs_of(&cluster, "count") < 100);
+    let items = items_of(&mut cluster, job);
+    assert!(items.iter().all(|item| item.state.is_terminal()), "{items:?}");
+}
+
+#[test]
+fn items_are_forgotten_with_their_job() {
+    let mut cluster = Cluster::new(3, &PHASES);
+    cluster.items = 2500;
+    let keep = Keep { age: Some(Duration::from_secs(3)), count: None };
+    let retention = Retention { succeeded: keep, ..Retention::DEFAULT };
+    cluster.apply_pipeline(0, definition(0, retention));
+    let job = cluster.enqueue(0, "p", None, "{}").expect("accepted").job;
+    cluster.run_until("done", |cluster| cluster.all_succeeded(&[job]));
+    let pipeline = PipelineId::of_name("p");
+    let forgotten = |cluster: &Cluster, job: JobId| {
+        cluster.nodes.iter().all(|node| {
+            let record = node.core.as_ref().map(|core| core.record(pipeline, job));
+            let record = record.and_then(|it| it.expect("the disk can be read"));
+            record.is_some_and(|record| record.is_reaped())
+        })
+    };
+    let items = items_of(&mut cluster, job);
+    assert_eq!(items.len(), 2500);
+    cluster.run_until("forgotten", |cluster| forgotten(cluster, job));
+    assert!(items.iter().all(|item| forgotten(&cluster, item.job)));
+}
