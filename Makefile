@@ -1,4 +1,5 @@
 # make demo      builds what is missing and shows a cluster that loses its coordinator, and no job
+# make wordcount counts words on a cluster that loses a node, compared with sort and uniq; FOLDER=folder
 # make test      builds what is missing and runs every check and test
 # make bench     measures clusters of processes; OUT=FOLDER writes results.json, charts; BENCH="..."
 # make bench-peers  the same work through other queues beside ours; `make setup-peers` installs them
@@ -29,7 +30,7 @@ endif
 
 BIN := $(CARGO_TARGET_DIR)/debug
 
-.PHONY: help setup setup-peers build demo test verify verify-peers bench bench-peers simulate model chaos fuzz doc clean
+.PHONY: help setup setup-peers build demo wordcount test verify verify-peers bench bench-peers simulate model chaos fuzz doc clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -44,6 +45,9 @@ build: setup
 
 demo: build
 	@$(BIN)/demo
+
+wordcount: build
+	@$(BIN)/wordcount $(or $(FOLDER),.)
 
 bench: build
 	@$(BIN)/bench $(if $(OUT),--out $(OUT)) $(BENCH)

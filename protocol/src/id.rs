@@ -150,7 +150,13 @@ impl JobId {
     ///
     /// All that come of one job and step lie together, and those of one attempt in their order: 50
     /// bits of a hash of the former, 32 of the latter, 24 that count. Version 8, like those of keys.
-    pub fn of_item(pipeline: PipelineId, parent: Self, step: u16, token: Token, index: u32) -> Self {
+    pub fn of_item(
+        pipeline: PipelineId,
+        parent: Self,
+        step: u16,
+        token: Token,
+        index: u32,
+    ) -> Self {
         let attempt = xxhash_rust::xxh3::xxh3_64(&token_bytes(token));
         let index = u128::from(index.min(MAX_ITEMS - 1)) << 16;
         let low = u128::from(attempt >> 30) << 40 | index;
@@ -291,9 +297,8 @@ mod tests {
         let parent = JobId::of_key(pipeline, "a");
         let term = Term { counter: 1, node: NodeId([7; 16]), boot: 1 };
         let token = |sequence| Token { term, sequence };
-        let item = |step, sequence, index| {
-            JobId::of_item(pipeline, parent, step, token(sequence), index)
-        };
+        let item =
+            |step, sequence, index| JobId::of_item(pipeline, parent, step, token(sequence), index);
         let all = JobId::of_items(pipeline, parent, 1);
         for sequence in 0..50 {
             let ids = [0, 1, 255, 256, MAX_ITEMS - 1].map(|index| item(1, sequence, index));

@@ -7,6 +7,7 @@
 pub mod advert;
 pub mod catalog;
 pub mod codec;
+pub mod condition;
 pub mod config;
 pub mod core;
 pub mod group_view;

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::{
-    codec,
+    codec, condition,
     id::PipelineId,
     name::Name,
     schedule::{MAX_SCHEDULES, Schedule},
@@ -103,6 +103,8 @@ pub struct PhaseDef {
     pub limit: Option<KeyedLimit>,
     /// What is done with each item that a phase before gave; no worker runs the phase itself then.
     pub each: Option<Box<Each>>,
+    /// What has to hold for it to run; else it is left out, as if it had given nothing.
+    pub when: Option<String>,
 }
 
 /// What is done with each item that a phase gave: a pipeline within the pipeline.
@@ -332,6 +334,16 @@ pub enum PipelineError {
         /// Why not, and what would do.
         reason: String,
     },
+    /// A condition cannot be.
+    #[error("pipeline `{pipeline}`: phases[{position}].when is no JMESPath expression: {reason}")]
+    When {
+        /// The pipeline.
+        pipeline: Name,
+        /// The position of the phase, from 0.
+        position: usize,
+        /// Why not.
+        reason: String,
+    },
     /// A phase for items cannot be.
     #[error("pipeline `{pipeline}`: phases[{position}].for_each: {reason}")]
     Each {
@@ -391,6 +403,8 @@ pub struct PhaseInput {
     pub limit: Option<KeyedLimit>,
     /// See [`PhaseDef::each`].
     pub each: Option<EachInput>,
+    /// See [`PhaseDef::when`].
+    pub when: Option<String>,
 }
 
 /// What is done with each item, as a person describes it.
@@ -422,6 +436,7 @@ impl PhaseInput {
             rate: None,
             limit: None,
             each: None,
+            when: None,
         }
     }
 }
@@ -583,6 +598,13 @@ fn define(
         let field = || format!("phases[{position}].backoff.jitter in percent");
         in_range(name, field, phase.backoff.jitter_percent.into(), 0, 100)?;
         check_limits(name, position, phase)?;
+        if let Some(when) = &phase.when {
+            condition::check(when).map_err(|reason| PipelineError::When {
+                pipeline: name.clone(),
+                position,
+                reason,
+            })?;
+        }
     }
     let order = topological(name, &phases, &after)?;
     let place = |old: usize| order.iter().position(|&at| at == old).unwrap_or_default() as u16;
@@ -594,10 +616,13 @@ fn define(
         let each = match input.each {
             Some(each) => {
                 let of = phases.iter().position(|phase| phase.name == each.of);
-                let giver = of.filter(|of| phases[*of].each.is_none() && phases[*of].wait_for.is_none());
+                let giver =
+                    of.filter(|of| phases[*of].each.is_none() && phases[*of].wait_for.is_none());
                 let reason = match giver {
                     None => "only a phase that a worker runs gives items",
-                    Some(_) if depth >= MAX_DEPTH => "phases for items lie too deep within each other",
+                    Some(_) if depth >= MAX_DEPTH => {
+                        "phases for items lie too deep within each other"
+                    }
                     Some(_) => "",
                 };
                 if !reason.is_empty() {
@@ -611,6 +636,12 @@ fn define(
                     phase: input.name.clone(),
                     error: Box::new(error),
                 })?;
+                if phases.last().is_some_and(|last| last.each.is_some()) {
+                    let reason = "the last of its phases is for items itself, and what these give \
+                                  would go nowhere: put a phase behind it";
+                    let (pipeline, reason) = (name.clone(), reason.to_owned());
+                    return Err(PipelineError::Each { pipeline, position: at, reason });
+                }
                 let EachInput { tolerate_percent, combine, .. } = each;
                 let of = place(giver.unwrap_or_default());
                 Some(Box::new(Each { of, phases, tolerate_percent, combine }))
@@ -630,6 +661,7 @@ fn define(
             rate: input.rate,
             limit: input.limit,
             each,
+            when: input.when,
         });
     }
     Ok(defined)
@@ -650,6 +682,7 @@ fn are_sound(phases: &[PhaseDef], depth: usize) -> bool {
             giver
                 && phase.after.contains(&each.of)
                 && each.tolerate_percent <= 100
+                && each.phases.last().is_some_and(|last| last.each.is_none())
                 && are_sound(&each.phases, depth + 1)
         };
         phase.max_attempts >= 1
@@ -659,6 +692,7 @@ fn are_sound(phases: &[PhaseDef], depth: usize) -> bool {
             && waits.iter().all(|wait| *wait <= MAX_DURATION)
             && phase.after.iter().all(|at| usize::from(*at) < position)
             && phase.each.as_deref().is_none_or(each)
+            && phase.when.as_ref().is_none_or(|when| condition::check(when).is_ok())
     };
     (1..=MAX_PHASES).contains(&phases.len())
         && depth <= MAX_DEPTH
@@ -906,6 +940,52 @@ mod tests {
             error.to_string(),
             "pipeline `p`: phase `b` comes after itself, by way of b after c after b"
         );
+    }
+
+    #[test]
+    fn phases_for_items_lie_within_the_phase_that_has_them() {
+        let each = |of: &str, phases: Vec<PhaseInput>| {
+            let (of, tolerate_percent, combine) = (name(of), 0, Combine::Group);
+            Some(EachInput { of, phases, tolerate_percent, combine })
+        };
+        let inner = PhaseInput {
+            each: each("x", vec![PhaseInput::named(name("leaf"))]),
+            ..PhaseInput::named(name("leaf"))
+        };
+        let within =
+            vec![PhaseInput::named(name("x")), inner.clone(), PhaseInput::named(name("y"))];
+        let outer = PhaseInput { each: each("a", within), ..PhaseInput::named(name("b")) };
+        let first = PhaseInput::named(name("a"));
+        let pipeline = PipelineDef::new(name("p"), vec![first.clone(), outer]).expect("valid");
+        assert!(pipeline.is_valid());
+        let names = |phases: Vec<&PhaseDef>| {
+            phases.iter().map(|phase| phase.name.to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(names(pipeline.all_phases()), ["a", "x", "leaf", "y"]);
+        assert_eq!(
+            pipeline.body(&[1, 1]).map(|it| names(it.iter().collect())),
+            Some(vec!["leaf".into()])
+        );
+        assert_eq!(pipeline.body(&[0]), None);
+        let reason = |phases| PipelineDef::new(name("p"), phases).expect_err("refused").to_string();
+        let last = PhaseInput {
+            each: each("a", vec![PhaseInput::named(name("x")), inner]),
+            ..PhaseInput::named(name("b"))
+        };
+        assert!(reason(vec![first.clone(), last]).contains("put a phase behind it"));
+        let of_items = PhaseInput {
+            each: each("b", vec![PhaseInput::named(name("z"))]),
+            ..PhaseInput::named(name("c"))
+        };
+        let b = PhaseInput {
+            each: each("a", vec![PhaseInput::named(name("b"))]),
+            ..PhaseInput::named(name("b"))
+        };
+        let refused = reason(vec![first.clone(), b, of_items]);
+        assert!(refused.contains("only a phase that a worker runs"), "{refused}");
+        let twice =
+            PhaseInput { each: each("a", vec![first.clone()]), ..PhaseInput::named(name("b")) };
+        assert!(reason(vec![first, twice]).contains("is taken by an earlier phase"));
     }
 
     #[test]

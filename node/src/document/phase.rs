@@ -59,6 +59,9 @@ pub struct PhaseDocument {
     /// How many attempts there may be at once for one key; any number unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<LimitDocument>,
+    /// What has to hold for it to run, as a JMESPath expression over `instructions` and `results`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub when: Option<String>,
     /// The phase each of whose items this is done with; the job goes on when all of that is done.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub for_each: Option<String>,
@@ -144,6 +147,7 @@ impl PhaseItem {
                 phases: alone.is_none().then(within),
                 combine: Some(each.combine).filter(|it| *it != Combine::default()),
                 tolerate_percent: Some(each.tolerate_percent).filter(|percent| *percent > 0),
+                when: phase.when.clone(),
                 ..document
             }));
         }
@@ -170,6 +174,7 @@ impl PhaseItem {
                 .limit
                 .as_ref()
                 .map(|limit| LimitDocument { key: limit.key.clone(), running: limit.running }),
+            when: phase.when.clone(),
             ..PhaseDocument::default()
         };
         let bare = PhaseDocument { name: document.name.clone(), ..PhaseDocument::default() };
@@ -214,7 +219,7 @@ impl PhaseDocument {
     /// A phase that something is done by with each item.
     fn each(&self, of: &str, place: &str) -> Result<PhaseInput, DocumentError> {
         let at = |key: &str| format!("{place}.{key}");
-        let of = name(of, || at("for_each"))?;
+        let of = super::name(of, || at("for_each"))?;
         // What it does with an item has no order among the phases around.
         let one = Self {
             after: None,
@@ -222,6 +227,7 @@ impl PhaseDocument {
             phases: None,
             combine: None,
             tolerate_percent: None,
+            when: None,
             ..self.clone()
         };
         let (phases, own) = match &self.phases {
@@ -236,7 +242,8 @@ impl PhaseDocument {
             let reason = "it belongs to one of its `phases`: write it there";
             return Err(field(at(key), reason.to_owned()));
         }
-        let outer = Self { name: self.name.clone(), after: self.after.clone(), ..Self::default() };
+        let (name, after, when) = (self.name.clone(), self.after.clone(), self.when.clone());
+        let outer = Self { name, after, when, ..Self::default() };
         let each = EachInput {
             of,
             phases,
@@ -305,6 +312,7 @@ impl PhaseDocument {
                 .as_ref()
                 .map(|limit| KeyedLimit { key: limit.key.clone(), running: limit.running }),
             each: None,
+            when: self.when.clone(),
             name: usual.name,
         })
     }

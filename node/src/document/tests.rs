@@ -104,19 +104,23 @@ fn broken_syntax_is_told_from_a_wrong_shape() {
 #[test]
 fn the_documented_pipeline_is_read_and_reads_back() {
     let text = include_str!("../../../docs/pipelines.md");
-    let example = text.split("```toml").nth(1).and_then(|rest| rest.split("```").next());
-    let document = PipelineDocument::from_toml(example.expect("an example")).expect("TOML");
-    let pipeline = document.definition().expect("valid");
-    assert_eq!(pipeline.phases.len(), 5);
-    assert_eq!(pipeline.schedules.len(), 1);
-    let back = PipelineDocument::from(&pipeline);
-    assert_eq!(back.definition().as_ref(), Ok(&pipeline));
-    let json = serde_json::to_string(&back).expect("JSON");
-    assert_eq!(definition(&json).as_ref(), Ok(&pipeline));
-    let keys: Value = serde_json::to_value(&document).expect("JSON");
-    for key in keys.as_object().expect("an object").keys() {
-        assert!(text.contains(&format!("`{key}`")), "docs/pipelines.md does not describe `{key}`");
+    let examples = text.split("```toml").skip(1).filter_map(|rest| rest.split("```").next());
+    let mut sizes = Vec::new();
+    for example in examples {
+        let document = PipelineDocument::from_toml(example).expect("TOML");
+        let pipeline = document.definition().expect("valid");
+        sizes.push((pipeline.phases.len(), pipeline.schedules.len()));
+        let back = PipelineDocument::from(&pipeline);
+        assert_eq!(back.definition().as_ref(), Ok(&pipeline));
+        let json = serde_json::to_string(&back).expect("JSON");
+        assert_eq!(definition(&json).as_ref(), Ok(&pipeline));
+        let keys: Value = serde_json::to_value(&document).expect("JSON");
+        for key in keys.as_object().expect("an object").keys() {
+            let described = text.contains(&format!("`{key}`"));
+            assert!(described, "docs/pipelines.md does not describe `{key}`");
+        }
     }
+    assert_eq!(sizes, [(5, 1), (3, 0)]);
 }
 
 #[test]
@@ -145,5 +149,35 @@ fn what_new_keys_say_is_refused_with_the_place() {
     for (json, part) in cases {
         let error = refusal(&json);
         assert!(error.contains(part), "{json}: {error}");
+    }
+}
+
+#[test]
+fn phases_for_items_read_back_and_are_refused_with_their_place() {
+    let json = r#"{"name":"p","phases":["split",
+        {"name":"count","for_each":"split","timeout":"5s","combine":"list","tolerate_percent":5},
+        {"name":"more","for_each":"split","after":["count"],"when":"results.split",
+         "phases":["x",{"name":"y","rate":{"count":1,"per":"1s"}}]},
+        {"name":"sum","after":["count","more"],"when":"results.split.ok == `true`"}]}"#;
+    let pipeline = definition(json).expect("valid");
+    let document = PipelineDocument::from(&pipeline);
+    assert_eq!(document.definition().as_ref(), Ok(&pipeline));
+    let count = pipeline.phases[1].each.as_ref().expect("for items");
+    assert_eq!((count.of, count.tolerate_percent), (0, 5));
+    assert_eq!(count.phases[0].timeout, Some(Duration::from_secs(5)));
+    let more = pipeline.phases[2].each.as_ref().expect("for items");
+    assert_eq!((more.phases.len(), &pipeline.phases[2].after[..]), (2, &[0, 1][..]));
+    let cases = [
+        (r#"["a",{"name":"b","for_each":"z"}]"#, "phases[1].after names `z`"),
+        (r#"["a",{"name":"b","combine":"list"}]"#, "phases[1].combine: "),
+        (r#"["a",{"name":"b","for_each":"a","timeout":"1s","phases":["c"]}]"#, "phases[1].timeout"),
+        (r#"["a",{"name":"b","for_each":"a","phases":[]}]"#, "with each item"),
+        (r#"["a",{"name":"b","for_each":"a","combine":"sum"}]"#, "unknown variant `sum`"),
+        (r#"["a",{"name":"b","for_each":"a","tolerate_percent":101}]"#, "0 to 100"),
+        (r#"["a",{"name":"b","when":"results.a =="}]"#, "phases[1].when is no JMESPath"),
+    ];
+    for (phases, expected) in cases {
+        let error = refusal(&format!(r#"{{"name":"p","phases":{phases}}}"#));
+        assert!(error.contains(expected), "{phases}: {error}");
     }
 }

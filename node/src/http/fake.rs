@@ -90,6 +90,7 @@ pub(crate) fn job(id: JobId, state: JobState) -> JobView {
         options: JobOptions::default(),
         generation: 0,
         key: None,
+        parent: None,
         instructions: r#"{"n":1.00,"a":1}"#.into(),
         results: vec![r#"{"a": 2}"#.into()],
         invocations: vec![InvocationView {
@@ -100,6 +101,7 @@ pub(crate) fn job(id: JobId, state: JobState) -> JobView {
             attempts: vec![attempt],
             note: None,
             result: Some(r#"{"a": 2}"#.into()),
+            items: None,
         }],
         conflicts: 0,
         other_payloads: 0,

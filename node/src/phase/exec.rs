@@ -249,7 +249,8 @@ pub(super) async fn read_items(
     loop {
         line.clear();
         let read = (&mut reader).take(longest).read_until(b'\n', &mut line).await;
-        let read = read.map_err(|error| PhaseError::Retry(format!("reading its output: {error}")))?;
+        let read =
+            read.map_err(|error| PhaseError::Retry(format!("reading its output: {error}")))?;
         if read == 0 {
             return Ok(Vec::new());
         }

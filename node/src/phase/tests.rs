@@ -47,7 +47,10 @@ async fn run(phase: impl Phase, timeout: Option<Duration>) -> Outcome {
     let (ends, mut ended) = mpsc::channel(1);
     let host = host(phase, ends);
     host.start(attempt(timeout));
-    ended.recv().await.unwrap().1
+    match ended.recv().await.unwrap() {
+        News::Ended(_, outcome) => outcome,
+        other => panic!("{other:?}"),
+    }
 }
 
 fn host(phase: impl Phase, ends: mpsc::Sender<News>) -> PhaseHost {
@@ -184,5 +187,75 @@ async fn a_cancelled_attempt_ends_as_such() {
     let attempt = attempt(None);
     host.start(attempt.clone());
     host.cancel(attempt.token);
-    assert_eq!(ended.recv().await, Some((attempt.token, Outcome::Cancelled)));
+    match ended.recv().await.unwrap() {
+        News::Ended(token, outcome) => {
+            assert_eq!((token, outcome), (attempt.token, Outcome::Cancelled));
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Runs one attempt that gives items, each part of which is said to be durable at once.
+async fn items_of(phase: impl Phase) -> (Vec<String>, Outcome) {
+    let (news, mut heard) = mpsc::channel(1);
+    let host = host(phase, news);
+    let attempt = Attempt { gives_items: true, ..attempt(None) };
+    host.start(attempt);
+    let mut items = Vec::new();
+    loop {
+        match heard.recv().await.unwrap() {
+            News::Items { token, lines } => {
+                items.extend(String::from_utf8(lines.into()).unwrap().lines().map(str::to_owned));
+                host.items_taken(token);
+            }
+            News::Ended(_, outcome) => return (items, outcome),
+        }
+    }
+}
+
+#[tokio::test]
+async fn each_line_of_a_command_is_an_item() {
+    let script = "seq -f '{\"n\": %.0f}' 1 2500; echo; echo '\"text\"'";
+    let (items, outcome) = items_of(sh(script)).await;
+    assert_eq!(outcome, Outcome::Succeeded("{}".into()));
+    assert_eq!((items.len(), items[0].as_str()), (2501, "{\"n\":1}"));
+    assert_eq!(items[2500], "{\"item\":\"text\"}");
+}
+
+#[tokio::test]
+async fn an_item_that_cannot_be_fails_the_attempt() {
+    let (_, outcome) = items_of(sh("echo '{}'; echo '{'")).await;
+    let (error, retry) = failed(outcome);
+    assert!(error.contains("line 2") && error.contains("no JSON") && !retry, "{error}");
+    let (_, outcome) = items_of(sh("head -c 3000000 /dev/zero | tr '\\0' 1")).await;
+    assert!(failed(outcome).0.contains("limits.job_bytes"));
+    // Where nothing is done with items, it prints a result.
+    struct Giver;
+    #[async_trait]
+    impl Phase for Giver {
+        async fn run(&self, context: PhaseContext) -> Result<Fields, PhaseError> {
+            context.give(b"1").await.map(|()| Fields::new())
+        }
+    }
+    assert!(failed(run(Giver, None).await).0.contains("for_each"));
+}
+
+#[tokio::test]
+async fn what_items_gave_is_grouped_or_listed() {
+    use carbonmesh_protocol::{message::Gathered, pipeline::Combine};
+    for (combine, expected) in [
+        (Combine::Group, r#"{"a":1,"b":2,"m":{"x":[1,3],"y":[2]}}"#),
+        (Combine::List, r#"{"a":1,"b":2,"m":[{"x":1,"y":2},{"x":3}]}"#),
+    ] {
+        let results = bytes::Bytes::from_static(br#"[{"x":1,"y":2},{"x":3}]"#);
+        let gathered = vec![Gathered { name: "m".parse().unwrap(), combine, results }];
+        let attempt = Attempt { gathered, ..attempt(None) };
+        let (news, mut heard) = mpsc::channel(1);
+        let host = host(sh("cat"), news);
+        host.start(attempt);
+        match heard.recv().await.unwrap() {
+            News::Ended(_, outcome) => assert_eq!(outcome, Outcome::Succeeded(expected.into())),
+            other => panic!("{other:?}"),
+        }
+    }
 }

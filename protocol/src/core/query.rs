@@ -669,8 +669,7 @@ impl Core {
         let last = *range.end();
         let items = self.groups.get(&pipeline).is_some_and(|group| group.has_items());
         let few = if state.is_none() && !items { limit } else { PAGE_COST };
-        let (records, end) =
-            self.jobs_on_disk(pipeline, range, few.min(PAGE_COST), PAGE_BYTES)?;
+        let (records, end) = self.jobs_on_disk(pipeline, range, few.min(PAGE_COST), PAGE_BYTES)?;
         let mut jobs = Vec::new();
         for (job, record) in &records {
             let in_memory = self.groups.get(&pipeline).and_then(|group| group.jobs.get(job));

@@ -6,13 +6,16 @@
 
 use std::{collections::btree_map::Entry, mem, sync::Arc, time::Duration};
 
+use bytes::Bytes;
+
 use crate::{
+    condition,
     id::{JobId, NodeId, PipelineId, Term, Token},
     io::Outcome,
     message::{Completion, Held as HeldAttempt, Message},
     mutant::Mutant,
     name::Name,
-    pipeline::PhaseDef,
+    pipeline::{PhaseDef, ancestors},
     record::{Control, FIRST_CONTROL, JobRecord, MAX_ATTEMPTS_KEPT, Progress},
     store::ReadError,
     view::AttemptView,
@@ -129,7 +132,12 @@ impl Core {
     }
 
     /// What a job's attempts at a step are limited by.
-    pub(super) fn limit_key(&self, pipeline: PipelineId, job: JobId, step: &Name) -> Option<Arc<str>> {
+    pub(super) fn limit_key(
+        &self,
+        pipeline: PipelineId,
+        job: JobId,
+        step: &Name,
+    ) -> Option<Arc<str>> {
         let limit = self.current(pipeline)?.named(step)?.limit.as_ref()?;
         self.key_of(pipeline, job, &limit.key)
     }
@@ -274,12 +282,24 @@ impl Core {
         let Some(phases) = self.phases_of(pipeline, &entry.record) else { return };
         let Some(phase) = phases.get(usize::from(step)) else { return };
         let control = entry.record.controls.get(&step);
-        if phase.each.is_some() {
-            let open = super::dispatch::is_open(&entry.record, phases, usize::from(step));
-            if open && control.is_none_or(|control| !control.is_terminal()) {
-                self.tend_items(pipeline, job, step);
-            }
+        let open = super::dispatch::is_open(&entry.record, phases, usize::from(step));
+        if !open || control.is_some_and(|control| control.is_terminal()) {
             return;
+        }
+        // What has begun goes on.
+        let fresh = control.is_none_or(|control| control.since_ms == 0);
+        if let Some(when) = phase.when.as_ref().filter(|_| fresh) {
+            match condition_holds(&entry.record, phases, step, when) {
+                Ok(true) => {}
+                Ok(false) => return self.leave_out(pipeline, job, step),
+                Err(error) => {
+                    let note = format!("its condition cannot be applied: {error}");
+                    return self.end_by_rule(pipeline, job, step, Progress::Dead, note);
+                }
+            }
+        }
+        if phase.each.is_some() {
+            return self.tend_items(pipeline, job, step);
         }
         let mut not_before_ms = spec.options.not_before_ms;
         if let Some(control) = control {
@@ -288,9 +308,6 @@ impl Core {
             // and the same clock, is what counts.
             let wait_ms = again_ms.saturating_sub(control.written_ms);
             not_before_ms = not_before_ms.max(again_ms.min(wall_ms.saturating_add(wait_ms)));
-        }
-        if !super::dispatch::is_open(&entry.record, phases, usize::from(step)) {
-            return;
         }
         let wait = Duration::from_millis(not_before_ms.saturating_sub(wall_ms));
         if !wait.is_zero() && !waited {
@@ -309,8 +326,47 @@ impl Core {
         }
     }
 
+    /// A phase's condition does not hold: the job goes on as if it had given nothing.
+    fn leave_out(&mut self, pipeline: PipelineId, job: JobId, step: u16) {
+        let Some(term) = self.groups.get(&pipeline).and_then(|group| group.elected_term()) else {
+            return;
+        };
+        let token = Token { term, sequence: 0 };
+        let progress = Progress::Succeeded { token, result: Bytes::from_static(b"{}") };
+        let note = "left out: its condition does not hold".to_owned();
+        self.end_by_rule(pipeline, job, step, progress, note);
+        self.refresh(pipeline, job);
+    }
+
+    /// A phase ends without an attempt.
+    fn end_by_rule(
+        &mut self,
+        pipeline: PipelineId,
+        job: JobId,
+        step: u16,
+        progress: Progress,
+        note: String,
+    ) {
+        self.update_control(pipeline, job, step, |control| {
+            control.progress = match progress {
+                Progress::Succeeded { result, .. } => {
+                    let token = Token { term: control.term, sequence: control.sequence };
+                    Progress::Succeeded { token, result }
+                }
+                other => other,
+            };
+            control.note = Some(note);
+        });
+    }
+
     /// Looks at a phase again after a while; not too late where clocks are set meanwhile.
-    pub(super) fn look_again(&mut self, pipeline: PipelineId, job: JobId, step: u16, wait: Duration) {
+    pub(super) fn look_again(
+        &mut self,
+        pipeline: PipelineId,
+        job: JobId,
+        step: u16,
+        wait: Duration,
+    ) {
         let (at, enough) = (self.now + wait.min(LONGEST_WAIT), wait <= LONGEST_WAIT);
         let Some(group) = self.groups.get_mut(&pipeline) else { return };
         let generation = group.jobs.get(&job).map_or(0, |entry| entry.record.generation());
@@ -916,6 +972,23 @@ impl Core {
             self.forget_if_settled(pipeline, job);
         }
     }
+}
+
+/// Whether a phase's condition holds for what is known of its job.
+fn condition_holds(
+    record: &JobRecord,
+    phases: &[PhaseDef],
+    step: u16,
+    when: &str,
+) -> Result<bool, String> {
+    let instructions = record.spec.as_ref().map_or(&b"{}"[..], |spec| &spec.instructions);
+    let before = ancestors(phases, step.into());
+    let results =
+        before.iter().filter_map(|at| match &record.controls.get(&(*at as u16))?.progress {
+            Progress::Succeeded { result, .. } => Some((phases[*at].name.as_str(), &result[..])),
+            _ => None,
+        });
+    condition::holds(when, instructions, results)
 }
 
 pub(super) fn millis(duration: Duration) -> u64 {

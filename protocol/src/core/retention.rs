@@ -303,8 +303,7 @@ impl Core {
             return Some(Cow::Borrowed(update));
         }
         let counts = |component: &&Component| component.tag != REAPED || !is_old(component);
-        let components: Vec<Component> =
-            update.components.iter().filter(counts).cloned().collect();
+        let components: Vec<Component> = update.components.iter().filter(counts).cloned().collect();
         (!components.is_empty()).then(|| Cow::Owned(JobUpdate { job: update.job, components }))
     }
 

@@ -80,8 +80,7 @@ impl Core {
         let due = known.map(|it| (due_behind(times, it.behind_ms, now_ms), it.behind_ms));
         // Whatever is late and was not asked for was missed: nobody was there, or clocks were set.
         let (asked, on_time) = (&reign.asked, now_ms.saturating_sub(millis(ON_TIME)));
-        let in_time =
-            |at: u64| at >= on_time || asked.contains_key(&schedule.job(pipeline, at));
+        let in_time = |at: u64| at >= on_time || asked.contains_key(&schedule.job(pipeline, at));
         let due = due.filter(|(due, _)| due.first().is_none_or(|at| in_time(*at)));
         let (due, mut behind_ms) = match due {
             Some(due) => due,
@@ -110,8 +109,7 @@ impl Core {
         let next_ms = times.after(now_ms).unwrap_or(u64::MAX);
         let wait = Duration::from_millis(next_ms.saturating_sub(now_ms)).min(LONGEST_WAIT);
         if let Some(reign) = self.groups.get_mut(&pipeline).and_then(|group| group.reign()) {
-            let (since_ms, next_ms) =
-                (schedule.since_ms, if waits { now_ms } else { next_ms });
+            let (since_ms, next_ms) = (schedule.since_ms, if waits { now_ms } else { next_ms });
             let scheduled = Scheduled { since_ms, behind_ms, next_ms };
             reign.scheduled.insert(schedule.name.clone(), scheduled);
             if !waits {

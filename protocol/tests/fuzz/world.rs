@@ -141,7 +141,10 @@ impl World {
             let job = world.jobs[index % world.jobs.len()];
             world.ask(index, Request::Job { job, wait: Some(Duration::from_secs(1)) });
             let pipeline = name("p");
-            world.ask(index, Request::Jobs { pipeline, of: None, state: None, after: None, limit: 9 });
+            world.ask(
+                index,
+                Request::Jobs { pipeline, of: None, state: None, after: None, limit: 9 },
+            );
         }
         world.run(Duration::from_secs(12));
         world
@@ -214,7 +217,10 @@ impl World {
                 self.ask(index, Request::Job { job, wait: Some(Duration::from_secs(1)) });
             }
             let pipeline = name("p");
-            self.ask(index, Request::Jobs { pipeline, of: None, state: None, after: None, limit: 9 });
+            self.ask(
+                index,
+                Request::Jobs { pipeline, of: None, state: None, after: None, limit: 9 },
+            );
         }
         self.run(Duration::from_secs(2));
     }

@@ -31,7 +31,7 @@ impl Invariant for Fenced {
     fn see(&mut self, _: &Seen<'_>, fact: &Fact<'_>) -> Verdict {
         let Fact::Started { attempt, .. } = fact else { return Ok(()) };
         let what = (attempt.job, super::position(attempt));
-        match self.started.insert(attempt.token, what.clone()) {
+        match self.started.insert(attempt.token, what) {
             None => Ok(()),
             Some(other) => Err(format!("{} began {what:?} after {other:?}", attempt.token)),
         }

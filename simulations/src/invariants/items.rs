@@ -43,32 +43,28 @@ impl Invariant for Items {
 }
 
 impl Items {
-    fn given_away(
-        &self,
-        seen: &Seen<'_>,
-        at: usize,
-        job: JobId,
-        gathered: &[Gathered],
-    ) -> Verdict {
+    fn given_away(&self, seen: &Seen<'_>, at: usize, job: JobId, gathered: &[Gathered]) -> Verdict {
         if seen.nodes[at].disk.is_damaged() {
             return Ok(());
         }
         // Whose items a coordinator has on disk as those that are to be worked on, or were.
-        let ended = |job: JobId, step: u16| match seen.on_disk(at, job)?.controls.get(&step)?.progress {
-            Progress::Succeeded { token, .. } => Some(token),
-            _ => None,
-        };
+        let ended =
+            |job: JobId, step: u16| match seen.on_disk(at, job)?.controls.get(&step)?.progress {
+                Progress::Succeeded { token, .. } => Some(token),
+                _ => None,
+            };
         let record = seen.on_disk(at, job).unwrap_or_default();
         let parent = record.spec.as_ref().and_then(|spec| spec.parent.clone());
         if let Some(parent) = parent
             && ended(parent.job, 0) != Some(parent.token)
         {
             let (index, of) = (parent.index, parent.job);
-            return Err(format!("n{at} gives item {index} of {of} away, its attempt does not count"));
+            return Err(format!(
+                "n{at} gives item {index} of {of} away, its attempt does not count"
+            ));
         }
         for gathered in gathered {
-            let token =
-                ended(job, 1).ok_or_else(|| format!("{job} has items that nobody gave"))?;
+            let token = ended(job, 1).ok_or_else(|| format!("{job} has items that nobody gave"))?;
             let results: Vec<serde_json::Value> =
                 serde_json::from_slice(&gathered.results).map_err(|error| error.to_string())?;
             let given = self.given.get(&token).copied().unwrap_or_default();

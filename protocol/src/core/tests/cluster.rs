@@ -136,7 +136,7 @@ impl Cluster {
                 roles: Roles::ALL,
                 phases: phases.iter().map(|(phase, slots)| (name(phase), *slots)).collect(),
                 labels: BTreeMap::new(),
-                timing: timing.clone(),
+                timing,
                 limits: Limits::DEFAULT,
             },
             disk: Disk::default(),

@@ -22,8 +22,7 @@ fn definition(tolerate_percent: u8, retention: Retention) -> PipelineDef {
         combine: Combine::List,
     };
     let count = PhaseInput { each: Some(each), ..PhaseInput::named(name("count")) };
-    let phases =
-        vec![PhaseInput::named(name("split")), count, PhaseInput::named(name("sum"))];
+    let phases = vec![PhaseInput::named(name("split")), count, PhaseInput::named(name("sum"))];
     let settings = Settings { retention, ..Settings::default() };
     PipelineDef::with(name("p"), phases, settings).expect("a valid pipeline")
 }

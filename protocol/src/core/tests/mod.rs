@@ -433,3 +433,34 @@ fn an_end_of_a_phase_that_a_job_does_not_have_changes_nothing() {
     let record = core.record(pipeline, job).expect("it reads").expect("it is there");
     assert!(!record.controls.contains_key(&9), "{record:?}");
 }
+
+#[test]
+fn a_phase_whose_condition_does_not_hold_is_left_out_and_the_job_goes_on() {
+    let mut cluster = three();
+    let when = |phase: &str, when: &str| crate::pipeline::PhaseInput {
+        when: Some(when.to_owned()),
+        ..crate::pipeline::PhaseInput::named(name(phase))
+    };
+    let first = crate::pipeline::PhaseInput::named(name("a"));
+    let phases = vec![
+        first.clone(),
+        when("b", "results.a.a > `1`"),
+        when("c", "results.a.a == `1` && instructions.x == 'y' && !(results.b)"),
+    ];
+    let pipeline = crate::pipeline::PipelineDef::new(name("q"), phases).expect("valid");
+    cluster.apply_pipeline(0, pipeline);
+    let job = cluster.enqueue(1, "q", None, "{\"x\":\"y\"}").expect("accepted").job;
+    let view = cluster.wait_for(2, job);
+    assert_eq!(view.state, JobState::Succeeded);
+    let runs: Vec<u32> = view.invocations.iter().map(|it| it.attempt_count).collect();
+    assert_eq!(runs, [1, 0, 1]);
+    assert!(view.invocations[1].note.as_ref().is_some_and(|note| note.contains("left out")));
+    // One that cannot be applied fails the job, with the reason.
+    let phases = vec![first, when("b", "length(results.a.a)")];
+    let pipeline = crate::pipeline::PipelineDef::new(name("r"), phases).expect("valid");
+    cluster.apply_pipeline(0, pipeline);
+    let job = cluster.enqueue(1, "r", None, "{}").expect("accepted").job;
+    let view = cluster.wait_for(2, job);
+    assert_eq!(view.state, JobState::Dead);
+    assert!(view.invocations[1].note.as_ref().is_some_and(|note| note.contains("condition")));
+}

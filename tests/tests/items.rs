@@ -1,0 +1,146 @@
+//! Jobs that fan out, on clusters of real processes that lose a node meanwhile.
+
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
+
+use carbonmesh_examples::api::Api;
+use carbonmesh_tests::{NAMES, PATIENCE, World};
+use serde_json::{Value, json};
+
+/// `split` gives so many items, `work` passes each on, `collect` keeps what it gets in a file.
+fn phases(world: &World, items: u32, work: &str) -> String {
+    let kept = world.cluster.folder().join("collected.json");
+    let phase = |name: &str, script: &str| {
+        format!("[phases.{name}]\nslots = 4\ncommand = [\"sh\", \"-c\", {script:?}]\n")
+    };
+    [
+        phase("split", &format!("seq -f '{{\"n\":%.0f}}' 1 {items}")),
+        phase("work", work),
+        phase("collect", &format!("cat > '{}' && echo '{{}}'", kept.display())),
+    ]
+    .concat()
+}
+
+async fn started(items: u32, work: &str, pipeline: &Value) -> World {
+    let mut world = World::default();
+    for name in NAMES {
+        let config = phases(&world, items, work);
+        world.start(name, "", config);
+    }
+    world.await_members("a", 3).await;
+    world.api("a").apply(pipeline).await.unwrap();
+    world.coordinator("a").await;
+    world
+}
+
+fn pipeline(more: Value) -> Value {
+    let mut each = json!({ "name": "work", "for_each": "split" });
+    each.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    json!({ "name": "p", "phases": ["split", each, "collect"] })
+}
+
+async fn enqueued(api: &Api) -> String {
+    let receipt = api.enqueue_with("p", &json!({}), "").await.unwrap().body;
+    receipt["id"].as_str().unwrap().to_owned()
+}
+
+async fn await_job(api: &Api, id: &str, holds: impl Fn(&Value) -> bool) -> Value {
+    let began = Instant::now();
+    loop {
+        let job = api.get(&format!("/v1/jobs/{id}")).await.unwrap().body;
+        if holds(&job) {
+            return job;
+        }
+        assert!(began.elapsed() < PATIENCE * 2, "{job}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+fn collected(world: &World) -> Value {
+    let kept = fs::read(world.cluster.folder().join("collected.json")).unwrap();
+    serde_json::from_slice(&kept).unwrap()
+}
+
+#[tokio::test]
+async fn all_results_of_all_items_come_together_though_the_coordinator_is_killed() {
+    let work = "sed 's/n/square/'";
+    let world = &mut started(200, work, &pipeline(json!({}))).await;
+    let coordinator = world.coordinator("a").await;
+    let asked = NAMES.iter().find(|name| **name != coordinator).unwrap();
+    let api = world.api(asked);
+    let id = enqueued(&api).await;
+    let through = world.api(&coordinator);
+    await_job(&through, &id, |job| {
+        job["invocations"][1]["items"]["ended"].as_u64().is_some_and(|ended| ended > 20)
+    })
+    .await;
+    world.cluster.kill(&coordinator).unwrap();
+    await_job(&api, &id, |job| job["state"] == "succeeded").await;
+    // Grouped by key, in the order of the items.
+    let squares: Vec<u64> = (1..=200).collect();
+    assert_eq!(collected(world)["work"], json!({ "square": squares }));
+    let items = api.get(&format!("/v1/pipelines/p/jobs?of={id}&limit=1000")).await.unwrap().body;
+    assert_eq!(items["jobs"].as_array().unwrap().len(), 200);
+}
+
+#[tokio::test]
+async fn items_that_fail_fail_the_job_unless_so_many_may() {
+    let work = "case $(cat) in *:7}) exit 65;; *) echo '{\"ok\":1}';; esac";
+    let world = started(10, work, &pipeline(json!({ "max_attempts": 1 }))).await;
+    let api = world.api("a");
+    let id = enqueued(&api).await;
+    let job = await_job(&api, &id, |job| job["state"] == "dead").await;
+    let note = job["invocations"][1]["note"].as_str().unwrap();
+    assert!(note.contains("1 of 10 items failed") && note.contains("exit code 65"), "{note}");
+    let tolerant = pipeline(json!({ "tolerate_percent": 10, "combine": "list" }));
+    api.apply(&tolerant).await.unwrap();
+    let id = enqueued(&api).await;
+    await_job(&api, &id, |job| job["state"] == "succeeded").await;
+    assert_eq!(collected(&world)["work"], json!(vec![json!({"ok": 1}); 9]));
+}
+
+#[tokio::test]
+async fn a_line_that_is_no_json_fails_with_its_number() {
+    let mut world = World::default();
+    let phase = |name: &str, script: &str| {
+        format!("[phases.{name}]\ncommand = [\"sh\", \"-c\", {script:?}]\n")
+    };
+    let config = phase("split", "echo '{\"n\":1}'; echo; echo 'no json'") + &phase("work", "cat");
+    world.start("a", "", config);
+    let api = world.api("a");
+    let each = json!({ "name": "work", "for_each": "split" });
+    api.apply(&json!({ "name": "p", "phases": ["split", each] })).await.unwrap();
+    let id = enqueued(&api).await;
+    let job = await_job(&api, &id, |job| job["state"] == "dead").await;
+    let error = job["invocations"][0]["attempts"][0]["error"].as_str().unwrap();
+    assert!(error.contains("line 3") && error.contains("no JSON"), "{error}");
+}
+
+#[tokio::test]
+async fn items_of_items_come_together_within_their_own_item() {
+    let mut world = World::default();
+    let phase = |name: &str, script: &str| {
+        format!("[phases.{name}]\nslots = 4\ncommand = [\"sh\", \"-c\", {script:?}]\n")
+    };
+    let kept = world.cluster.folder().join("collected.json");
+    let config = [
+        phase("outer", "seq -f '{\"n\":%.0f}' 1 3"),
+        phase("inner", "seq -f '{\"m\":%.0f}' 1 4"),
+        phase("leaf", "cat"),
+        phase("join", "sed 's/.*\"leaf\":\\({[^}]*}\\).*/{\"joined\":\\1}/'"),
+        phase("collect", &format!("cat > '{}' && echo '{{}}'", kept.display())),
+    ];
+    world.start("a", "", config.concat());
+    let api = world.api("a");
+    let within = json!(["inner", { "name": "leaf", "for_each": "inner" }, "join"]);
+    let each = json!({ "name": "each", "for_each": "outer", "phases": within, "combine": "list" });
+    api.apply(&json!({ "name": "p", "phases": ["outer", each, "collect"] })).await.unwrap();
+    let id = enqueued(&api).await;
+    await_job(&api, &id, |job| job["state"] == "succeeded").await;
+    let joined = json!({ "joined": { "m": [1, 2, 3, 4] } });
+    assert_eq!(collected(&world)["each"], json!(vec![joined; 3]));
+}
