@@ -12,6 +12,7 @@ use crate::{
     id::{DiskId, NodeId, PipelineId},
     name::Name,
     pipeline::{MAX_PHASES, PipelineDef, Revision},
+    view::RevisionView,
 };
 
 /// How many definitions of one pipeline are kept for the jobs that still follow them.
@@ -62,6 +63,21 @@ impl CatalogEntry {
             applied: BTreeMap::from([(current, 1)]),
             founders,
         }
+    }
+
+    /// The definitions that it has and had, the latest first.
+    pub fn history(&self) -> Vec<RevisionView> {
+        let mut history: Vec<RevisionView> = self
+            .revisions
+            .iter()
+            .map(|(revision, definition)| RevisionView {
+                definition: definition.clone(),
+                applied: self.applied.get(revision).copied().unwrap_or_default(),
+                current: *revision == self.current,
+            })
+            .collect();
+        history.sort_by_key(|one| (!one.current, std::cmp::Reverse(one.applied)));
+        history
     }
 
     /// The same pipeline with another definition.

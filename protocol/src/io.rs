@@ -16,7 +16,7 @@ use crate::{
     pipeline::{MAX_PHASES, PipelineDef, Revision},
     record::JobOptions,
     store::Write,
-    view::{ClusterView, JobState, JobSummary, JobView},
+    view::{ClusterView, JobState, JobSummary, JobView, RevisionView},
 };
 
 /// Something that happened.
@@ -215,6 +215,8 @@ pub enum Request {
     },
     /// What this node knows of the cluster.
     Cluster,
+    /// The definitions that a pipeline has and had, as far as they are kept.
+    Revisions(Name),
 }
 
 /// Which jobs a request changes.
@@ -282,6 +284,8 @@ pub struct NewJob {
 /// The answer to a [`Request`].
 #[derive(Clone, Debug, PartialEq)]
 pub enum Response {
+    /// A pipeline's definitions, the latest first.
+    Revisions(Vec<RevisionView>),
     /// The pipeline is on disk.
     Applied {
         /// Which definition is current.

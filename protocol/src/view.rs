@@ -242,6 +242,17 @@ pub struct PipelineView {
     pub unoffered: Vec<Name>,
 }
 
+/// One definition that a pipeline has or had.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RevisionView {
+    /// It.
+    pub definition: PipelineDef,
+    /// With which of the pipeline's changes it was applied last, counted from 1.
+    pub applied: u64,
+    /// Whether new jobs follow it.
+    pub current: bool,
+}
+
 /// Jobs of a pipeline by state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counts {

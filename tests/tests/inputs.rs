@@ -116,3 +116,35 @@ async fn bad_input_is_refused_with_its_place_and_harms_nothing() {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
+
+#[tokio::test]
+async fn a_pipeline_is_compared_changed_and_rolled_back() {
+    let mut world = World::default();
+    let config = world.phase("a", "step", "echo '{}'");
+    world.start("a", "", config);
+    let api = world.cluster.http("a").unwrap().to_owned();
+    let ask = |args: &[&str], input: &str| carbonmesh(&api, args, input);
+    let first = r#"{"name": "p", "phases": ["step", {"name": "more", "phase": "step"}]}"#;
+    let second = r#"{"name": "p", "phases": [{"name": "step", "timeout": "9s"}]}"#;
+    let (code, diff) = ask(&["pipeline", "diff", "-"], first);
+    assert!(code == 0 && diff.contains("+name = \"p\""), "{diff}");
+    let (code, none) = ask(&["pipeline", "rollback", "p"], "");
+    assert!(code != 0 && none.contains("no pipeline"), "{code} {none}");
+    assert_eq!(ask(&["pipeline", "apply", "-"], first).0, 0);
+    let (code, none) = ask(&["pipeline", "rollback", "p"], "");
+    assert!(code == 2 && none.contains("no other definition"), "{code} {none}");
+    let (code, diff) = ask(&["pipeline", "diff", "-"], second);
+    assert!(code == 0 && diff.contains("+timeout = \"9s\""), "{diff}");
+    let (code, said) = ask(&["pipeline", "apply", "-"], second);
+    assert!(code == 0 && said.contains("phase `more` is not there any more"), "{said}");
+    let (code, history) = ask(&["pipeline", "history", "p"], "");
+    assert!(code == 0 && history.lines().count() == 3, "{history}");
+    let (code, since) = ask(&["pipeline", "diff", "p"], "");
+    assert!(code == 0 && since.contains("-phase = \"step\""), "{since}");
+    let (code, unknown) = ask(&["pipeline", "diff", "p", "0123"], "");
+    assert!(code == 2 && unknown.contains("no revision 0123"), "{unknown}");
+    let (code, back) = ask(&["pipeline", "rollback", "p"], "");
+    assert!(code == 0 && back.contains("p applied"), "{back}");
+    let (_, shown) = ask(&["pipeline", "show", "p"], "");
+    assert!(shown.contains("more"), "{shown}");
+}

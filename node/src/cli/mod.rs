@@ -9,6 +9,7 @@ mod cluster;
 mod enqueue;
 mod failure;
 mod graph;
+mod history;
 mod job;
 mod output;
 mod pipeline;

@@ -13,7 +13,7 @@ use reqwest::Method;
 use super::{
     client::Client,
     failure::Failure,
-    graph,
+    graph, history,
     output::{Output, clean, joined, or_dash, table, values},
 };
 use crate::{
@@ -51,6 +51,25 @@ pub(super) enum Command {
         #[arg(long)]
         phase: Option<Name>,
     },
+    /// List the definitions that a pipeline has and had
+    History {
+        /// Which
+        name: Name,
+    },
+    /// Show what applying a file would change, or what has changed since a revision
+    Diff {
+        /// A pipeline document, if there is such a file; or a pipeline
+        what: String,
+        /// Since when, as `history` names it; the one before the current if not given
+        revision: Option<String>,
+    },
+    /// Make an earlier definition the current one again, for jobs to come
+    Rollback {
+        /// Which
+        name: Name,
+        /// To which definition, as `history` names it; the one before the current if not given
+        revision: Option<String>,
+    },
     /// Draw a pipeline's phases
     Graph {
         /// A pipeline; or a pipeline document, if there is such a file
@@ -80,6 +99,13 @@ pub(super) async fn run(command: Command, client: &Client, out: &Output) -> Resu
         Command::Pause { name, phase } => pause(&name, phase.as_ref(), "pause", client, out).await,
         Command::Resume { name, phase } => {
             pause(&name, phase.as_ref(), "resume", client, out).await
+        }
+        Command::History { name } => history::list(&name, client, out).await,
+        Command::Diff { what, revision } => {
+            history::diff(&what, revision.as_deref(), client, out).await
+        }
+        Command::Rollback { name, revision } => {
+            history::roll_back(&name, revision.as_deref(), client, out).await
         }
         Command::Graph { name, format } => draw(&name, format, client, out).await,
         Command::Rm { name } => {
@@ -170,16 +196,24 @@ async fn apply(text: &str, client: &Client, out: &Output) -> Result<(), Failure>
     let usage = |error: crate::document::DocumentError| Failure::Usage(error.to_string());
     let document = PipelineDocument::from_text(text).map_err(usage)?;
     // Checked here too, so that a mistake in a file needs no node to be found.
-    let name = document.definition().map_err(usage)?.name;
-    let request = client.request(Method::PUT, &["pipelines", name.as_str()], &[]).json(&document);
+    let definition = document.definition().map_err(usage)?;
+    for phase in history::left_out(&definition, client).await? {
+        eprintln!(
+            "note: phase `{phase}` is not there any more; jobs that were enqueued before still run it"
+        );
+    }
+    let path = ["pipelines", definition.name.as_str()];
+    let request = client.request(Method::PUT, &path, &[]).json(&document);
     let answer = client.answer::<AppliedDoc>(request, Duration::ZERO).await?;
-    out.answer(&answer, |applied| {
-        let what = if applied.changed { "applied" } else { "unchanged" };
-        format!("{} {what}, revision {}, {} copies", applied.name, applied.revision, applied.copies)
-    })
+    out.answer(&answer, applied)
 }
 
-fn read(file: &PathBuf) -> Result<String, Failure> {
+pub(super) fn applied(applied: &AppliedDoc) -> String {
+    let what = if applied.changed { "applied" } else { "unchanged" };
+    format!("{} {what}, revision {}, {} copies", applied.name, applied.revision, applied.copies)
+}
+
+pub(super) fn read(file: &PathBuf) -> Result<String, Failure> {
     let text = if file.as_os_str() == "-" {
         let mut text = String::new();
         std::io::stdin().read_to_string(&mut text).map(|_| text)
@@ -220,7 +254,11 @@ fn phase(item: &PhaseItem, before: Option<String>) -> [String; 5] {
         PhaseItem::Full(phase) => [
             phase.name.clone(),
             phase.phase.as_ref().unwrap_or(&phase.name).clone(),
-            phase.after.as_ref().map_or_else(|| or_dash(before), joined),
+            match (&phase.after, &phase.for_each) {
+                (None, Some(of)) => format!("each of {of}"),
+                (Some(after), _) => joined(after),
+                (None, None) => or_dash(before),
+            },
             phase.max_attempts.map_or_else(|| USUAL.to_owned(), |attempts| attempts.to_string()),
             or_dash(phase.timeout.as_ref()),
         ],

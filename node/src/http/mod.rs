@@ -105,6 +105,7 @@ pub fn router(handle: NodeHandle, limits: HttpLimits) -> Router {
             get(pipelines::show).put(pipelines::apply).delete(pipelines::remove),
         )
         .route("/v1/pipelines/{name}/jobs", post(jobs::enqueue).get(jobs::list))
+        .route("/v1/pipelines/{name}/revisions", get(pipelines::revisions))
         .route("/v1/pipelines/{name}/cancel", post(changes::cancel_many))
         .route("/v1/pipelines/{name}/retry", post(changes::retry_many))
         .route("/v1/pipelines/{name}/discard", post(changes::discard_many))

@@ -19,7 +19,7 @@ use serde::Deserialize;
 use super::{
     Api, Problem,
     extract::{Parameters, PathPart, media_type, parsed, read_body, wrong_media_type},
-    view::{AppliedDoc, Names, PipelineDoc, PipelinesDoc},
+    view::{AppliedDoc, Names, PipelineDoc, PipelinesDoc, RevisionDoc, RevisionsDoc},
 };
 use crate::document::PipelineDocument;
 
@@ -75,6 +75,19 @@ pub(super) async fn show(
             let known = known.map(|one| one.definition.name.to_string()).collect();
             Err(Refusal::UnknownPipeline { name: name.to_string(), known }.into())
         }
+    }
+}
+
+/// `GET /v1/pipelines/{name}/revisions`
+pub(super) async fn revisions(
+    State(api): State<Api>,
+    PathPart(name): PathPart<Name>,
+) -> Result<Json<RevisionsDoc>, Problem> {
+    match api.ask(Request::Revisions(name)).await? {
+        Answer::Revisions(revisions) => {
+            Ok(Json(RevisionsDoc { revisions: revisions.iter().map(RevisionDoc::from).collect() }))
+        }
+        other => Err(Problem::unexpected(&other)),
     }
 }
 

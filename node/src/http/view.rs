@@ -15,7 +15,8 @@ use serde_json::value::RawValue;
 
 pub use cluster::{
     AppliedDoc, HealthDoc, MembersDoc, NodeDoc, NodePhaseDoc, NodesDoc, OfferDoc, PhaseDoc,
-    PhasesDoc, PipelineDoc, PipelinesDoc, RefusingDoc, StatusDoc, VersionDoc,
+    PhasesDoc, PipelineDoc, PipelinesDoc, RefusingDoc, RevisionDoc, RevisionsDoc, StatusDoc,
+    VersionDoc,
 };
 pub use job::{
     AttemptDoc, ChangedDoc, InvocationDoc, JobDoc, JobSummaryDoc, JobsDoc, LineDoc, ReceiptDoc,

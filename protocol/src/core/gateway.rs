@@ -101,6 +101,13 @@ impl Core {
             Request::Jobs { pipeline, of, state, after, limit } => {
                 return self.ask_jobs(id, &pipeline, of, state, after, limit);
             }
+            Request::Revisions(name) => {
+                let response = match self.pipeline_named(&name) {
+                    Ok(entry) => Response::Revisions(entry.history()),
+                    Err(refusal) => Response::Refused(refusal),
+                };
+                self.reply(id, response);
+            }
             Request::Cluster => {
                 let view = self.cluster_view();
                 self.reply(id, Response::Cluster(Box::new(view)));

@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use carbonmesh_protocol::view::{ClusterView, Counts, Liveness, MemberView, PipelineView};
+use carbonmesh_protocol::view::{
+    ClusterView, Counts, Liveness, MemberView, PipelineView, RevisionView,
+};
 use serde::{Deserialize, Serialize};
 
 use super::{Names, NodeRef, full};
@@ -26,6 +28,37 @@ pub struct AppliedDoc {
 pub struct PipelinesDoc {
     /// In order of their names.
     pub pipelines: Vec<PipelineDoc>,
+}
+
+/// A pipeline's definitions, as far as they are kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RevisionsDoc {
+    /// The latest first.
+    pub revisions: Vec<RevisionDoc>,
+}
+
+/// One definition that a pipeline has or had.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RevisionDoc {
+    /// What names it.
+    pub revision: String,
+    /// With which of the pipeline's changes it was applied last, counted from 1.
+    pub applied: u64,
+    /// Whether new jobs follow it.
+    pub current: bool,
+    /// It; may be applied again.
+    pub definition: PipelineDocument,
+}
+
+impl From<&RevisionView> for RevisionDoc {
+    fn from(view: &RevisionView) -> Self {
+        Self {
+            revision: format!("{:016x}", view.definition.revision()),
+            applied: view.applied,
+            current: view.current,
+            definition: PipelineDocument::from(&view.definition),
+        }
+    }
 }
 
 /// A pipeline.
