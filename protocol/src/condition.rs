@@ -2,8 +2,32 @@
 //!
 //! `jmespath` reads and applies it; what it is applied to is
 //! `{"instructions": ..., "results": {"PHASE": ...}}`. Source: <https://jmespath.org/specification.html>.
+//!
+//! Only what asks is allowed, not what builds: each coordinator applies it while everything else
+//! waits, so it must take no more time and room than what it is applied to.
 
-use jmespath::Variable;
+use jmespath::{Variable, ast::Ast};
+
+/// The functions that build nothing.
+const FUNCTIONS: [&str; 14] = [
+    "abs",
+    "avg",
+    "ceil",
+    "contains",
+    "ends_with",
+    "floor",
+    "keys",
+    "length",
+    "max",
+    "min",
+    "not_null",
+    "starts_with",
+    "sum",
+    "type",
+];
+
+/// The furthest place in a list.
+const MAX_INDEX: u32 = 1_000_000;
 
 /// The longest expression, in bytes.
 pub const MAX_CONDITION_BYTES: usize = 1000;
@@ -16,7 +40,49 @@ pub fn check(expression: &str) -> Result<(), String> {
     if expression.len() > MAX_CONDITION_BYTES {
         return Err(format!("it has more than {MAX_CONDITION_BYTES} bytes"));
     }
-    jmespath::compile(expression).map(drop).map_err(|error| one_line(&error.to_string()))
+    let ast = jmespath::parse(expression).map_err(|error| one_line(&error.to_string()))?;
+    check_part(&ast)
+}
+
+fn check_part(part: &Ast) -> Result<(), String> {
+    let within = |index: i32| match index.unsigned_abs() <= MAX_INDEX {
+        true => Ok(()),
+        false => Err(format!("{index} is no place in a list: at most {MAX_INDEX} is allowed")),
+    };
+    match part {
+        Ast::Identity { .. } | Ast::Field { .. } | Ast::Literal { .. } => Ok(()),
+        Ast::Index { idx, .. } => within(*idx),
+        Ast::Slice { start, stop, step, .. } => {
+            start.iter().chain(stop).chain([step]).try_for_each(|index| within(*index))
+        }
+        Ast::Comparison { lhs, rhs, .. }
+        | Ast::Projection { lhs, rhs, .. }
+        | Ast::And { lhs, rhs, .. }
+        | Ast::Or { lhs, rhs, .. }
+        | Ast::Subexpr { lhs, rhs, .. }
+        | Ast::Condition { predicate: lhs, then: rhs, .. } => {
+            check_part(lhs).and_then(|()| check_part(rhs))
+        }
+        Ast::Flatten { node, .. } | Ast::Not { node, .. } | Ast::ObjectValues { node, .. } => {
+            check_part(node)
+        }
+        Ast::Function { name, args, .. } if FUNCTIONS.contains(&name.as_str()) => {
+            args.iter().try_for_each(check_part)
+        }
+        Ast::Function { name, .. } => {
+            let known = FUNCTIONS.join(", ");
+            Err(format!("function `{name}` is not allowed in a condition: there are {known}"))
+        }
+        Ast::MultiList { elements, .. }
+            if elements.iter().all(|it| matches!(it, Ast::Literal { .. })) =>
+        {
+            Ok(())
+        }
+        Ast::MultiList { .. } | Ast::MultiHash { .. } => {
+            Err("a condition asks, and builds no lists or objects but of literals".to_owned())
+        }
+        Ast::Expref { .. } => Err("no function of a condition takes an expression".to_owned()),
+    }
 }
 
 /// Whether an expression holds: its value is neither false nor null nor empty.
@@ -74,6 +140,16 @@ mod tests {
         assert_eq!(check("results.check.size > `5`"), Ok(()));
         let error = check("results.check ==").expect_err("half an expression");
         assert!(!error.contains('\n') && error.contains("Unexpected"), "{error}");
+        for wrong in [
+            "results.a[::2147483647]",
+            "[@,@][]|[@,@][]",
+            "{a: results, b: results}",
+            "to_string(results)",
+            "map(&a, results)",
+        ] {
+            assert!(check(wrong).is_err(), "{wrong}");
+        }
+        assert_eq!(check("results.list[?size > `5`] && results.list[-1].a[0:3]"), Ok(()));
         assert!(check(&"a".repeat(2000)).expect_err("long").contains("1000 bytes"));
         // Deep ones are read without harm.
         let _ = check(&"(".repeat(1000));

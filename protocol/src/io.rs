@@ -430,6 +430,14 @@ pub enum Refusal {
         "job {0} cannot be discarded at present: not all replicas are up to date; try again in a few seconds"
     )]
     Unsettled(JobId),
+    /// It goes with the job that it is a part of.
+    #[error("job {job} is made of an item of job {parent}: change that one")]
+    PartOf {
+        /// The job.
+        job: JobId,
+        /// What it is a part of.
+        parent: JobId,
+    },
     /// Nothing waits for the signal.
     #[error("no phase of job {job} waits for signal `{signal}`, or none does any more")]
     NotAwaited {

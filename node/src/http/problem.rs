@@ -217,6 +217,10 @@ impl From<Refusal> for Problem {
                 problem(Status::SERVICE_UNAVAILABLE, "unsettled", "replicas are not up to date")
                     .retry_after(RETRY_NO_REPLICA_S)
             }
+            Refusal::PartOf { parent, .. } => {
+                problem(Status::CONFLICT, "part-of", "it goes with the job that it is a part of")
+                    .with("parent", parent.to_string())
+            }
             Refusal::NotAwaited { .. } => {
                 problem(Status::CONFLICT, "not-awaited", "nothing waits for the signal")
             }
@@ -271,6 +275,7 @@ mod tests {
                 "wrong-state",
             ),
             (Refusal::Unsettled(job), 503, "unsettled"),
+            (Refusal::PartOf { job, parent: job }, 409, "part-of"),
             (Refusal::NotAwaited { job, signal: "s".into() }, 409, "not-awaited"),
             (
                 Refusal::UnknownStep { step: "s".into(), known: vec!["a".into()] },

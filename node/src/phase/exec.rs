@@ -18,6 +18,7 @@ use serde_json::Value;
 use tokio::{
     io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader},
     process::{Child, Command},
+    sync::watch,
     time::timeout,
 };
 use tracing::info;
@@ -30,6 +31,9 @@ const TERM_GRACE: Duration = Duration::from_secs(2);
 
 /// How long the pipes are read after the command has ended: for what it wrote last.
 const PIPE_GRACE: Duration = Duration::from_secs(1);
+
+const STAYED_OPEN: &str = "its standard output stayed open after it had ended: a process that it left \
+                           behind must not keep it";
 
 /// The longest line of the log, and how much of its end goes into an error.
 const LINE_BYTES: usize = 8 << 10;
@@ -121,10 +125,10 @@ impl Phase for ExecPhase {
                 let _ = stdin.write_all(&instructions).await;
             }
         };
-        let giver = context.clone();
+        let (giver, (end_told, mut ended)) = (context.clone(), watch::channel(false));
         let output = async move {
             match stdout {
-                Some(stdout) if giver.gives_items() => read_items(stdout, &giver).await,
+                Some(stdout) if giver.gives_items() => read_items(stdout, &giver, &mut ended).await,
                 Some(stdout) => read_output(stdout, self.0.max_output).await,
                 None => Ok(Vec::new()),
             }
@@ -157,6 +161,7 @@ impl Phase for ExecPhase {
         };
         // What it left behind would hold the pipes open, and outlive its attempt.
         group.signal(Signal::SIGKILL);
+        end_told.send_replace(true);
         let status = status.map_err(|error| PhaseError::Retry(format!("wait: {error}")))?;
         let rest = async {
             if printed.is_none() {
@@ -174,11 +179,7 @@ impl Phase for ExecPhase {
         }
         let Some(printed) = printed else {
             // What it printed may not be all: half a result must not pass for one.
-            return Err(PhaseError::Retry(
-                "its standard output stayed open after it had ended: a process that it left \
-                 behind must not keep it"
-                    .to_owned(),
-            ));
+            return Err(PhaseError::Retry(STAYED_OPEN.to_owned()));
         };
         self.conclude(status, &printed, &logged.unwrap_or_default())
     }
@@ -238,23 +239,42 @@ pub(super) async fn read_output(
     Ok(output)
 }
 
+/// Comes when the command has ended and its pipes should have.
+async fn long_after(ended: &mut watch::Receiver<bool>) {
+    // Whoever tells is there until the pipes are read.
+    let _ = ended.wait_for(|ended| *ended).await;
+    tokio::time::sleep(PIPE_GRACE).await;
+}
+
 /// Gives each line as an item; what is printed is no result then.
 pub(super) async fn read_items(
     stdout: impl AsyncRead + Unpin,
     context: &PhaseContext,
+    ended: &mut watch::Receiver<bool>,
 ) -> Result<Vec<u8>, PhaseError> {
     let (mut reader, mut line, mut number) = (BufReader::new(stdout), Vec::new(), 0);
     // Room for white space and the end of the line.
     let longest = context.item_bytes() as u64 * 2 + 2;
     loop {
         line.clear();
-        let read = (&mut reader).take(longest).read_until(b'\n', &mut line).await;
+        let mut limited = (&mut reader).take(longest);
+        let read = tokio::select! {
+            biased;
+            read = limited.read_until(b'\n', &mut line) => read,
+            () = long_after(ended) => return Err(PhaseError::Retry(STAYED_OPEN.to_owned())),
+        };
         let read =
             read.map_err(|error| PhaseError::Retry(format!("reading its output: {error}")))?;
         if read == 0 {
             return Ok(Vec::new());
         }
         number += 1;
+        if read as u64 == longest && !line.ends_with(b"\n") {
+            let limit = context.item_bytes();
+            return Err(PhaseError::Fatal(format!(
+                "line {number} of its output has more than {limit} bytes (limits.job_bytes)"
+            )));
+        }
         if !line.iter().all(u8::is_ascii_whitespace) {
             context.give(&line).await.map_err(|error| match error {
                 PhaseError::Fatal(error) => {

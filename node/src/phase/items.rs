@@ -28,6 +28,8 @@ struct Part {
     items: usize,
     /// Whether the part before is not known to be durable.
     waits: bool,
+    /// Whether the attempt has ended.
+    closed: bool,
 }
 
 impl ItemSink {
@@ -39,7 +41,7 @@ impl ItemSink {
     /// Takes one item, on one line.
     ///
     /// # Errors
-    /// It is too large, or nobody wants the attempt's end any more.
+    /// It is too large, the attempt has ended, or nobody wants the attempt's end any more.
     pub(super) async fn give(
         &self,
         line: &[u8],
@@ -52,6 +54,9 @@ impl ItemSink {
             )));
         }
         let mut part = self.part.lock().await;
+        if part.closed {
+            return Err(PhaseError::Fatal("an item comes after the attempt's end".to_owned()));
+        }
         part.lines.extend_from_slice(line);
         part.lines.push(b'\n');
         part.items += 1;
@@ -67,6 +72,7 @@ impl ItemSink {
     /// Nobody wants the attempt's end any more.
     pub(super) async fn finish(&self, cancelled: &CancellationToken) -> Result<(), PhaseError> {
         let mut part = self.part.lock().await;
+        part.closed = true;
         if part.items > 0 {
             self.send(&mut part, cancelled).await?;
         }
@@ -80,11 +86,13 @@ impl ItemSink {
 
     async fn send(&self, part: &mut Part, cancelled: &CancellationToken) -> Result<(), PhaseError> {
         self.wait(part, cancelled).await?;
+        // Whoever drops this while it waits has lost nothing.
+        let permit = self.news.reserve().await;
+        let permit = permit.map_err(|_| PhaseError::Retry("the node ends".to_owned()))?;
         let lines = std::mem::take(&mut part.lines).into();
-        part.items = 0;
-        part.waits = true;
-        let news = News::Items { token: self.token, lines };
-        self.news.send(news).await.map_err(|_| PhaseError::Retry("the node ends".to_owned()))
+        (part.items, part.waits) = (0, true);
+        permit.send(News::Items { token: self.token, lines });
+        Ok(())
     }
 
     async fn wait(&self, part: &mut Part, cancelled: &CancellationToken) -> Result<(), PhaseError> {

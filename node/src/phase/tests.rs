@@ -229,6 +229,9 @@ async fn an_item_that_cannot_be_fails_the_attempt() {
     assert!(error.contains("line 2") && error.contains("no JSON") && !retry, "{error}");
     let (_, outcome) = items_of(sh("head -c 3000000 /dev/zero | tr '\\0' 1")).await;
     assert!(failed(outcome).0.contains("limits.job_bytes"));
+    // What a process that it left behind may print is not waited for.
+    let (items, outcome) = items_of(sh("setsid -f sleep 5; sleep 0.2; echo '{}'")).await;
+    assert!(failed(outcome).0.contains("stayed open"), "{items:?}");
     // Where nothing is done with items, it prints a result.
     struct Giver;
     #[async_trait]

@@ -18,6 +18,9 @@ use super::{Core, commit::Held, query::Asker};
 /// The most jobs that one request changes.
 const MAX_AT_ONCE: u32 = 1000;
 
+/// The most items of one job that are forgotten before other work goes on.
+const ITEMS_AT_ONCE: usize = 20_000;
+
 /// The longest reason that is kept, in bytes.
 const MAX_REASON_BYTES: usize = 4096;
 
@@ -168,6 +171,12 @@ impl Core {
             self.forget_if_settled(pipeline, job);
             return Ok(Err(Refusal::UnknownJob(job)));
         };
+        let parent = record.spec.as_ref().and_then(|spec| spec.parent.as_ref());
+        if let (Some(parent), false) = (parent, matches!(change, Change::Signal { .. })) {
+            let parent = parent.job;
+            self.forget_if_settled(pipeline, job);
+            return Ok(Err(Refusal::PartOf { job, parent }));
+        }
         let state = record.state();
         let wrong = |needs| Err(Refusal::WrongState { job, state, needs });
         let result = match change {
@@ -188,7 +197,8 @@ impl Core {
             Change::Discard if !self.may_reap(pipeline) => Err(Refusal::Unsettled(job)),
             Change::Discard => {
                 self.forget_if_settled(pipeline, job);
-                let done = self.forget(pipeline, job, &mut usize::MAX.clone());
+                let mut budget = ITEMS_AT_ONCE;
+                let done = self.forget(pipeline, job, &mut budget);
                 return done.map(|done| match done {
                     true => Ok(true),
                     false => Err(Refusal::Unsettled(job)),

@@ -175,7 +175,8 @@ impl Core {
                 }
                 return None;
             };
-            if !self.is_ready(pipeline, entry.job, entry.step) {
+            let ready = self.is_ready(pipeline, entry.job, entry.step);
+            if !ready || !self.is_collected(pipeline, entry.job, entry.step) {
                 let reign = self.groups.get_mut(&pipeline)?.reign()?;
                 reign.ready.get_mut(name)?.skip(&entry);
                 continue;
@@ -222,7 +223,8 @@ impl Core {
         value_at(&record.spec.as_ref()?.instructions, pointer)
     }
 
-    fn is_ready(&self, pipeline: PipelineId, job: JobId, step: u16) -> bool {
+    /// Whether a phase may be given out by now.
+    pub(super) fn is_ready(&self, pipeline: PipelineId, job: JobId, step: u16) -> bool {
         let holds = || {
             let record = &self.groups.get(&pipeline)?.jobs.get(&job)?.record;
             let phases = self.phases_of(pipeline, record)?;
@@ -262,12 +264,7 @@ impl Core {
         let Some(term) = self.groups.get(&pipeline).and_then(|group| group.elected_term()) else {
             return;
         };
-        let gathered = match self.gather(pipeline, job, step) {
-            Ok(Some(gathered)) => gathered,
-            Ok(None) => return self.wait_for_items(pipeline, job, step),
-            // The node is about to stop.
-            Err(error) => return self.broken = Some(error),
-        };
+        let gathered = self.take_collected(pipeline, job, step);
         let mut token = Token { term, sequence: 0 };
         self.update_control(pipeline, job, step, |control| {
             token.sequence = control.sequence;

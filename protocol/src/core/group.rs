@@ -17,7 +17,7 @@ use crate::{
     codec::{Encoded, Kind},
     group_view::GroupView,
     id::{DiskId, JobId, NodeId, PipelineId, Term, Token},
-    message::{BeatGroup, Digest},
+    message::{BeatGroup, Digest, Gathered},
     name::Name,
     record::{Component, JobRecord, REAPED, Reaped},
     time::Timestamp,
@@ -25,7 +25,7 @@ use crate::{
 };
 
 use super::{
-    items::Fan,
+    items::{Collecting, Fan},
     query::Watcher,
     ready::{QueueName, ReadyQueue},
     strict::StrictReign,
@@ -244,8 +244,16 @@ pub(super) struct Reign {
     pub(super) asked: BTreeMap<JobId, Timestamp>,
     /// How far the items of jobs' phases are.
     pub(super) fans: BTreeMap<(JobId, u16), Fan>,
-    /// Items whose job is not in memory.
+    /// Which of these was looked at last.
+    pub(super) last_fan: Option<(JobId, u16)>,
+    /// Items that may have no use any more.
     pub(super) orphans: BTreeSet<JobId>,
+    /// Those of which nobody could say yet, and when that is asked again.
+    pub(super) unsure: (BTreeSet<JobId>, Timestamp),
+    /// What items gave, as it is read for phases that come next.
+    pub(super) collecting: BTreeMap<(JobId, u16), Collecting>,
+    /// The same, all of it.
+    pub(super) collected: BTreeMap<(JobId, u16), Vec<Gathered>>,
     /// Jobs that a voter brought while this node took over, and that may have been forgotten.
     pub(super) doubtful: BTreeSet<JobId>,
     /// What a strict group needs beside.
@@ -332,7 +340,11 @@ impl Reign {
             scheduled: BTreeMap::new(),
             asked: BTreeMap::new(),
             fans: BTreeMap::new(),
+            last_fan: None,
             orphans: BTreeSet::new(),
+            unsure: (BTreeSet::new(), Timestamp::default()),
+            collecting: BTreeMap::new(),
+            collected: BTreeMap::new(),
             doubtful: BTreeSet::new(),
             strict: StrictReign::default(),
         }
@@ -394,6 +406,8 @@ pub(super) struct Group {
     pub(super) expiring: BTreeSet<JobId>,
     /// Whether there is more to forget, and a timer for that.
     pub(super) tidying: bool,
+    /// Jobs that are being forgotten, and which of their items come next.
+    pub(super) forgetting: BTreeMap<JobId, JobId>,
 }
 
 impl PeerSync {
@@ -436,6 +450,7 @@ impl Group {
             horizon_ms: 0,
             expiring: BTreeSet::new(),
             tidying: false,
+            forgetting: BTreeMap::new(),
         }
     }
 

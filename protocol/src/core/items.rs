@@ -7,7 +7,8 @@
 //! ```
 //! The jobs' ids are made of the attempt and the item's number, so that sending items twice makes
 //! nothing twice. They run only once the attempt that gave them counts; those of another attempt are
-//! cancelled. How many have ended is counted in memory alone: whoever takes over counts anew.
+//! cancelled. How many have ended is counted in memory alone: whoever takes over counts anew. All
+//! that goes over many items does so a thousand at a time.
 //!
 //! Invariants: no item's job runs before the attempt that gave it succeeded; a phase for items ends
 //! well only when each of its items' jobs has ended, and no more failed than it tolerates.
@@ -21,16 +22,22 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 use crate::{
     id::{JobId, MAX_ITEMS, NodeId, PipelineId, Token},
-    io::Outcome,
+    io::{Outcome, Refusal},
     message::{Completion, Gathered, Items},
     mutant::Mutant,
     pipeline::PhaseDef,
     record::{JobOptions, JobRecord, JobSpec, Parent, Progress, REAPED, Reaped, SPEC},
     store::ReadError,
+    time::Timestamp,
     view::{ItemsView, JobState},
 };
 
-use super::{Core, commit::Held, timer::Timer};
+use super::{
+    Core,
+    commit::Held,
+    reign::{MAX_LOST_ATTEMPTS, has_ended},
+    timer::Timer,
+};
 
 /// How many jobs are looked at before other work goes on.
 const AT_ONCE: usize = 1000;
@@ -43,6 +50,9 @@ const PAUSE: Duration = Duration::from_millis(1);
 
 /// How soon it is looked again for items that are not here.
 const AGAIN: Duration = Duration::from_secs(1);
+
+/// For how many phases results are read, or wait for a worker, at once: they may be large.
+const COLLECTED_AT_ONCE: usize = 4;
 
 /// How far the items of one phase of a job are.
 #[derive(Clone, Debug)]
@@ -61,23 +71,50 @@ pub(super) struct Fan {
     error: Option<String>,
     /// Where counting goes on; none once all were looked at.
     next: Option<JobId>,
+    /// When.
+    not_before: Timestamp,
+}
+
+/// What items gave, as far as it was read.
+#[derive(Clone, Debug)]
+pub(super) struct Collecting {
+    /// What is complete, of those phases that come before this one.
+    done: Vec<Gathered>,
+    /// The phase whose items come next.
+    step: u16,
+    /// Where reading goes on.
+    next: Option<JobId>,
+    results: BytesMut,
+    found: u32,
 }
 
 impl Fan {
     fn new(token: Token, total: u32, next: JobId) -> Self {
         let ended = vec![0; total.div_ceil(64) as usize];
-        let (ended_count, failed, bytes, error) = (0, 0, 0, None);
-        Self { token, total, ended, ended_count, failed, bytes, error, next: Some(next) }
+        Self {
+            token,
+            total,
+            ended,
+            ended_count: 0,
+            failed: 0,
+            bytes: 0,
+            error: None,
+            next: Some(next),
+            not_before: Timestamp::default(),
+        }
+    }
+
+    fn has(&self, index: u32) -> bool {
+        let bits = self.ended.get(index as usize / 64);
+        bits.is_some_and(|bits| bits & (1 << (index % 64)) != 0)
     }
 
     /// Counts an end, once. Says whether that is news.
     fn note(&mut self, index: u32) -> bool {
-        let Some(bits) = self.ended.get_mut(index as usize / 64) else { return false };
-        let bit = 1 << (index % 64);
-        if index >= self.total || *bits & bit != 0 {
+        if index >= self.total || self.has(index) {
             return false;
         }
-        *bits |= bit;
+        self.ended[index as usize / 64] |= 1 << (index % 64);
         self.ended_count += 1;
         true
     }
@@ -117,7 +154,14 @@ impl Core {
     /// An attempt gives items.
     pub(super) fn on_items(&mut self, from: NodeId, items: Items) -> Result<(), ReadError> {
         let Items { token, pipeline, job, step, first, lines } = items;
-        if !self.may_change(pipeline) || !self.load_job(pipeline, job)? {
+        if !self.may_change(pipeline) {
+            return Ok(());
+        }
+        if !self.load_job(pipeline, job)? {
+            if self.is_known_by_all(pipeline) {
+                // Nobody has the job any more.
+                self.cancel_at(from, token);
+            }
             return Ok(());
         }
         let current = self.control(pipeline, job, step).map(|control| &control.progress);
@@ -128,11 +172,17 @@ impl Core {
         }
         let lines = split_lines(&lines);
         let count = first.saturating_add(lines.len() as u32);
-        if let Some(error) = self.too_many(pipeline, count, lines.len()) {
-            let outcome = Outcome::Failed { error, retry: false, after: None };
-            self.on_completed(from, Completion { token, pipeline, job, step, outcome, items: 0 })?;
-            self.cancel_at(from, token);
-            return Ok(());
+        match self.refusal(pipeline) {
+            // Its worker asks again.
+            Some(Refusal::StorageFull(_)) => return Ok(()),
+            Some(refusal) => {
+                return self.refuse_items(from, (pipeline, job, step), token, refusal.to_string());
+            }
+            None if count > MAX_ITEMS => {
+                let error = format!("it gave more than {MAX_ITEMS} items");
+                return self.refuse_items(from, (pipeline, job, step), token, error);
+            }
+            None => {}
         }
         let Some(record) = self.record_of(pipeline, job) else { return Ok(()) };
         let Some(spec) = record.spec.clone() else { return Ok(()) };
@@ -165,19 +215,19 @@ impl Core {
         Ok(())
     }
 
-    /// Why an attempt may not give more items, if so.
-    fn too_many(&self, pipeline: PipelineId, count: u32, more: usize) -> Option<String> {
-        let limit = self.config.limits.waiting_jobs;
-        let waiting = self.groups.get(&pipeline).map_or(0, |group| group.jobs.len()) + more;
-        if count > MAX_ITEMS {
-            return Some(format!("it gave more than {MAX_ITEMS} items"));
-        }
-        (waiting as u64 > limit).then(|| {
-            format!(
-                "with its items, {waiting} jobs of this pipeline would wait: at most {limit} may \
-                 (limits.waiting_jobs)"
-            )
-        })
+    /// An attempt may give no more items: it has failed.
+    fn refuse_items(
+        &mut self,
+        worker: NodeId,
+        (pipeline, job, step): (PipelineId, JobId, u16),
+        token: Token,
+        error: String,
+    ) -> Result<(), ReadError> {
+        let outcome = Outcome::Failed { error, retry: true, after: None };
+        let end = Completion { token, pipeline, job, step, outcome, items: 0 };
+        self.on_completed(worker, end)?;
+        self.cancel_at(worker, token);
+        Ok(())
     }
 
     fn make_item(
@@ -242,6 +292,9 @@ impl Core {
 
     fn turn_of(&self, pipeline: PipelineId, parent: &Parent) -> Turn {
         let Some(record) = self.record_of(pipeline, parent.job) else { return Turn::Unknown };
+        if record.is_reaped() {
+            return Turn::Never;
+        }
         let Some(phases) = self.phases_of(pipeline, record) else { return Turn::Later };
         let each = phases.get(usize::from(parent.step)).and_then(|phase| phase.each.as_ref());
         let Some(each) = each else { return Turn::Never };
@@ -259,14 +312,16 @@ impl Core {
         if self.has(Mutant::ItemsEarly) {
             return Turn::Now;
         }
-        match record.controls.get(&each.of).map(|control| &control.progress) {
-            Some(Progress::Succeeded { token, .. }) if *token != parent.token => Turn::Never,
-            Some(Progress::Succeeded { .. }) => {
+        let Some(giver) = record.controls.get(&each.of) else { return Turn::Later };
+        match giver.progress {
+            Progress::Succeeded { token, .. } if token != parent.token => Turn::Never,
+            Progress::Succeeded { .. } => {
                 match super::dispatch::is_open(record, phases, parent.step.into()) {
                     true => Turn::Now,
                     false => Turn::Later,
                 }
             }
+            _ if has_ended(giver, parent.token) => Turn::Never,
             _ => Turn::Later,
         }
     }
@@ -277,20 +332,40 @@ impl Core {
     }
 
     /// A job has ended: what is left of its items has no use.
-    pub(super) fn stop_items(&mut self, pipeline: PipelineId, job: JobId) {
+    pub(super) fn end_items(&mut self, pipeline: PipelineId, job: JobId) {
+        let reign = self.groups.get_mut(&pipeline).and_then(|group| group.reign());
+        if let Some(reign) = reign {
+            let all = (job, 0)..=(job, u16::MAX);
+            let fans: Vec<_> = reign.fans.range(all.clone()).map(|(of, _)| *of).collect();
+            fans.iter().for_each(|of| drop(reign.fans.remove(of)));
+            reign.collecting.retain(|of, _| !all.contains(of));
+            reign.collected.retain(|of, _| !all.contains(of));
+        }
         let Some(record) = self.record_of(pipeline, job) else { return };
         for (step, _) in self.phases_for_items(pipeline, record) {
-            let Some(group) = self.groups.get(&pipeline) else { return };
-            let items = group.jobs.range(JobId::of_items(pipeline, job, step));
-            let of = |record: &JobRecord| {
-                record.spec.as_ref().and_then(|it| Some(it.parent.as_ref()?.job == job))
-            };
-            let live = items.filter(|(_, entry)| !entry.record.is_over());
-            let live = live.filter(|(_, entry)| of(&entry.record) == Some(true));
-            let live: Vec<JobId> = live.map(|(id, _)| *id).collect();
-            for item in live {
-                self.stop_item(pipeline, item);
-            }
+            self.doubt(pipeline, job, step);
+        }
+    }
+
+    /// An attempt has failed: the items that it gave have no use.
+    pub(super) fn doubt_items(&mut self, pipeline: PipelineId, job: JobId, giver: u16) {
+        let Some(record) = self.record_of(pipeline, job) else { return };
+        let each = self.phases_for_items(pipeline, record);
+        for (step, _) in each.into_iter().filter(|(_, of)| *of == giver) {
+            self.doubt(pipeline, job, step);
+        }
+    }
+
+    /// The unfinished items of a phase are looked at again, some at a time.
+    fn doubt(&mut self, pipeline: PipelineId, job: JobId, step: u16) {
+        let Some(group) = self.groups.get(&pipeline) else { return };
+        let items = group.jobs.range(JobId::of_items(pipeline, job, step));
+        let live = items.filter(|(_, entry)| !entry.record.is_over());
+        let live: Vec<JobId> = live.map(|(id, _)| *id).collect();
+        let reign = self.groups.get_mut(&pipeline).and_then(|group| group.reign());
+        if let Some(reign) = reign.filter(|_| !live.is_empty()) {
+            reign.orphans.extend(live);
+            self.arm(PAUSE, Timer::Items(pipeline));
         }
     }
 
@@ -323,59 +398,116 @@ impl Core {
     /// Goes on to look at items.
     pub(super) fn on_items_timer(&mut self, pipeline: PipelineId) -> Result<(), ReadError> {
         self.end_orphans(pipeline)?;
+        self.collect_more(pipeline)?;
+        let now = self.now;
         let reign = self.groups.get_mut(&pipeline).and_then(|group| group.reign());
         let Some(reign) = reign else { return Ok(()) };
-        let mut open = reign.fans.iter().filter_map(|(of, fan)| Some((*of, fan.next?)));
-        let Some(((job, step), from)) = open.next() else { return Ok(()) };
-        let more = open.next().is_some();
+        let open =
+            || reign.fans.iter().filter_map(|(of, fan)| Some((*of, fan.next?, fan.not_before)));
+        // Each in turn: one that waits for what others have holds up none.
+        let due = || open().filter(|(.., not_before)| *not_before <= now);
+        let behind = due().find(|(of, ..)| Some(*of) > reign.last_fan);
+        let next = behind.or_else(|| due().next());
+        let soonest = open().map(|(.., not_before)| not_before).min();
+        if let Some(soonest) = soonest {
+            self.arm_at(soonest.max(now + PAUSE), Timer::Items(pipeline));
+        }
+        match next {
+            Some((of, from, _)) => self.look_at_items(pipeline, of, from),
+            None => Ok(()),
+        }
+    }
+
+    /// Looks at some items of one phase.
+    fn look_at_items(
+        &mut self,
+        pipeline: PipelineId,
+        (job, step): (JobId, u16),
+        from: JobId,
+    ) -> Result<(), ReadError> {
         let to = *JobId::of_items(pipeline, job, step).end();
-        let (on_disk, last) = self.jobs_on_disk(pipeline, from..=to, AT_ONCE, BYTES_AT_ONCE)?;
-        let mut items: BTreeMap<JobId, JobRecord> = on_disk.into_iter().collect();
-        // What came just now may not be on disk yet.
-        let in_memory = self.groups.get(&pipeline).into_iter();
-        let in_memory = in_memory.flat_map(|group| group.jobs.range(from..=last));
-        items.extend(in_memory.map(|(id, entry)| (*id, entry.record.clone())));
+        let (items, last) = self.items_in(pipeline, from, to)?;
         for (id, record) in &items {
             let parent = record.spec.as_ref().and_then(|spec| spec.parent.as_ref());
             if parent.is_some_and(|parent| (parent.job, parent.step) == (job, step)) {
                 self.look_at_item(pipeline, *id, job, record)?;
             }
         }
+        let again = self.now + AGAIN;
+        let lacks = last >= to && self.lacks_items(pipeline, job, step);
+        if lacks && self.is_known_by_all(pipeline) {
+            return self.begin_anew(pipeline, job, step);
+        }
         let group = self.groups.get_mut(&pipeline);
-        let fan = group.and_then(|group| group.reign()?.fans.get_mut(&(job, step)));
-        let goes_on = last < to;
-        if let Some(fan) = fan {
-            fan.next = goes_on.then(|| last.next());
-        }
-        if goes_on || more {
-            self.arm(PAUSE, Timer::Items(pipeline));
-        }
-        if !goes_on && self.lacks_items(pipeline, job, step) {
-            if self.is_known_by_all(pipeline) {
-                // They are lost with the disks that had them.
-                self.retry_job(pipeline, job, true, 0);
-                return Ok(());
-            }
-            let group = self.groups.get_mut(&pipeline);
-            let fan = group.and_then(|group| group.reign()?.fans.get_mut(&(job, step)));
-            fan.into_iter().for_each(|fan| {
+        let Some(reign) = group.and_then(|group| group.reign()) else { return Ok(()) };
+        reign.last_fan = Some((job, step));
+        if let Some(fan) = reign.fans.get_mut(&(job, step)) {
+            fan.next = (last < to).then(|| last.next());
+            if lacks {
                 fan.next = Some(*JobId::of_items(pipeline, job, step).start());
-            });
-            self.arm(AGAIN, Timer::Items(pipeline));
+                fan.not_before = again;
+                self.arm_at(again, Timer::Items(pipeline));
+            }
         }
         self.conclude_items(pipeline, job, step);
         Ok(())
     }
 
-    /// Whether some items are neither under way here nor have ended.
+    /// Jobs of a range, on disk and in memory, as far as they are read at once; and the last.
+    fn items_in(
+        &self,
+        pipeline: PipelineId,
+        from: JobId,
+        to: JobId,
+    ) -> Result<(BTreeMap<JobId, JobRecord>, JobId), ReadError> {
+        let (on_disk, last) = self.jobs_on_disk(pipeline, from..=to, AT_ONCE, BYTES_AT_ONCE)?;
+        let mut items: BTreeMap<JobId, JobRecord> = on_disk.into_iter().collect();
+        // What came just now may not be on disk yet.
+        let in_memory = self.groups.get(&pipeline).into_iter();
+        let mut in_memory = in_memory.flat_map(|group| group.jobs.range(from..=last)).peekable();
+        let mut last = last;
+        for count in 1.. {
+            let Some((id, entry)) = in_memory.next() else { break };
+            items.insert(*id, entry.record.clone());
+            if count == AT_ONCE && in_memory.peek().is_some() {
+                last = *id;
+                items.retain(|id, _| *id <= last);
+                break;
+            }
+        }
+        Ok((items, last))
+    }
+
+    /// Whether some items are neither under way here nor were seen to end.
     fn lacks_items(&self, pipeline: PipelineId, job: JobId, step: u16) -> bool {
         let Some(group) = self.groups.get(&pipeline) else { return false };
         let super::group::Role::Coordinator(reign) = &group.role else { return false };
         let Some(fan) = reign.fans.get(&(job, step)) else { return false };
+        let control = self.control(pipeline, job, step);
+        if control.is_none_or(|control| control.progress != Progress::Items) {
+            return false;
+        }
         let id = |index| JobId::of_item(pipeline, job, step, fan.token, index);
         let items = group.jobs.range(id(0)..=id(MAX_ITEMS - 1));
-        let live = items.filter(|(_, entry)| !entry.record.is_over()).count();
-        fan.ended_count as usize + live < fan.total as usize
+        let open = items.filter(|(_, entry)| {
+            let parent = entry.record.spec.as_ref().and_then(|spec| spec.parent.as_ref());
+            parent.is_some_and(|parent| parent.token == fan.token && !fan.has(parent.index))
+        });
+        (fan.ended_count as usize) + open.count() < fan.total as usize
+    }
+
+    /// Some items are lost, with the disks that had them: the job begins anew, unless that has been
+    /// so too often.
+    fn begin_anew(&mut self, pipeline: PipelineId, job: JobId, step: u16) -> Result<(), ReadError> {
+        let record = self.record_of(pipeline, job);
+        let generation = record.map_or(0, JobRecord::generation);
+        if generation < MAX_LOST_ATTEMPTS {
+            self.retry_job(pipeline, job, true, 0);
+        } else {
+            let note = "some of its items are lost with the disks that had them".to_owned();
+            self.end_by_rule(pipeline, job, step, Progress::Dead, note);
+        }
+        Ok(())
     }
 
     fn look_at_item(
@@ -399,16 +531,25 @@ impl Core {
         Ok(())
     }
 
-    /// Items whose job is not in memory: it has ended, or was never heard of here.
+    /// Items that may have no use: their job has ended, was never heard of here, or an attempt of
+    /// it has failed.
     fn end_orphans(&mut self, pipeline: PipelineId) -> Result<(), ReadError> {
+        let now = self.now;
         let reign = self.groups.get_mut(&pipeline).and_then(|group| group.reign());
         let Some(reign) = reign else { return Ok(()) };
-        let orphans: Vec<JobId> = reign.orphans.iter().take(AT_ONCE).copied().collect();
-        reign.orphans.retain(|orphan| !orphans.contains(orphan));
+        if reign.unsure.1 <= now {
+            reign.orphans.append(&mut reign.unsure.0);
+        }
+        let mut orphans = Vec::new();
+        while orphans.len() < AT_ONCE
+            && let Some(orphan) = reign.orphans.pop_first()
+        {
+            orphans.push(orphan);
+        }
         if !reign.orphans.is_empty() {
             self.arm(PAUSE, Timer::Items(pipeline));
         }
-        let mut unknown = Vec::new();
+        let mut unsure = BTreeSet::new();
         for orphan in orphans {
             let spec = self.record_of(pipeline, orphan).and_then(|record| record.spec.clone());
             let Some(parent) = spec.and_then(|spec| spec.parent.clone()) else { continue };
@@ -418,13 +559,14 @@ impl Core {
             } else if self.is_known_by_all(pipeline) {
                 self.stop_item(pipeline, orphan);
             } else {
-                unknown.push(orphan);
+                unsure.insert(orphan);
             }
             self.forget_if_settled(pipeline, parent.job);
         }
-        if !unknown.is_empty() {
-            let reign = self.groups.get_mut(&pipeline).and_then(|group| group.reign());
-            reign.into_iter().for_each(|reign| reign.orphans.extend(unknown.iter().copied()));
+        let reign = self.groups.get_mut(&pipeline).and_then(|group| group.reign());
+        if let Some(reign) = reign.filter(|_| !unsure.is_empty()) {
+            reign.unsure.0.append(&mut unsure);
+            reign.unsure.1 = now + AGAIN;
             self.arm(AGAIN, Timer::Items(pipeline));
         }
         Ok(())
@@ -498,81 +640,171 @@ impl Core {
                 None => Progress::Succeeded { token, result: Bytes::from_static(b"{}") },
             };
             control.note = note;
-            control.items = total - failed;
+            (control.items, control.lost_count) = (total, failed);
         });
         self.refresh(pipeline, job);
     }
 
-    /// What the items of a job's phases gave, for the phase behind them; none while not all of these
-    /// are here: they may have ended at another coordinator, and still be on their way.
-    pub(super) fn gather(
+    /// Whether all that items gave to a phase was read; begins to, if not.
+    pub(super) fn is_collected(&mut self, pipeline: PipelineId, job: JobId, step: u16) -> bool {
+        let Some(record) = self.record_of(pipeline, job) else { return true };
+        let phases = self.phases_of(pipeline, record).unwrap_or_default();
+        let Some(first) = first_for_items(phases, step, 0) else { return true };
+        let reign = self.groups.get_mut(&pipeline).and_then(|group| group.reign());
+        let Some(reign) = reign else { return true };
+        if reign.collected.contains_key(&(job, step)) {
+            return true;
+        }
+        if reign.collecting.contains_key(&(job, step)) {
+            return false;
+        }
+        let (waiting, under_way) = (reign.collected.len(), reign.collecting.len());
+        if waiting + under_way >= COLLECTED_AT_ONCE {
+            self.drop_stale_results(pipeline);
+            self.look_again(pipeline, job, step, AGAIN / 4);
+            return false;
+        }
+        let (done, next, results, found) = (Vec::new(), None, BytesMut::new(), 0);
+        let collecting = Collecting { done, step: first, next, results, found };
+        reign.collecting.insert((job, step), collecting);
+        self.arm(PAUSE, Timer::Items(pipeline));
+        false
+    }
+
+    /// What was read for phases that have gone on without it has no use.
+    fn drop_stale_results(&mut self, pipeline: PipelineId) {
+        let reign = self.groups.get_mut(&pipeline).and_then(|group| group.reign());
+        let of: Vec<(JobId, u16)> =
+            reign.into_iter().flat_map(|it| it.collected.keys()).copied().collect();
+        for (job, step) in of {
+            if !self.is_ready(pipeline, job, step) {
+                self.take_collected(pipeline, job, step);
+            }
+        }
+    }
+
+    /// What was read for a phase; it is given away now.
+    pub(super) fn take_collected(
+        &mut self,
+        pipeline: PipelineId,
+        job: JobId,
+        step: u16,
+    ) -> Vec<Gathered> {
+        let reign = self.groups.get_mut(&pipeline).and_then(|group| group.reign());
+        reign.and_then(|reign| reign.collected.remove(&(job, step))).unwrap_or_default()
+    }
+
+    /// Reads on what items gave, for one phase that waits for it.
+    fn collect_more(&mut self, pipeline: PipelineId) -> Result<(), ReadError> {
+        let reign = self.groups.get_mut(&pipeline).and_then(|group| group.reign());
+        let Some(reign) = reign else { return Ok(()) };
+        let Some((of, mut collecting)) = reign.collecting.pop_first() else { return Ok(()) };
+        if !reign.collecting.is_empty() {
+            self.arm(PAUSE, Timer::Items(pipeline));
+        }
+        let (job, step) = of;
+        if !self.is_ready(pipeline, job, step) {
+            return Ok(());
+        }
+        let Some((token, total, failed)) = self.gathered_by(pipeline, job, collecting.step) else {
+            return Ok(());
+        };
+        let id = |index| JobId::of_item(pipeline, job, collecting.step, token, index);
+        let to = id(total.saturating_sub(1));
+        let from = collecting.next.unwrap_or_else(|| id(0));
+        let (items, last) = match total {
+            0 => (BTreeMap::new(), to),
+            _ => self.items_in(pipeline, from, to)?,
+        };
+        for record in items.values() {
+            let parent = record.spec.as_ref().and_then(|spec| spec.parent.as_ref());
+            let its = parent.is_some_and(|parent| (parent.job, parent.token) == (job, token));
+            if let Some(output) = self.output_of(pipeline, record).filter(|_| its) {
+                collecting.found += 1;
+                let between = if collecting.results.is_empty() { b'[' } else { b',' };
+                collecting.results.put_u8(between);
+                collecting.results.extend_from_slice(&output);
+            }
+        }
+        collecting.next = Some(last.next());
+        let limit = self.config.limits.job_results_bytes;
+        let so_far: usize = collecting.done.iter().map(|it| it.results.len()).sum();
+        if so_far + collecting.results.len() + self.result_bytes(pipeline, job) > limit {
+            let note = format!(
+                "what the phases and items before it gave has more than {limit} bytes together \
+                 (limits.job_results_bytes)"
+            );
+            self.end_by_rule(pipeline, job, step, Progress::Dead, note);
+            return Ok(());
+        }
+        if last >= to {
+            if collecting.found < total - failed && !self.has(Mutant::ReduceEarly) {
+                return self.wait_for_items(pipeline, job, step, collecting.step);
+            }
+            self.end_of_items(pipeline, job, step, &mut collecting);
+        }
+        let reign = self.groups.get_mut(&pipeline).and_then(|group| group.reign());
+        let Some(reign) = reign else { return Ok(()) };
+        if collecting.step == u16::MAX {
+            reign.collected.insert(of, collecting.done);
+            self.refresh(pipeline, job);
+        } else {
+            reign.collecting.insert(of, collecting);
+            self.arm(PAUSE, Timer::Items(pipeline));
+        }
+        Ok(())
+    }
+
+    /// All that the items of one phase gave is read: those of the next come, if there is one.
+    fn end_of_items(
         &self,
         pipeline: PipelineId,
         job: JobId,
         step: u16,
-    ) -> Result<Option<Vec<Gathered>>, ReadError> {
-        let mut all = Vec::new();
-        let Some(record) = self.record_of(pipeline, job) else { return Ok(None) };
-        let Some(phases) = self.phases_of(pipeline, record) else { return Ok(None) };
-        let Some(phase) = phases.get(usize::from(step)) else { return Ok(None) };
-        for &before in &phase.after {
-            let phase = &phases[usize::from(before)];
-            let Some(each) = &phase.each else { continue };
-            let control = record.controls.get(&before);
-            let results = match control.map(|control| (&control.progress, control.items)) {
-                Some((Progress::Succeeded { token, .. }, count)) => {
-                    self.gather_of(pipeline, (job, before), *token, count)?
-                }
-                _ => None,
-            };
-            let Some(results) = results else { return Ok(None) };
+        collecting: &mut Collecting,
+    ) {
+        let record = self.record_of(pipeline, job);
+        let phases = record.and_then(|record| self.phases_of(pipeline, record)).unwrap_or_default();
+        let mut results = std::mem::take(&mut collecting.results);
+        results.extend_from_slice(if results.is_empty() { b"[]" } else { b"]" });
+        let phase = phases.get(usize::from(collecting.step));
+        if let Some((phase, each)) = phase.and_then(|it| Some((it, it.each.as_ref()?))) {
             let (name, combine) = (phase.name.clone(), each.combine);
-            all.push(Gathered { name, combine, results });
+            collecting.done.push(Gathered { name, combine, results: results.freeze() });
         }
-        Ok(Some(all))
+        let next = first_for_items(phases, step, collecting.step + 1);
+        (collecting.step, collecting.next) = (next.unwrap_or(u16::MAX), None);
+        collecting.found = 0;
     }
 
-    fn gather_of(
+    /// Whose items a phase was for, how many there were, and how many of them failed.
+    fn gathered_by(
         &self,
         pipeline: PipelineId,
-        (job, step): (JobId, u16),
-        token: Token,
-        count: u32,
-    ) -> Result<Option<Bytes>, ReadError> {
-        let mut results = BytesMut::from(&b"["[..]);
-        let id = |index| JobId::of_item(pipeline, job, step, token, index);
-        let (mut from, to, mut found) = (id(0), id(MAX_ITEMS - 1), 0);
-        while found < count {
-            let (items, last) = self.jobs_on_disk(pipeline, from..=to, AT_ONCE, BYTES_AT_ONCE)?;
-            for (item, on_disk) in &items {
-                let record = self.record_of(pipeline, *item).unwrap_or(on_disk);
-                let parent = record.spec.as_ref().and_then(|spec| spec.parent.as_ref());
-                let its = parent.is_some_and(|parent| (parent.job, parent.token) == (job, token));
-                if its && let Some(output) = self.output_of(pipeline, record) {
-                    found += 1;
-                    if results.len() > 1 {
-                        results.put_u8(b',');
-                    }
-                    results.extend_from_slice(&output);
-                }
-            }
-            if last >= to {
-                break;
-            }
-            from = last.next();
+        job: JobId,
+        step: u16,
+    ) -> Option<(Token, u32, u32)> {
+        let control = self.control(pipeline, job, step)?;
+        match control.progress {
+            Progress::Succeeded { token, .. } => Some((token, control.items, control.lost_count)),
+            _ => None,
         }
-        results.put_u8(b']');
-        let all = found >= count || self.has(Mutant::ReduceEarly);
-        Ok(all.then(|| results.freeze()))
     }
 
     /// A phase cannot begin, since not all that items gave before it is here. If nobody has it, the
     /// job begins anew.
-    pub(super) fn wait_for_items(&mut self, pipeline: PipelineId, job: JobId, step: u16) {
+    fn wait_for_items(
+        &mut self,
+        pipeline: PipelineId,
+        job: JobId,
+        step: u16,
+        lacking: u16,
+    ) -> Result<(), ReadError> {
         if self.is_known_by_all(pipeline) {
-            self.retry_job(pipeline, job, true, 0);
+            self.begin_anew(pipeline, job, lacking)
         } else {
             self.look_again(pipeline, job, step, AGAIN);
+            Ok(())
         }
     }
 
@@ -594,8 +826,8 @@ impl Core {
         }
     }
 
-    /// Forgets the items of a job, before it is forgotten itself: at most so many. Says whether
-    /// none is left.
+    /// Forgets the items of a job, before it is forgotten itself: at most so many, and later goes on
+    /// behind them. Says whether none is left.
     pub(super) fn forget_items(
         &mut self,
         pipeline: PipelineId,
@@ -603,19 +835,22 @@ impl Core {
         record: &JobRecord,
         budget: &mut usize,
     ) -> Result<bool, ReadError> {
-        for (step, _) in self.phases_for_items(pipeline, record) {
-            let (mut from, to) = JobId::of_items(pipeline, job, step).into_inner();
-            loop {
-                let (items, last) =
-                    self.jobs_on_disk(pipeline, from..=to, AT_ONCE, BYTES_AT_ONCE)?;
-                for (item, on_disk) in items {
-                    let record = self.record_of(pipeline, item).cloned().unwrap_or(on_disk);
+        let reached = self.groups.get(&pipeline).and_then(|it| it.forgetting.get(&job)).copied();
+        let reached = reached.unwrap_or(JobId::MIN);
+        for (first, to) in self.ranges_of_items(pipeline, job, record) {
+            let mut from = first.max(reached);
+            while from <= to {
+                let (items, last) = self.items_in(pipeline, from, to)?;
+                for (item, record) in items {
                     let spec = record.spec.as_ref();
                     let parent = spec.and_then(|spec| spec.parent.as_ref());
                     if parent.is_none_or(|parent| parent.job != job) {
                         continue;
                     }
                     if *budget == 0 || !self.forget_items(pipeline, item, &record, budget)? {
+                        if let Some(group) = self.groups.get_mut(&pipeline) {
+                            group.forgetting.insert(job, item);
+                        }
                         return Ok(false);
                     }
                     *budget -= 1;
@@ -626,6 +861,9 @@ impl Core {
                 }
                 from = last.next();
             }
+        }
+        if let Some(group) = self.groups.get_mut(&pipeline) {
+            group.forgetting.remove(&job);
         }
         Ok(true)
     }
@@ -670,6 +908,13 @@ impl Core {
         let ranges: BTreeSet<(JobId, JobId)> = steps.map(range).collect();
         ranges.into_iter().collect()
     }
+}
+
+/// The first phase, from a place on, for whose items' results a phase waits.
+fn first_for_items(phases: &[PhaseDef], step: u16, from: u16) -> Option<u16> {
+    let after = &phases.get(usize::from(step))?.after;
+    let mut after = after.iter().copied().filter(|before| *before >= from);
+    after.find(|before| phases.get(usize::from(*before)).is_some_and(|it| it.each.is_some()))
 }
 
 /// Why a job did not succeed, in short.

@@ -31,7 +31,7 @@ use super::{
 };
 
 /// A phase that took this many workers down with it is poison: the job becomes a dead letter.
-const MAX_LOST_ATTEMPTS: u32 = 10;
+pub(super) const MAX_LOST_ATTEMPTS: u32 = 10;
 
 /// The longest wait before a moment is compared with the clock again, which may have been set.
 const LONGEST_WAIT: Duration = Duration::from_secs(600);
@@ -339,7 +339,7 @@ impl Core {
     }
 
     /// A phase ends without an attempt.
-    fn end_by_rule(
+    pub(super) fn end_by_rule(
         &mut self,
         pipeline: PipelineId,
         job: JobId,
@@ -647,7 +647,10 @@ impl Core {
             control.lost_count = control.lost_count.saturating_add(1);
             let error = "some of its items are lost".to_owned();
             end_attempt(control, token, wall_ms, Some(error), false);
-            control.progress = Progress::Waiting { not_before_ms: 0 };
+            control.progress = match control.lost_count >= MAX_LOST_ATTEMPTS {
+                true => Progress::Dead,
+                false => Progress::Waiting { not_before_ms: 0 },
+            };
         });
     }
 
@@ -750,7 +753,8 @@ impl Core {
         let knows = |control: &Control| control.attempts.iter().any(|it| it.token == token);
         let known = control.is_some_and(knows);
         let over = control.is_some_and(|control| has_ended(control, token));
-        let lacks = !self.has_items(pipeline, (job, step), token, items);
+        let succeeded = matches!(outcome, Outcome::Succeeded(_));
+        let lacks = succeeded && !self.has_items(pipeline, (job, step), token, items);
         let state = control.map(|control| control.progress.clone());
         let mut recorded = true;
         match state {
@@ -906,6 +910,9 @@ impl Core {
             let Some(phase) = phase else { return false };
             (phase.max_attempts, phase.backoff, phase.total_timeout)
         };
+        if !matches!(outcome, Outcome::Succeeded(_)) {
+            self.doubt_items(pipeline, job, step);
+        }
         let uncounted = self.has(Mutant::AttemptsUncounted);
         let chance = self.random_u64();
         self.update_control(pipeline, job, step, |control| match outcome {
@@ -953,7 +960,7 @@ impl Core {
             let record = entry.record.clone();
             self.note_item_end(pipeline, &record);
         }
-        self.stop_items(pipeline, job);
+        self.end_items(pipeline, job);
     }
 
     /// A batch that touched this job is durable.
@@ -1027,7 +1034,7 @@ fn end_attempt(
 }
 
 /// Whether an attempt's own end was recorded.
-fn has_ended(control: &Control, token: Token) -> bool {
+pub(super) fn has_ended(control: &Control, token: Token) -> bool {
     let attempt = control.attempts.iter().find(|attempt| attempt.token == token);
     attempt.is_some_and(|attempt| attempt.finished_ms.is_some() && !attempt.lost)
 }

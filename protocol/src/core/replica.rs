@@ -468,7 +468,7 @@ impl Core {
     }
 
     /// Why this node takes no more jobs of a pipeline, if so.
-    fn refusal(&self, pipeline: PipelineId) -> Option<Refusal> {
+    pub(super) fn refusal(&self, pipeline: PipelineId) -> Option<Refusal> {
         if let Some(reason) = &self.refusing {
             return Some(Refusal::StorageFull(format!("{}: {reason}", self.config.name)));
         }

@@ -136,6 +136,9 @@ impl Core {
             let mut budget = 2 * AT_ONCE;
             for job in due {
                 self.forget(pipeline, job, &mut budget)?;
+                if budget == 0 {
+                    break;
+                }
             }
             more |= budget == 0;
         }
@@ -272,6 +275,8 @@ impl Core {
     /// this copy counts no more until it was compared anew.
     pub(super) fn lapse_if_stale(&mut self, pipeline: PipelineId, horizon_ms: u64) -> bool {
         let kept = self.marks_kept_ms();
+        // A clock that is wrong, there or here, says nothing of this copy.
+        let horizon_ms = horizon_ms.min(self.wall_ms().saturating_sub(kept));
         let Some(group) = self.groups.get_mut(&pipeline) else { return false };
         let known = group.horizon_ms > 0 && group.promise.admitted.is_some();
         let stale = known && horizon_ms > group.horizon_ms.saturating_add(kept);
