@@ -342,8 +342,12 @@ impl Cluster {
                 }
             }
             Effect::ItemsTaken(token) => match self.giving.remove(&token) {
-                Some(more @ 1..) => self.give(index, token, self.items - more..self.items),
-                _ => {
+                Some(more @ 1..) => {
+                    self.giving.insert(token, 0);
+                    self.give(index, token, self.items - more..self.items);
+                }
+                None => {}
+                Some(_) => {
                     let outcome = Outcome::Succeeded("{}".into());
                     let input = Input::AttemptFinished { token, outcome };
                     self.push(self.run_time, Event::Input(index, input.into()));

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::{
     id::{JobId, PipelineId},
-    io::{Change, Request, Response, Target},
+    io::{Change, Input, Outcome, Refusal, Request, Response, Target},
     pipeline::{Combine, EachInput, Keep, PhaseInput, PipelineDef, Retention, Settings},
     view::{JobState, JobSummary},
 };
@@ -67,10 +67,13 @@ fn runs_of(cluster: &Cluster, step: &str) -> u32 {
 #[test]
 fn each_item_runs_once_and_all_results_go_to_the_phase_behind() {
     let mut cluster = fanning(3000, 0);
+    // Long enough for a coordinator to know that it has heard of everything.
+    cluster.run_for(Duration::from_secs(60));
     let job = cluster.enqueue(0, "p", None, "{}").expect("accepted").job;
     let view = cluster.wait_for(2, job);
     assert_eq!(view.state, JobState::Succeeded, "{view:?}");
     assert_eq!((runs_of(&cluster, "count"), runs_of(&cluster, "sum")), (3000, 1));
+    assert_eq!((runs_of(&cluster, "split"), view.generation), (1, 0));
     assert_eq!(gathered(&cluster), [3000]);
     let items = items_of(&mut cluster, job);
     assert_eq!(items.len(), 3000);
@@ -180,4 +183,54 @@ fn items_are_forgotten_with_their_job() {
     assert_eq!(items.len(), 2500);
     cluster.run_until("forgotten", |cluster| forgotten(cluster, job));
     assert!(items.iter().all(|item| forgotten(&cluster, item.job)));
+}
+
+#[test]
+fn items_whose_condition_does_not_hold_give_nothing_and_end() {
+    let mut cluster = Cluster::new(3, &PHASES);
+    cluster.items = 1500;
+    let mut pipeline = definition(0, Retention::DEFAULT);
+    let each = pipeline.phases[1].each.as_mut().expect("for items");
+    each.phases[0].when = Some("instructions.item > `1400`".to_owned());
+    cluster.apply_pipeline(0, pipeline);
+    cluster.run_for(Duration::from_secs(60));
+    let job = cluster.enqueue(0, "p", None, "{}").expect("accepted").job;
+    let view = cluster.wait_for(0, job);
+    assert_eq!((view.state, view.generation), (JobState::Succeeded, 0));
+    assert_eq!((runs_of(&cluster, "split"), runs_of(&cluster, "count")), (1, 99));
+    assert_eq!(gathered(&cluster), [1500]);
+}
+
+#[test]
+fn an_item_is_changed_with_its_job_only() {
+    let mut cluster = fanning(3, 0);
+    let job = cluster.enqueue(0, "p", None, "{}").expect("accepted").job;
+    cluster.wait_for(0, job);
+    let item = items_of(&mut cluster, job)[0].job;
+    let (target, change) = (Target::Job(item), Change::Discard);
+    let refused = cluster.request(2, Request::Change { target, change });
+    let expected = Refusal::PartOf { job: item, parent: job };
+    assert_eq!(refused, Response::Refused(expected));
+}
+
+#[test]
+fn an_attempt_that_fails_leaves_no_items_behind() {
+    let mut cluster = fanning(0, 0);
+    // It gives items by hand, then fails for good.
+    cluster.automatic = false;
+    let job = cluster.enqueue(0, "p", None, "{}").expect("accepted").job;
+    cluster
+        .run_until("it runs", |cluster| cluster.nodes.iter().any(|node| !node.attempts.is_empty()));
+    let index = (0..3).find(|at| !cluster.nodes[*at].attempts.is_empty()).expect("one");
+    let token = cluster.nodes[index].attempts[0].token;
+    let lines = "{\"item\":1}\n{\"item\":2}\n".into();
+    cluster.input(index, Input::Items { token, lines });
+    cluster.run_for(Duration::from_secs(1));
+    let (error, retry, after) = ("no".to_owned(), false, None);
+    cluster.finish(index, token, Outcome::Failed { error, retry, after });
+    assert_eq!(cluster.wait_for(0, job).state, JobState::Dead);
+    cluster.run_for(Duration::from_secs(3));
+    let items = items_of(&mut cluster, job);
+    assert_eq!(items.len(), 2);
+    assert!(items.iter().all(|item| item.state == JobState::Cancelled), "{items:?}");
 }
