@@ -9,11 +9,13 @@ mod instructions;
 mod phase;
 mod retention;
 mod schedule;
+mod schema;
 
 use carbonmesh_protocol::{
     name::Name,
     pipeline::{PipelineDef, PipelineError, Quorum, Retention, Settings},
 };
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -23,6 +25,7 @@ pub(crate) use instructions::{gathered_value, named_object, one_item};
 pub use phase::{BackoffDocument, LimitDocument, PhaseDocument, PhaseItem, RateDocument};
 pub use retention::{KeepDocument, RetentionDocument};
 pub use schedule::ScheduleDocument;
+pub use schema::json_schema;
 
 /// How many nodes keep a pipeline's jobs if its document does not say.
 const DEFAULT_REPLICAS: u8 = 3;
@@ -53,7 +56,7 @@ pub enum DocumentError {
 }
 
 /// Both knobs of a pipeline at once.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Preset {
     /// Go on with whoever can be reached.
@@ -63,7 +66,7 @@ pub enum Preset {
 }
 
 /// A pipeline as a person writes it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PipelineDocument {
     /// Its name in the cluster.
@@ -76,9 +79,11 @@ pub struct PipelineDocument {
     pub preset: Option<Preset>,
     /// How many copies there must be before a job is acknowledged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::quorum")]
     pub accept: Option<Quorum>,
     /// How many replicas must back the coordinator before it dispatches.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::quorum")]
     pub execute: Option<Quorum>,
     /// How long a job may take from when it is enqueued; for ever unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -16,7 +16,7 @@ use super::{
     pipeline::{applied, read},
 };
 use crate::{
-    document::PipelineDocument,
+    document::{PhaseDocument, PhaseItem, PipelineDocument},
     http::view::{AppliedDoc, PipelineDoc, RevisionDoc, RevisionsDoc},
 };
 
@@ -103,7 +103,17 @@ async fn current(name: &Name, client: &Client) -> Result<Option<PipelineDoc>, Fa
 
 /// What goes and what comes, in the words of the document.
 fn unified(old: Option<&PipelineDocument>, new: &PipelineDocument) -> String {
-    let text = |document: &PipelineDocument| toml::to_string_pretty(document).unwrap_or_default();
+    let text = |document: &PipelineDocument| {
+        // With each key of each phase on a line of its own.
+        let mut document = document.clone();
+        for phase in &mut document.phases {
+            if let PhaseItem::Name(name) = phase {
+                let named = PhaseDocument { name: name.clone(), ..PhaseDocument::default() };
+                *phase = PhaseItem::Full(Box::new(named));
+            }
+        }
+        toml::to_string_pretty(&document).unwrap_or_default()
+    };
     let (old, new) = (old.map(text).unwrap_or_default(), text(new));
     if old == new {
         return "nothing changes".to_owned();

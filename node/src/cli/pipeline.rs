@@ -17,7 +17,7 @@ use super::{
     output::{Output, clean, joined, or_dash, table, values},
 };
 use crate::{
-    document::{PhaseItem, PipelineDocument},
+    document::{PhaseItem, PipelineDocument, json_schema},
     http::view::{AppliedDoc, NodeRef, PipelineDoc, PipelinesDoc},
 };
 
@@ -70,6 +70,8 @@ pub(super) enum Command {
         /// To which definition, as `history` names it; the one before the current if not given
         revision: Option<String>,
     },
+    /// Print the JSON Schema of pipeline documents, for editors
+    Schema,
     /// Draw a pipeline's phases
     Graph {
         /// A pipeline; or a pipeline document, if there is such a file
@@ -107,6 +109,7 @@ pub(super) async fn run(command: Command, client: &Client, out: &Output) -> Resu
         Command::Rollback { name, revision } => {
             history::roll_back(&name, revision.as_deref(), client, out).await
         }
+        Command::Schema => out.text(&json_schema()),
         Command::Graph { name, format } => draw(&name, format, client, out).await,
         Command::Rm { name } => {
             let request = client.request(Method::DELETE, &["pipelines", name.as_str()], &[]);

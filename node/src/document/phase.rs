@@ -5,15 +5,16 @@ use std::{fmt, time::Duration};
 use carbonmesh_protocol::pipeline::{
     Backoff, Combine, EachInput, KeyedLimit, PhaseDef, PhaseInput, PhaseInputMode, Rate,
 };
+use schemars::JsonSchema;
 use serde::{
     Deserialize, Deserializer, Serialize,
     de::{MapAccess, Visitor, value::MapAccessDeserializer},
 };
 
-use super::{DocumentError, field, format_duration, name, parse_duration};
+use super::{DocumentError, field, format_duration, name, parse_duration, schema};
 
 /// A phase in a document: just its name, or all that there is to say.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(untagged)]
 pub enum PhaseItem {
     /// With the usual settings.
@@ -23,7 +24,7 @@ pub enum PhaseItem {
 }
 
 /// A phase with settings of its own.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PhaseDocument {
     /// Its name within the pipeline.
@@ -49,6 +50,7 @@ pub struct PhaseDocument {
     pub total_timeout: Option<String>,
     /// What the phase gets to work on: `merge`, `replace` or `named`; `merge` unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::input")]
     pub input: Option<PhaseInputMode>,
     /// The signal whose data is the phase's result; no worker runs it then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -70,6 +72,7 @@ pub struct PhaseDocument {
     pub phases: Option<Vec<PhaseItem>>,
     /// How what the items gave is put together: `group` by key, or a `list`; `group` unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::combine")]
     pub combine: Option<Combine>,
     /// How many items of a hundred may fail; 0 unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -77,7 +80,7 @@ pub struct PhaseDocument {
 }
 
 /// So many in a time, such as 100 in `1s`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RateDocument {
     /// How many.
@@ -87,7 +90,7 @@ pub struct RateDocument {
 }
 
 /// So many at once for each value that jobs have at a place.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LimitDocument {
     /// The place in the instructions, as a JSON Pointer (RFC 6901), such as `/customer`.
@@ -97,7 +100,7 @@ pub struct LimitDocument {
 }
 
 /// How long a retry waits: `initial`, then twice as long each time, up to `max`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct BackoffDocument {
     /// `1s` unless given.

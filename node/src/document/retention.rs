@@ -1,6 +1,7 @@
 //! How long finished jobs are kept, in a pipeline document.
 
 use carbonmesh_protocol::pipeline::{Keep, Retention};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{DocumentError, field, format_duration, parse_duration};
@@ -9,7 +10,7 @@ use super::{DocumentError, field, format_duration, parse_duration};
 const FOREVER: &str = "forever";
 
 /// How long finished jobs are kept, by how they ended.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RetentionDocument {
     /// Those that succeeded; `7d` unless given.
@@ -24,7 +25,7 @@ pub struct RetentionDocument {
 }
 
 /// How long, and how many at most: what is over either goes, the oldest first.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct KeepDocument {
     /// For how long after their end, such as `7d`, or `forever`.

@@ -1,16 +1,17 @@
 //! What a pipeline enqueues by itself, in its document.
 
 use carbonmesh_protocol::schedule::{Missed, Overlap, Schedule};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{DocumentError, name};
+use super::{DocumentError, name, schema};
 
 /// The time zone unless one is given.
 const UTC: &str = "UTC";
 
 /// Jobs that a pipeline enqueues by itself.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ScheduleDocument {
     /// Its name within the pipeline.
@@ -25,9 +26,11 @@ pub struct ScheduleDocument {
     pub instructions: Map<String, Value>,
     /// What becomes of runs for which nobody was there; `last` unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::missed")]
     pub missed: Option<Missed>,
     /// What becomes of a run while one before is not finished; `allow` unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::overlap")]
     pub overlap: Option<Overlap>,
 }
 

@@ -181,3 +181,44 @@ fn phases_for_items_read_back_and_are_refused_with_their_place() {
         assert!(error.contains(expected), "{phases}: {error}");
     }
 }
+
+/// The schema in the documentation is that of the types; and what it says may stand somewhere, may.
+#[test]
+fn the_schema_is_that_of_the_parser() {
+    let kept = include_str!("../../../docs/pipeline.schema.json");
+    let advice = "write what `carbonmesh pipeline schema` prints to docs/pipeline.schema.json";
+    assert_eq!(json_schema(), kept, "{advice}");
+    let schema: Value = serde_json::from_str(kept).expect("JSON");
+    let phase = &schema["$defs"]["PhaseDocument"]["properties"];
+    let keys: Vec<&String> = phase.as_object().expect("an object").keys().collect();
+    assert!(keys.len() >= 18, "{keys:?}");
+    let value = |key: &str, one: &str| match key {
+        "input" | "combine" => {
+            format!(
+                r#"{{"name":"p","phases":["a",{{"name":"b","for_each":"a","{key}":"{one}"}}]}}"#
+            )
+        }
+        "accept" | "execute" => format!(r#"{{"name":"p","{key}":"{one}","phases":["a"]}}"#),
+        _ => format!(
+            r#"{{"name":"p","phases":["a"],"schedules":[{{"name":"s","cron":"@daily","{key}":"{one}"}}]}}"#
+        ),
+    };
+    let of = |place: &Value, key: &str| place["properties"][key]["enum"].clone();
+    for (place, key) in [
+        (&schema, "accept"),
+        (&schema, "execute"),
+        (&schema["$defs"]["PhaseDocument"], "input"),
+        (&schema["$defs"]["PhaseDocument"], "combine"),
+        (&schema["$defs"]["ScheduleDocument"], "missed"),
+        (&schema["$defs"]["ScheduleDocument"], "overlap"),
+    ] {
+        let ones = of(place, key);
+        let ones = ones.as_array().unwrap_or_else(|| panic!("{key} has values"));
+        assert!(!ones.is_empty());
+        for one in ones {
+            let document = value(key, one.as_str().expect("a text"));
+            assert!(definition(&document).is_ok(), "{document}");
+        }
+        assert!(definition(&value(key, "nonsense")).is_err(), "{key}");
+    }
+}

@@ -298,6 +298,11 @@ impl Core {
         self.advert_changed = true;
         self.grant_to_coordinators();
         self.worker_decline_queued();
+        // Others take over while what runs here ends; who hears it at once need not wait for a lease.
+        self.resign();
+        for peer in self.connections.clone() {
+            self.send_beat_to(peer);
+        }
     }
 
     /// What this node says of itself.

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use crate::{
     id::JobId,
-    io::{Outcome, Refusal, Request, Response},
+    io::{Input, Outcome, Refusal, Request, Response},
+    pipeline::{PipelineDef, Quorum, Settings},
     view::JobState,
 };
 
@@ -463,4 +464,30 @@ fn a_phase_whose_condition_does_not_hold_is_left_out_and_the_job_goes_on() {
     let view = cluster.wait_for(2, job);
     assert_eq!(view.state, JobState::Dead);
     assert!(view.invocations[1].note.as_ref().is_some_and(|note| note.contains("condition")));
+}
+
+#[test]
+fn a_coordinator_that_is_told_to_stop_hands_over_before_it_goes() {
+    for strict in [false, true] {
+        let mut cluster = Cluster::new(3, &PHASES);
+        let phases = vec![crate::pipeline::PhaseInput::named(name("a"))];
+        let quorum = if strict { Quorum::Majority } else { Quorum::Any };
+        let settings = Settings { accept: quorum, execute: quorum, ..Settings::default() };
+        let pipeline = PipelineDef::with(name("p"), phases, settings).expect("valid");
+        cluster.apply_pipeline(0, pipeline);
+        cluster.run_time = Duration::from_secs(2);
+        let coordinator = cluster.coordinator();
+        cluster.run_for(Duration::from_secs(5));
+        let jobs = cluster.enqueue_many((coordinator + 1) % 3, "p", 12);
+        cluster.run_for(Duration::from_millis(500));
+        cluster.input(coordinator, Input::Draining);
+        let took = cluster.run_until("another coordinates", |cluster| {
+            let coordinators = cluster.coordinators();
+            coordinators.len() == 1 && !coordinators.contains(&coordinator)
+        });
+        assert!(took < Duration::from_millis(1500), "strict {strict}: {took:?}");
+        cluster.run_until("all done", |cluster| cluster.all_succeeded(&jobs));
+        // What ran there was adopted.
+        assert!(cluster.runs.values().all(|runs| *runs == 1), "{:?}", cluster.runs);
+    }
 }
