@@ -427,7 +427,7 @@ pub enum Refusal {
     },
     /// Not every copy is up to date, so what is forgotten here might come back.
     #[error(
-        "job {0} cannot be discarded at present: not all replicas are up to date; try again in a few seconds"
+        "job {0} cannot be discarded at once: not all replicas are up to date, or it has very many items; try again in a few seconds"
     )]
     Unsettled(JobId),
     /// It goes with the job that it is a part of.
