@@ -121,7 +121,7 @@ impl PhaseHost {
         );
         let task = async move {
             let context = PhaseContext::new(attempt, cancelled.clone(), span.clone(), items);
-            let outcome = guarded(&*phase, context, limit, &cancelled).instrument(span).await;
+            let outcome = attended(&*phase, context, limit, &cancelled).instrument(span).await;
             running.lock().remove(&token);
             let outcome = match outcome {
                 Ended::Result(result) => concluded(result, result_bytes),
@@ -161,6 +161,32 @@ impl Drop for PhaseHost {
 enum Ended {
     Result(Result<Fields, PhaseError>),
     Cancelled,
+}
+
+/// Runs the phase, and tells it how each attempt begins and ends; its hooks' panics change nothing.
+async fn attended(
+    phase: &dyn Phase,
+    context: PhaseContext,
+    limit: Option<Duration>,
+    cancelled: &CancellationToken,
+) -> Ended {
+    hooked(phase.on_started(&context)).await;
+    let ended = guarded(phase, context.clone(), limit, cancelled).await;
+    match &ended {
+        Ended::Result(Ok(result)) => hooked(phase.on_finished(&context, result)).await,
+        Ended::Result(Err(error)) => hooked(phase.on_failed(&context, error)).await,
+        Ended::Cancelled => {}
+    }
+    ended
+}
+
+async fn hooked(hook: impl Future<Output = ()>) {
+    let hook = AssertUnwindSafe(hook).catch_unwind();
+    match timeout(GRACE, hook).await {
+        Ok(Ok(())) => {}
+        Ok(Err(_)) => warn!("a hook of the phase panicked"),
+        Err(_) => warn!("a hook of the phase took longer than {GRACE:?}: dropping it"),
+    }
 }
 
 /// Runs the phase within its time, and survives its panics.

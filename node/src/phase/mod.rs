@@ -71,6 +71,16 @@ pub trait Phase: Send + Sync + 'static {
     /// # Errors
     /// The attempt has failed.
     async fn run(&self, context: PhaseContext) -> Result<Fields, PhaseError>;
+
+    /// An attempt begins: called before [`run`](Self::run), for logs, figures and the like.
+    async fn on_started(&self, _context: &PhaseContext) {}
+
+    /// An attempt has ended well, with this.
+    async fn on_finished(&self, _context: &PhaseContext, _result: &Fields) {}
+
+    /// An attempt has failed: by its own word, by a panic, or because its time was over. Not called
+    /// where nobody wanted its end any more.
+    async fn on_failed(&self, _context: &PhaseContext, _error: &PhaseError) {}
 }
 
 /// Phases that a program brings along.

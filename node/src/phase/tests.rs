@@ -262,3 +262,52 @@ async fn what_items_gave_is_grouped_or_listed() {
         }
     }
 }
+
+/// Notes what its hooks hear.
+struct Attended(Arc<std::sync::Mutex<Vec<String>>>);
+
+#[async_trait]
+impl Phase for Attended {
+    async fn run(&self, context: PhaseContext) -> Result<Fields, PhaseError> {
+        match context.attempt() {
+            1 => Ok(Fields::from_iter([("a".to_owned(), 1.into())])),
+            2 => Err(PhaseError::Fatal("no".to_owned())),
+            _ => panic!("out of luck"),
+        }
+    }
+
+    async fn on_started(&self, context: &PhaseContext) {
+        self.0.lock().unwrap().push(format!("started {}", context.attempt()));
+    }
+
+    async fn on_finished(&self, _: &PhaseContext, result: &Fields) {
+        self.0.lock().unwrap().push(format!("finished {}", result["a"]));
+        panic!("a hook's own fault");
+    }
+
+    async fn on_failed(&self, _: &PhaseContext, error: &PhaseError) {
+        self.0.lock().unwrap().push(format!("failed {error}"));
+    }
+}
+
+#[tokio::test]
+async fn hooks_hear_how_attempts_begin_and_end() {
+    let heard = Arc::default();
+    let (news, mut told) = mpsc::channel(1);
+    let host = host(Attended(Arc::clone(&heard)), news);
+    for number in 1..=3 {
+        host.start(Attempt { number, ..attempt(None) });
+        let ended = told.recv().await.unwrap();
+        let well = matches!(ended, News::Ended(_, Outcome::Succeeded(_)));
+        assert_eq!(well, number == 1);
+    }
+    let expected = [
+        "started 1",
+        "finished 1",
+        "started 2",
+        "failed no",
+        "started 3",
+        "failed the phase panicked: out of luck",
+    ];
+    assert_eq!(*heard.lock().unwrap(), expected);
+}
