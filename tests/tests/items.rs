@@ -67,8 +67,19 @@ fn collected(world: &World) -> Value {
 
 #[tokio::test]
 async fn all_results_of_all_items_come_together_though_the_coordinator_is_killed() {
+    come_together(pipeline(json!({}))).await;
+}
+
+#[tokio::test]
+async fn the_same_holds_where_a_majority_decides() {
+    let mut strict = pipeline(json!({}));
+    strict["preset"] = json!("strict");
+    come_together(strict).await;
+}
+
+async fn come_together(pipeline: Value) {
     let work = "sed 's/n/square/'";
-    let world = &mut started(200, work, &pipeline(json!({}))).await;
+    let world = &mut started(200, work, &pipeline).await;
     let coordinator = world.coordinator("a").await;
     let asked = NAMES.iter().find(|name| **name != coordinator).unwrap();
     let api = world.api(asked);

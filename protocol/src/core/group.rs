@@ -25,7 +25,8 @@ use crate::{
 };
 
 use super::{
-    items::{Collecting, Fan},
+    collect::Collecting,
+    fan::Fan,
     query::Watcher,
     ready::{QueueName, ReadyQueue},
     strict::StrictReign,

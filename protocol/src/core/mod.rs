@@ -15,9 +15,11 @@
 mod beat;
 mod catalog;
 mod change;
+mod collect;
 mod commit;
 mod dispatch;
 mod election;
+mod fan;
 mod fork;
 mod gateway;
 mod group;
