@@ -197,7 +197,14 @@ impl Core {
     ) -> Result<bool, ReadError> {
         if self.is_strict(pipeline) {
             match self.groups.get(&pipeline).map(|group| &group.role) {
-                Some(Role::Coordinator(_)) => return self.absorb_as_coordinator(pipeline, update),
+                Some(Role::Coordinator(_)) => {
+                    let unknown = replicate && !self.load_job(pipeline, update.job)?;
+                    let changed = self.absorb_as_coordinator(pipeline, update)?;
+                    if unknown {
+                        self.set_aside_if_old(pipeline, update.job);
+                    }
+                    return Ok(changed);
+                }
                 // What its voters hold is joined first.
                 Some(Role::TakingOver(_)) => return Ok(false),
                 _ => {}

@@ -59,7 +59,7 @@ impl Core {
         Ok(())
     }
 
-    fn marks_kept_ms(&self) -> u64 {
+    pub(super) fn marks_kept_ms(&self) -> u64 {
         self.config.timing.tombstones.as_millis() as u64
     }
 

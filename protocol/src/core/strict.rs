@@ -363,14 +363,25 @@ impl Core {
         pipeline: PipelineId,
         records: &[JobUpdate],
         lacks: &[JobId],
+        later_ms: u64,
     ) -> Result<(), ReadError> {
         let jobs = records.iter().map(|update| update.job).chain(lacks.iter().copied());
-        let mut mine = Vec::new();
+        let (mut mine, mut doubtful) = (Vec::new(), Vec::new());
         for job in jobs {
-            mine.extend(self.whole(pipeline, job)?);
+            match self.whole(pipeline, job)? {
+                Some(known) => mine.push(known),
+                // It may have been forgotten since the other heard of it.
+                None => doubtful.push(job),
+            }
+        }
+        if later_ms > self.horizon_ms(pipeline) + self.marks_kept_ms() {
+            // Others have been in step since this copy was: what they lack may have been forgotten.
+            self.learn_horizon(pipeline, later_ms, true);
+            doubtful.extend(lacks);
         }
         let reign = self.groups.get_mut(&pipeline).and_then(|group| group.elected());
         let Some(reign) = reign else { return Ok(()) };
+        reign.doubtful.extend(doubtful);
         for update in records.iter().chain(&mine) {
             let joined = reign.strict.merged.entry(update.job).or_default();
             for component in &update.components {

@@ -383,7 +383,7 @@ impl Core {
             return Ok(());
         }
         if self.is_taking_over(pipeline) {
-            self.note_difference(pipeline, &reply.records, &reply.want)?;
+            self.note_difference(pipeline, &reply.records, &reply.want, reply.horizon_ms)?;
             self.note_step(id);
             return self.go_on(id);
         }

@@ -6,7 +6,7 @@ use crate::{
     config::Timing,
     id::{JobId, PipelineId},
     io::Outcome,
-    pipeline::{Keep, PhaseInput, PipelineDef, Retention, Settings},
+    pipeline::{Keep, PhaseInput, PipelineDef, Quorum, Retention, Settings},
     record::JobRecord,
     view::JobState,
 };
@@ -19,13 +19,17 @@ const REPLACED_AFTER: Duration = Duration::from_secs(10);
 
 /// Four nodes, three of which keep each job until shortly after its end.
 fn forgetful() -> Cluster {
+    forgetful_with(Quorum::Any)
+}
+
+fn forgetful_with(quorum: Quorum) -> Cluster {
     let timing =
         Timing { tombstones: MARKS_KEPT, replace_after: REPLACED_AFTER, ..Timing::DEFAULT };
     let mut cluster = Cluster::with_timing(4, &PHASES, timing);
     let keep = Keep { age: Some(KEPT), count: None };
     // What is set aside stays for the operator.
     let retention = Retention { succeeded: keep, dead: keep, ..Retention::DEFAULT };
-    let settings = Settings { retention, ..Settings::default() };
+    let settings = Settings { accept: quorum, execute: quorum, retention, ..Settings::default() };
     let definition = PipelineDef::with(name("p"), vec![PhaseInput::named(name("a"))], settings);
     cluster.apply_pipeline(0, definition.expect("a valid pipeline"));
     cluster.coordinator();
@@ -188,4 +192,19 @@ fn a_cluster_that_was_off_for_long_goes_on_as_if_nothing_had_been() {
     cluster.automatic = true;
     (0..4).for_each(|index| cluster.start(index));
     cluster.run_until("all done", |cluster| cluster.all_succeeded(&jobs));
+}
+
+#[test]
+fn nor_does_it_where_a_majority_decides() {
+    for coordinates in [false, true] {
+        let mut cluster = forgetful_with(Quorum::Majority);
+        let (job, away) = forgotten_while_away(&mut cluster, coordinates);
+        let ran = runs(&cluster, job);
+        (0..4).for_each(|index| cluster.kill(index));
+        // Whoever was away has a say in who coordinates, or stands itself.
+        cluster.start(away);
+        (0..4).filter(|index| *index != away).for_each(|index| cluster.start(index));
+        assert!(record(&cluster, away, job).is_some(), "it still has a copy");
+        assert_set_aside(&mut cluster, job, ran);
+    }
 }
