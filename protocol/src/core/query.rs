@@ -32,6 +32,9 @@ const PAGE_BYTES: usize = 8 << 20;
 /// How many jobs one page may cost.
 const PAGE_COST: usize = 5_000;
 
+/// How many of those who do not keep a pipeline's jobs are asked for one all the same.
+const MOST_ASKED: usize = 10;
+
 /// How many clients may wait for jobs of one pipeline, on one node.
 const MAX_WATCHERS: usize = 10_000;
 
@@ -117,7 +120,7 @@ impl Core {
         }
         let mut whom = Vec::new();
         for &pipeline in &pipelines {
-            whom.extend(self.who_knows(pipeline).into_iter().map(|node| (pipeline, node)));
+            whom.extend(self.who_may_know(pipeline).into_iter().map(|node| (pipeline, node)));
         }
         if whom.is_empty() && pipelines.iter().all(|pipeline| self.knows_best(*pipeline)) {
             self.reply(request, Response::Refused(Refusal::UnknownJob(job)));
@@ -198,6 +201,19 @@ impl Core {
         nodes
     }
 
+    /// The same, and whoever else may have stood in for one of them: until what ended there has come
+    /// to the coordinator, only they know of it.
+    fn who_may_know(&self, pipeline: PipelineId) -> Vec<NodeId> {
+        let mut nodes = self.who_knows(pipeline);
+        if !self.takes_by_coordinator(pipeline) {
+            let others = self.replica_nodes().into_iter();
+            let others = others.filter(|node| *node != self.me() && self.is_reachable(*node));
+            let others: Vec<NodeId> = others.filter(|node| !nodes.contains(node)).collect();
+            nodes.extend(others.into_iter().take(MOST_ASKED));
+        }
+        nodes
+    }
+
     pub(super) fn pass_on(
         &mut self,
         request: RequestId,
@@ -256,6 +272,12 @@ impl Core {
             return self.ask_node(pending);
         }
         match pending.question {
+            Question::Job { pipeline, job, .. } if self.has_own_copy(pipeline, job) => {
+                let asker = Asker::Client(pending.request);
+                if let Err(error) = self.answer_job(asker, pipeline, job, None) {
+                    self.broken = Some(error);
+                }
+            }
             Question::Job { job, .. } if pending.denied && !pending.unsure => {
                 self.reply(pending.request, Response::Refused(Refusal::UnknownJob(job)));
             }
@@ -274,6 +296,18 @@ impl Core {
                 self.refuse_question(pending.request, Some(pipeline));
             }
         }
+    }
+
+    /// Whether this node itself has a job of which nobody else could tell, and may tell of it.
+    fn has_own_copy(&mut self, pipeline: PipelineId, job: JobId) -> bool {
+        if self.is_strict(pipeline) {
+            return false;
+        }
+        self.has_job(pipeline, job).unwrap_or_else(|error| {
+            // The node is about to stop.
+            self.broken = Some(error);
+            false
+        })
     }
 
     pub(super) fn on_query_timer(&mut self, query: u64) {
