@@ -491,3 +491,50 @@ fn a_coordinator_that_is_told_to_stop_hands_over_before_it_goes() {
         assert!(cluster.runs.values().all(|runs| *runs == 1), "{:?}", cluster.runs);
     }
 }
+
+#[test]
+fn a_job_that_ended_on_those_who_stood_in_for_others_is_known_as_soon_as_all_are_back() {
+    let replace_after = Duration::from_secs(10);
+    let timing = crate::config::Timing { replace_after, ..crate::config::Timing::DEFAULT };
+    let mut cluster = Cluster::with_timing(5, &PHASES, timing);
+    cluster.apply_pipeline(0, chain("p", &["a"]));
+    cluster.coordinator();
+    let first = cluster.enqueue_many(0, "p", 1)[0];
+    cluster.run_until("done", |cluster| cluster.all_succeeded(&[first]));
+    cluster.run_for(Duration::from_secs(5));
+    let pipeline = crate::id::PipelineId::of_name("p");
+    let holds = |cluster: &Cluster, index: &usize| {
+        let core = cluster.nodes[*index].core.as_ref();
+        let record = core.and_then(|core| core.record(pipeline, first).expect("readable"));
+        record.is_some()
+    };
+    let keepers: Vec<usize> = (0..5).filter(|index| holds(&cluster, index)).collect();
+    let spares: Vec<usize> = (0..5).filter(|index| !keepers.contains(index)).collect();
+    let cut = |cluster: &mut Cluster, keeper: usize| {
+        spares.iter().for_each(|spare| cluster.disconnect(keeper, *spare));
+    };
+    // One keeper stays with the spares until these have all, then goes.
+    let (last, far) = (keepers[0], &keepers[1..]);
+    far.iter().for_each(|keeper| {
+        cut(&mut cluster, *keeper);
+        cluster.disconnect(*keeper, last);
+    });
+    cluster.run_until("the spares have all", |cluster| {
+        spares.iter().all(|spare| holds(cluster, spare))
+    });
+    cluster.run_for(Duration::from_secs(5));
+    cluster.kill(last);
+    cluster.run_for(Duration::from_secs(5));
+    let job = cluster.enqueue(spares[0], "p", None, "{}").expect("accepted").job;
+    assert_eq!(cluster.wait_for(spares[0], job).state, JobState::Succeeded);
+    // All are back: those who keep the jobs do not have this one yet.
+    cluster.start(last);
+    for keeper in far {
+        cluster.connect(*keeper, last);
+        spares.iter().for_each(|spare| cluster.connect(*keeper, *spare));
+    }
+    for asked in (0..5).cycle().take(500) {
+        cluster.run_for(Duration::from_millis(20));
+        assert_eq!(cluster.job(asked, job).state, JobState::Succeeded, "node {asked}");
+    }
+}
