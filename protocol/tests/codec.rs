@@ -18,7 +18,7 @@ use carbonmesh_protocol::{
         Replicate,
     },
     name::Name,
-    pipeline::{Combine, PhaseInput, PipelineDef},
+    pipeline::{Combine, Each, PhaseInput, PipelineDef},
     record::{Component, Control, JobOptions, JobSpec, Parent, Progress, Reaped},
 };
 use proptest::prelude::*;
@@ -239,4 +239,22 @@ fn the_bytes_of_this_release() {
         .extend(messages.iter().map(|message| format!("message {}", hex(codec::encode(message)))));
     let current = current.join("\n") + "\n";
     assert_eq!(current, golden, "the encoding has changed");
+}
+
+#[test]
+fn phases_that_lie_too_deep_within_each_other_are_refused_before_the_stack_ends() {
+    let pipeline = |depth: usize| {
+        let plain = vec![PhaseInput::named(name("a")), PhaseInput::named(name("b"))];
+        let mut definition = PipelineDef::new(name("p"), plain).expect("valid");
+        for _ in 0..depth {
+            let phases = definition.phases.clone();
+            let (of, tolerate_percent, combine) = (0, 0, Combine::List);
+            let each = Each { of, phases, tolerate_percent, combine };
+            definition.phases[1].each = Some(Box::new(each));
+        }
+        CatalogEntry::new(definition, BTreeSet::new())
+    };
+    let read = |depth| codec::decode::<CatalogEntry>(&codec::encode(&pipeline(depth)));
+    assert!(read(3).is_ok());
+    assert!(read(100).is_err());
 }

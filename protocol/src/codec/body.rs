@@ -24,10 +24,13 @@ const _: () = assert!(1000 * size_of::<StoreResult>() <= FREE_BYTES);
 /// The most that lists may take: what is larger than this is payload.
 const MOST_BYTES: usize = 32 << 20;
 
+/// How deep optional values may lie within each other; what a node sends does less.
+const MOST_DEPTH: usize = 16;
+
 /// The value that the body begins with, and how many bytes it has not used.
 pub(super) fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<(T, usize), DecodeError> {
     let room = body.len().saturating_mul(PER_BYTE).saturating_add(FREE_BYTES).min(MOST_BYTES);
-    let mut reader = Reader { rest: body, room };
+    let mut reader = Reader { rest: body, room, depth: 0 };
     let value = T::deserialize(&mut reader)?;
     Ok((value, reader.rest.len()))
 }
@@ -36,6 +39,8 @@ struct Reader<'a> {
     rest: &'a [u8],
     /// What lists may still take of memory.
     room: usize,
+    /// How deep in optional values it is: what may lie within itself does so by one of these.
+    depth: usize,
 }
 
 impl<'a> Reader<'a> {
@@ -133,7 +138,13 @@ impl<'de> Deserializer<'de> for &mut Reader<'_> {
     fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, DecodeError> {
         match self.value::<u8>()? {
             0 => visitor.visit_none(),
-            1 => visitor.visit_some(self),
+            1 if self.depth == MOST_DEPTH => Err(DecodeError::custom("it lies too deep in itself")),
+            1 => {
+                self.depth += 1;
+                let value = visitor.visit_some(&mut *self)?;
+                self.depth -= 1;
+                Ok(value)
+            }
             other => Err(DecodeError::custom(format_args!("{other} is neither none nor some"))),
         }
     }

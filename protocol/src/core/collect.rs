@@ -129,7 +129,7 @@ impl Core {
             return Ok(());
         }
         if last >= to {
-            if collecting.found < total - failed && !self.has(Mutant::ReduceEarly) {
+            if collecting.found < total.saturating_sub(failed) && !self.has(Mutant::ReduceEarly) {
                 self.wait_for_items(pipeline, job, step, collecting.step);
                 return Ok(());
             }

@@ -83,7 +83,8 @@ impl Core {
         let giver = each.and_then(|each| record.controls.get(&each.of));
         let Some(giver) = giver else { return };
         let Progress::Succeeded { token, .. } = giver.progress else { return };
-        let total = giver.items;
+        // A record may come from a peer that lies.
+        let total = giver.items.min(MAX_ITEMS);
         let begun = record.controls.get(&step).is_some_and(|it| it.progress == Progress::Items);
         if !begun {
             let wall_ms = self.wall_ms();

@@ -66,6 +66,19 @@ fn runs(cluster: &Cluster, job: JobId) -> u32 {
     cluster.runs.iter().filter(|((of, _), _)| *of == job).map(|(_, runs)| *runs).sum()
 }
 
+/// A replica goes away; its key gets another job, which nobody finishes; the replica comes back.
+fn use_key_again_while_one_is_away(cluster: &mut Cluster, job: JobId) {
+    let away = replica(cluster, job, false);
+    cluster.kill(away);
+    wait_until_forgotten(cluster, job);
+    cluster.automatic = false;
+    let coordinator = cluster.coordinator();
+    let again = cluster.enqueue(coordinator, "p", Some("k"), "{\"x\":1}").expect("free again");
+    assert_eq!((again.job, again.existed), (job, false));
+    cluster.start(away);
+    cluster.run_for(Duration::from_secs(20));
+}
+
 #[test]
 fn an_old_mark_does_not_take_a_job_that_has_its_key_anew() {
     let mut cluster = forgetful();
@@ -74,15 +87,7 @@ fn an_old_mark_does_not_take_a_job_that_has_its_key_anew() {
         (0..4).all(|index| record(cluster, index, job).is_none_or(|it| it.is_reaped()))
     });
     cluster.run_for(Duration::from_secs(1));
-    let away = replica(&mut cluster, job, false);
-    cluster.kill(away);
-    wait_until_forgotten(&mut cluster, job);
-    cluster.automatic = false;
-    let coordinator = cluster.coordinator();
-    let again = cluster.enqueue(coordinator, "p", Some("k"), "{\"x\":1}").expect("free again");
-    assert_eq!((again.job, again.existed), (job, false));
-    cluster.start(away);
-    cluster.run_for(Duration::from_secs(20));
+    use_key_again_while_one_is_away(&mut cluster, job);
     for index in 0..4 {
         let held = record(&cluster, index, job);
         assert!(held.is_none_or(|it| it.spec.is_some()), "node {index} lost it");
@@ -103,15 +108,7 @@ fn an_old_end_does_not_end_a_job_that_has_its_key_anew() {
     let job = cluster.enqueue(0, "p", Some("k"), "{}").expect("accepted").job;
     cluster.run_until("done", |cluster| cluster.all_succeeded(&[job]));
     cluster.run_for(Duration::from_millis(500));
-    let away = replica(&mut cluster, job, false);
-    cluster.kill(away);
-    wait_until_forgotten(&mut cluster, job);
-    cluster.automatic = false;
-    let coordinator = cluster.coordinator();
-    let again = cluster.enqueue(coordinator, "p", Some("k"), "{\"x\":1}").expect("free again");
-    assert_eq!((again.job, again.existed), (job, false));
-    cluster.start(away);
-    cluster.run_for(Duration::from_secs(20));
+    use_key_again_while_one_is_away(&mut cluster, job);
     let ended = |index: usize| record(&cluster, index, job).is_some_and(|it| it.is_over());
     assert!(!(0..4).any(ended), "nobody finished it");
 }
