@@ -362,6 +362,8 @@ pub struct SyncPage {
     pub to: JobId,
     /// What the initiator holds in it, in order.
     pub entries: Vec<(JobId, u64)>,
+    /// Whether only these are compared: the initiator should keep no copy, and wants no others.
+    pub only_these: bool,
     /// The view of a strict group, as the initiator knows it.
     pub view: Option<GroupView>,
 }

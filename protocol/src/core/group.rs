@@ -387,6 +387,8 @@ pub(super) struct Group {
     /// Who takes over with this node's vote, and when it was last heard to be at it.
     pub(super) successor: Option<(NodeId, Timestamp)>,
     pub(super) last_anti_entropy: Timestamp,
+    /// What was finished here when the coordinator of a term had seen all of it.
+    pub(super) handed_on: Option<(Term, Digest)>,
     pub(super) watchers: BTreeMap<JobId, Vec<Watcher>>,
     /// Bytes of the jobs in memory.
     pub(super) bytes: usize,
@@ -440,6 +442,7 @@ impl Group {
             beat: None,
             successor: None,
             last_anti_entropy: now,
+            handed_on: None,
             watchers: BTreeMap::new(),
             bytes: 0,
             running: 0,

@@ -26,7 +26,7 @@ use crate::{
 use super::{
     Core,
     commit::Held,
-    group::{Group, PeerSync, Role, job_hash},
+    group::{Group, Job, PeerSync, Role, job_hash},
     timer::Timer,
 };
 
@@ -49,7 +49,8 @@ pub(super) enum Purpose {
     Reign(Term),
     /// This node offers what it holds to the coordinator of a term.
     Offer(Term),
-    /// This node should hold nothing any more: what it holds is handed on, then dropped.
+    /// This node should hold nothing any more: what it holds is handed on, then dropped as soon as
+    /// all who should hold it do.
     HandOff {
         /// What it held when it began; if that changed since, nothing is dropped.
         live: Digest,
@@ -205,6 +206,7 @@ impl Core {
         let Some(session) = self.sessions.get(&id) else { return Ok(()) };
         let Some(from) = session.next else { return Ok(()) };
         let (peer, pipeline, scope) = (session.peer, session.pipeline, session.scope);
+        let only_these = matches!(session.purpose, Purpose::HandOff { .. });
         let (entries, to) = self.listing(pipeline, scope, from, JobId::MAX)?;
         if let Some(session) = self.sessions.get_mut(&id) {
             session.page = Some((from, to));
@@ -212,7 +214,7 @@ impl Core {
         }
         let view = self.groups.get(&pipeline).and_then(|group| group.view.clone());
         let view = view.filter(|_| self.is_strict(pipeline));
-        let page = SyncPage { session: id, pipeline, scope, from, to, entries, view };
+        let page = SyncPage { session: id, pipeline, scope, from, to, entries, only_these, view };
         self.send(peer, Message::SyncPage(page));
         self.note_step(id);
         Ok(())
@@ -241,11 +243,7 @@ impl Core {
             .jobs
             .range(from..=to)
             .filter(|(_, job)| !unfinished || !job.record.is_over())
-            .map(|(id, job)| {
-                let counted = job.counted.filter(|_| !self.is_dirty(pipeline, *id));
-                let hash = counted.map(|(_, hash)| hash);
-                (*id, hash.unwrap_or_else(|| job.record.digest() ^ job_hash(*id)))
-            });
+            .map(|(id, job)| (*id, self.hash_in_memory(pipeline, *id, job)));
         let mut entries: Vec<(JobId, u64)> = in_memory.take(PAGE).collect();
         let mut covered = if entries.len() == PAGE { entries[PAGE - 1].0 } else { to };
         if scope == Scope::All {
@@ -257,6 +255,33 @@ impl Core {
             entries.sort_unstable();
         }
         Ok((entries, covered))
+    }
+
+    fn hash_in_memory(&self, pipeline: PipelineId, id: JobId, job: &Job) -> u64 {
+        let counted = job.counted.filter(|_| !self.is_dirty(pipeline, id));
+        let hash = counted.map(|(_, hash)| hash);
+        hash.unwrap_or_else(|| job.record.digest() ^ job_hash(id))
+    }
+
+    /// What this node holds of some jobs, wherever they lie.
+    fn listing_of(
+        &self,
+        pipeline: PipelineId,
+        jobs: &[(JobId, u64)],
+    ) -> Result<Vec<(JobId, u64)>, ReadError> {
+        let Some(group) = self.groups.get(&pipeline) else { return Ok(Vec::new()) };
+        let mut held = Vec::with_capacity(jobs.len());
+        for &(id, _) in jobs {
+            let hash = match group.jobs.get(&id) {
+                Some(job) => Some(self.hash_in_memory(pipeline, id, job)),
+                None => {
+                    let record = self.read_record(pipeline, id)?;
+                    record.map(|record| record.digest() ^ job_hash(id))
+                }
+            };
+            held.extend(hash.map(|hash| (id, hash)));
+        }
+        Ok(held)
     }
 
     fn listing_on_disk(
@@ -287,7 +312,8 @@ impl Core {
 
     /// Another node shows what it holds.
     pub(super) fn on_sync_page(&mut self, from: NodeId, page: SyncPage) -> Result<(), ReadError> {
-        let SyncPage { session, pipeline, scope, from: first, to, entries, view } = page;
+        let SyncPage { session, pipeline, scope, from: first, to, mut entries, only_these, view } =
+            page;
         if first > to {
             return Ok(());
         }
@@ -300,7 +326,14 @@ impl Core {
             self.learn_view(pipeline, view);
         }
         let copy = self.groups.get(&pipeline).map_or(0, |group| group.copy);
-        let (own, covered) = self.listing(pipeline, scope, first, to)?;
+        let (own, covered) = if only_these {
+            // They are read one by one, so not too many of them.
+            let covered = if entries.len() > PAGE { entries[PAGE - 1].0 } else { to };
+            entries.truncate(PAGE);
+            (self.listing_of(pipeline, &entries)?, covered)
+        } else {
+            self.listing(pipeline, scope, first, to)?
+        };
         let theirs: std::collections::BTreeMap<JobId, u64> =
             entries.into_iter().take_while(|(job, _)| *job <= covered).collect();
         let mine: std::collections::BTreeMap<JobId, u64> = own.into_iter().collect();
@@ -631,13 +664,20 @@ impl Core {
         }
     }
 
-    fn offer(&self, group: &Group, term: Term, beat: &BeatGroup) -> Option<(Scope, Purpose)> {
+    /// Whether this node should have a copy of a pipeline's jobs, or stands in for one that should.
+    fn should_keep(&self, pipeline: PipelineId) -> bool {
         let me = self.me();
-        let keeps = self.keepers(group.id).contains(&me) || self.view(group.id).contains(&me);
-        let holds = group.live.count + group.finished.digest.count > 0;
+        self.keepers(pipeline).contains(&me) || self.view(pipeline).contains(&me)
+    }
+
+    fn offer(&self, group: &Group, term: Term, beat: &BeatGroup) -> Option<(Scope, Purpose)> {
         let (live, finished) = (group.live, group.finished.digest);
-        if !keeps && holds && beat.settled {
-            return Some((Scope::All, Purpose::HandOff { live, finished, term }));
+        if !self.should_keep(group.id) {
+            // While somebody's place is empty nothing is dropped, and once is enough.
+            let done = live.count == 0 && group.handed_on == Some((term, finished));
+            let needless = live.count + finished.count == 0 || done && !beat.settled;
+            let purpose = Purpose::HandOff { live, finished, term };
+            return (!needless).then_some((Scope::All, purpose));
         }
         // Finished jobs are compared only while nothing is unfinished: else the two are told apart
         // by what is on its way.
@@ -646,7 +686,7 @@ impl Core {
             () if live.count == 0 && finished != beat.finished => Scope::All,
             () => return None,
         };
-        (keeps || holds).then_some((scope, Purpose::Offer(term)))
+        Some((scope, Purpose::Offer(term)))
     }
 
     /// All is handed on and durable elsewhere: this node's copies go, if nothing came since.
@@ -657,14 +697,14 @@ impl Core {
         live: Digest,
         finished: Digest,
     ) {
-        let me = self.me();
-        let needed = self.keepers(pipeline).contains(&me) || self.view(pipeline).contains(&me);
+        let needed = self.should_keep(pipeline);
         let (now, dirty) = (self.now, self.is_any_dirty(pipeline));
         let Some(group) = self.groups.get_mut(&pipeline) else { return };
         let led = group.leader.is_some_and(|leader| (leader.node, leader.term) == to);
         let settled = group.beat.as_ref().is_some_and(|beat| beat.settled)
             && group.jobs.values().all(|job| job.pending == 0);
         group.last_anti_entropy = now;
+        group.handed_on = Some((to.1, finished));
         if needed
             || dirty
             || !led

@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use crate::{
     id::JobId,
-    io::{Input, Outcome, Refusal, Request, Response},
+    io::{Input, NewJob, Outcome, Refusal, Request, Response},
     pipeline::{PipelineDef, Quorum, Settings},
+    record::JobOptions,
     view::JobState,
 };
 
@@ -537,4 +538,50 @@ fn a_job_that_ended_on_those_who_stood_in_for_others_is_known_as_soon_as_all_are
         cluster.run_for(Duration::from_millis(20));
         assert_eq!(cluster.job(asked, job).state, JobState::Succeeded, "node {asked}");
     }
+}
+
+#[test]
+fn what_a_node_has_left_over_is_brought_in_line_while_others_work_and_one_is_gone() {
+    let mut cluster = Cluster::new(5, &PHASES);
+    cluster.apply_pipeline(0, chain("p", &["a"]));
+    cluster.coordinator();
+    let pipeline = crate::id::PipelineId::of_name("p");
+    let nodes: Vec<_> = cluster.nodes.iter().map(|node| node.config.node).collect();
+    let ranked = crate::placement::rank(pipeline, nodes);
+    let ranked: Vec<usize> = ranked.into_iter().map(|node| cluster.index_of(node)).collect();
+    let &[first, second, gone, stand_in, left_over] = &ranked[..] else { panic!("five nodes") };
+    let record = |cluster: &Cluster, index: usize, job| {
+        let core = cluster.nodes[index].core.as_ref().expect("it runs");
+        core.record(pipeline, job).expect("readable")
+    };
+    let before = cluster.enqueue_many(0, "p", 30);
+    cluster.run_until("all done", |cluster| cluster.all_succeeded(&before));
+    // A job that is far off, so that one is always unfinished.
+    let options = JobOptions { not_before_ms: u64::MAX, ..Default::default() };
+    let far_off = NewJob { key: None, options, instructions: "{}".into() };
+    let request = Request::Enqueue { pipeline: name("p"), jobs: vec![far_off] };
+    assert!(matches!(cluster.request(first, request), Response::Enqueued(_)));
+    cluster.run_time = Duration::from_secs(5);
+    let twice = cluster.enqueue(first, "p", None, "{}").expect("accepted").job;
+    cluster.run_for(Duration::from_secs(1));
+    // It ends on both sides of a partition.
+    let sides = [[first, left_over].to_vec(), [second, gone, stand_in].to_vec()];
+    for (a, b) in sides[0].iter().flat_map(|a| sides[1].iter().map(move |b| (*a, *b))) {
+        cluster.disconnect(a, b);
+    }
+    let ended = |cluster: &Cluster, index: usize| {
+        record(cluster, index, twice).is_some_and(|it| it.state() == JobState::Succeeded)
+    };
+    cluster.run_until("both have it done", |cluster| {
+        ended(cluster, left_over) && ended(cluster, second)
+    });
+    assert_ne!(record(&cluster, left_over, twice), record(&cluster, second, twice));
+    cluster.kill(gone);
+    for (a, b) in sides[0].iter().flat_map(|a| sides[1].iter().map(move |b| (*a, *b))) {
+        cluster.connect(a, b);
+    }
+    cluster.run_for(Duration::from_secs(15));
+    assert_eq!(record(&cluster, first, twice), record(&cluster, second, twice));
+    assert_eq!(record(&cluster, left_over, twice), record(&cluster, second, twice));
+    assert_eq!(record(&cluster, left_over, before[0]), None, "it should not keep that");
 }
