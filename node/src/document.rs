@@ -181,7 +181,6 @@ impl PipelineDocument {
 
 impl From<&PipelineDef> for PipelineDocument {
     fn from(pipeline: &PipelineDef) -> Self {
-        let phases = pipeline.phases.iter().enumerate();
         let available = (pipeline.accept, pipeline.execute) == (Quorum::Any, Quorum::Any);
         Self {
             name: pipeline.name.to_string(),
@@ -193,7 +192,9 @@ impl From<&PipelineDef> for PipelineDocument {
             retention: RetentionDocument::of(&pipeline.retention),
             fair_by: pipeline.fair_by.clone(),
             schedules: pipeline.schedules.iter().map(ScheduleDocument::of).collect(),
-            phases: phases.map(|(at, phase)| PhaseItem::of(&pipeline.phases, at, phase)).collect(),
+            phases: (0..pipeline.phases.len())
+                .map(|at| PhaseItem::of(&pipeline.phases, at, &pipeline.compensations))
+                .collect(),
         }
     }
 }

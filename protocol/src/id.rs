@@ -146,6 +146,15 @@ impl JobId {
         Self(id.as_u128()).tagged(pipeline)
     }
 
+    /// The id of the job that undoes what a generation of another has done.
+    pub fn of_compensation(pipeline: PipelineId, job: Self, generation: u32) -> Self {
+        let from = [&job.to_be_bytes()[..], &generation.to_be_bytes()].concat();
+        let digest =
+            Sha256::new().chain_update(pipeline.to_be_bytes()).chain_update(from).finalize();
+        let id = uuid::Builder::from_custom_bytes(first_16(digest.as_ref())).into_uuid();
+        Self(id.as_u128()).tagged(pipeline)
+    }
+
     /// The id of the job that is made of an item which an attempt gave.
     ///
     /// All that come of one job and step lie together, and those of one attempt in their order: 50

@@ -438,6 +438,22 @@ pub enum Refusal {
         /// What it is a part of.
         parent: JobId,
     },
+    /// What undoes it is under way.
+    #[error("what job {job} has done is being undone: wait until job {by} has ended")]
+    Compensating {
+        /// The job.
+        job: JobId,
+        /// The job that undoes it.
+        by: JobId,
+    },
+    /// Its phases that had succeeded were undone.
+    #[error("job {by} has undone what job {job} had done: retry it from its start")]
+    Compensated {
+        /// The job.
+        job: JobId,
+        /// The job that undid it.
+        by: JobId,
+    },
     /// Nothing waits for the signal.
     #[error("no phase of job {job} waits for signal `{signal}`, or none does any more")]
     NotAwaited {

@@ -13,6 +13,7 @@ use crate::{
     codec, condition,
     id::PipelineId,
     name::Name,
+    record::JobSpec,
     schedule::{MAX_SCHEDULES, Schedule},
 };
 
@@ -105,6 +106,8 @@ pub struct PhaseDef {
     pub each: Option<Box<Each>>,
     /// What has to hold for it to run; else it is left out, as if it had given nothing.
     pub when: Option<String>,
+    /// Of a phase that undoes another: the position of that one among the pipeline's own.
+    pub undoes: Option<u16>,
 }
 
 /// What is done with each item that a phase gave: a pipeline within the pipeline.
@@ -248,6 +251,9 @@ pub struct PipelineDef {
     pub fair_by: Option<String>,
     /// Jobs that it enqueues by itself.
     pub schedules: Vec<Schedule>,
+    /// What undoes phases of a job that has failed for good, each behind the one before: those of
+    /// the last phases come first.
+    pub compensations: Vec<PhaseDef>,
 }
 
 /// The pipeline cannot be. Nothing was changed.
@@ -354,6 +360,24 @@ pub enum PipelineError {
         /// Why not, and what would do.
         reason: String,
     },
+    /// What undoes a phase cannot be.
+    #[error("pipeline `{pipeline}`: phases[{position}].compensate: {reason}")]
+    Compensate {
+        /// The pipeline.
+        pipeline: Name,
+        /// The position of the phase, from 0.
+        position: usize,
+        /// Why not, and what would do.
+        reason: String,
+    },
+    /// What undoes a phase cannot be.
+    #[error("what compensates `{phase}`: {error}")]
+    Undo {
+        /// The phase.
+        phase: Name,
+        /// What is wrong.
+        error: Box<PipelineError>,
+    },
     /// The phases for items cannot be.
     #[error("what `{phase}` does with each item: {error}")]
     Within {
@@ -405,6 +429,8 @@ pub struct PhaseInput {
     pub each: Option<EachInput>,
     /// See [`PhaseDef::when`].
     pub when: Option<String>,
+    /// What undoes it when its job fails for good; by name, with settings, after nothing.
+    pub compensate: Option<Box<PhaseInput>>,
 }
 
 /// What is done with each item, as a person describes it.
@@ -437,6 +463,7 @@ impl PhaseInput {
             limit: None,
             each: None,
             when: None,
+            compensate: None,
         }
     }
 }
@@ -496,8 +523,10 @@ impl PipelineDef {
         let Settings { replicas, accept, execute, timeout, retention, fair_by, schedules } =
             settings;
         in_range(&name, || "replicas".into(), replicas.into(), 1, MAX_REPLICAS.into())?;
+        let inputs = phases.clone();
         let phases = define(&name, phases, 1)?;
-        check_names(&name, &phases)?;
+        let compensations = define_compensations(&name, &inputs, &phases)?;
+        check_names(&name, &phases, &compensations)?;
         for (what, wait) in settings_waits(timeout, &retention) {
             in_range(&name, || format!("{what} in seconds"), wait.as_secs(), 0, MAX_AGE.as_secs())?;
         }
@@ -505,19 +534,39 @@ impl PipelineDef {
             check_pointer(&name, || "fair_by".to_owned(), pointer)?;
         }
         check_schedules(&name, &schedules)?;
-        Ok(Self { name, phases, replicas, accept, execute, timeout, retention, fair_by, schedules })
+        Ok(Self {
+            name,
+            phases,
+            replicas,
+            accept,
+            execute,
+            timeout,
+            retention,
+            fair_by,
+            schedules,
+            compensations,
+        })
     }
 
     /// Whether [`with`](Self::with) can have made it: for definitions that came from elsewhere.
     pub fn is_valid(&self) -> bool {
         are_sound(&self.phases, 1)
-            && check_names(&self.name, &self.phases).is_ok()
+            && are_compensations(&self.compensations, &self.phases)
+            && check_names(&self.name, &self.phases, &self.compensations).is_ok()
             && (1..=MAX_REPLICAS).contains(&self.replicas)
             && self.schedules.len() <= MAX_SCHEDULES
             && settings_waits(self.timeout, &self.retention).all(|(_, wait)| wait <= MAX_AGE)
     }
 
-    /// The phases of a job: the pipeline's own, or those for items, by the way to these.
+    /// The phases that a job goes through.
+    pub fn phases_of(&self, job: &JobSpec) -> Option<&[PhaseDef]> {
+        match &job.compensates {
+            Some(_) => Some(&self.compensations),
+            None => self.body(job.path()),
+        }
+    }
+
+    /// The pipeline's own phases, or those for items, by the way to these.
     pub fn body(&self, path: &[u16]) -> Option<&[PhaseDef]> {
         let mut phases = &self.phases;
         for step in path {
@@ -538,6 +587,7 @@ impl PipelineDef {
         }
         let mut all = Vec::new();
         add(&self.phases, &mut all);
+        add(&self.compensations, &mut all);
         all
     }
 
@@ -549,7 +599,7 @@ impl PipelineDef {
                 None => Some(phase).filter(|phase| phase.name == *step),
             })
         }
-        find(&self.phases, step)
+        find(&self.phases, step).or_else(|| find(&self.compensations, step))
     }
 
     /// Whether only a coordinator that a majority backs may take or dispatch jobs.
@@ -598,6 +648,12 @@ fn define(
         let field = || format!("phases[{position}].backoff.jitter in percent");
         in_range(name, field, phase.backoff.jitter_percent.into(), 0, 100)?;
         check_limits(name, position, phase)?;
+        if depth > 1 && phase.compensate.is_some() {
+            let reason = "what is done with single items cannot be undone by itself: say at the \
+                          phase that has these what undoes all of it";
+            let (pipeline, reason) = (name.clone(), reason.to_owned());
+            return Err(PipelineError::Compensate { pipeline, position, reason });
+        }
         if let Some(when) = &phase.when {
             condition::check(when).map_err(|reason| PipelineError::When {
                 pipeline: name.clone(),
@@ -662,9 +718,69 @@ fn define(
             limit: input.limit,
             each,
             when: input.when,
+            undoes: None,
         });
     }
     Ok(defined)
+}
+
+/// What undoes phases, in the order in which it runs.
+fn define_compensations(
+    name: &Name,
+    inputs: &[PhaseInput],
+    phases: &[PhaseDef],
+) -> Result<Vec<PhaseDef>, PipelineError> {
+    let mut defined: Vec<PhaseDef> = Vec::new();
+    for (at, phase) in phases.iter().enumerate().rev() {
+        let Some(position) = inputs.iter().position(|input| input.name == phase.name) else {
+            continue;
+        };
+        let Some(undo) = &inputs[position].compensate else { continue };
+        let more = undo.after.is_some()
+            || undo.each.is_some()
+            || undo.wait_for.is_some()
+            || undo.when.is_some()
+            || undo.compensate.is_some();
+        let reason = match () {
+            () if phase.wait_for.is_some() => {
+                "the phase waits for a signal, and does nothing that could be undone"
+            }
+            () if more => "a worker runs it, alone and in its turn: say only how it is run",
+            () => "",
+        };
+        if !reason.is_empty() {
+            let (pipeline, reason) = (name.clone(), reason.to_owned());
+            return Err(PipelineError::Compensate { pipeline, position, reason });
+        }
+        let alone = PhaseInput { after: Some(Vec::new()), ..(**undo).clone() };
+        let alone = define(name, vec![alone], 1).map_err(|error| PipelineError::Undo {
+            phase: phase.name.clone(),
+            error: error.into(),
+        })?;
+        let after: Vec<u16> =
+            defined.len().checked_sub(1).map(|at| at as u16).into_iter().collect();
+        defined.extend(alone.into_iter().map(|undo| PhaseDef {
+            after: after.clone(),
+            undoes: Some(at as u16),
+            ..undo
+        }));
+    }
+    Ok(defined)
+}
+
+/// Whether [`define_compensations`] can have made these.
+fn are_compensations(compensations: &[PhaseDef], phases: &[PhaseDef]) -> bool {
+    let undoes = compensations.iter().map(|undo| undo.undoes.map_or(usize::MAX, usize::from));
+    let in_turn = undoes.clone().zip(undoes.skip(1)).all(|(one, next)| next < one);
+    let sound = |(at, undo): (usize, &PhaseDef)| {
+        let undone = undo.undoes.and_then(|at| phases.get(usize::from(at)));
+        undone.is_some_and(|phase| phase.wait_for.is_none())
+            && undo.has_worker()
+            && undo.when.is_none()
+            && undo.after.iter().map(|at| usize::from(*at)).eq(at.checked_sub(1))
+    };
+    compensations.is_empty()
+        || in_turn && are_sound(compensations, 1) && compensations.iter().enumerate().all(sound)
 }
 
 /// Whether [`define`] can have made these.
@@ -700,7 +816,11 @@ fn are_sound(phases: &[PhaseDef], depth: usize) -> bool {
 }
 
 /// Names tell phases apart, wherever these lie; only a phase for items may be called like what it does.
-fn check_names(pipeline: &Name, phases: &[PhaseDef]) -> Result<(), PipelineError> {
+fn check_names(
+    pipeline: &Name,
+    phases: &[PhaseDef],
+    compensations: &[PhaseDef],
+) -> Result<(), PipelineError> {
     fn check<'a>(
         phases: &'a [PhaseDef],
         like: Option<&Name>,
@@ -718,8 +838,10 @@ fn check_names(pipeline: &Name, phases: &[PhaseDef]) -> Result<(), PipelineError
         Ok(())
     }
     let mut taken = BTreeSet::new();
-    check(phases, None, &mut taken).map_err(|name| {
-        let position = phases.iter().position(|phase| phase.name == *name).unwrap_or_default();
+    let checked = check(phases, None, &mut taken);
+    checked.and_then(|()| check(compensations, None, &mut taken)).map_err(|name| {
+        let mut all = phases.iter().chain(compensations);
+        let position = all.position(|phase| phase.name == *name).unwrap_or_default();
         PipelineError::DuplicatePhase { pipeline: pipeline.clone(), phase: name.clone(), position }
     })
 }

@@ -74,6 +74,8 @@ pub struct JobSpec {
     pub key: Option<String>,
     /// Where it comes from, if it is made of an item that another job gave.
     pub parent: Option<Box<Parent>>,
+    /// What it undoes, if another job has failed.
+    pub compensates: Option<Box<Compensated>>,
     /// A JSON object.
     pub instructions: Bytes,
 }
@@ -91,6 +93,15 @@ pub struct Parent {
     pub index: u32,
     /// The way to the phases that it goes through, from the pipeline's own.
     pub path: Vec<u16>,
+}
+
+/// What a job undoes.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Compensated {
+    /// The job that failed.
+    pub job: JobId,
+    /// Its phases that had succeeded, or may have.
+    pub steps: Vec<u16>,
 }
 
 impl JobSpec {

@@ -108,6 +108,10 @@ pub struct JobView {
     pub key: Option<String>,
     /// The job of which it is a part, and of which item it is made.
     pub parent: Option<(JobId, u32)>,
+    /// The failed job that this one undoes.
+    pub compensates: Option<JobId>,
+    /// The job that undoes what this one has done, since it failed.
+    pub compensation: Option<JobId>,
     /// What was enqueued.
     pub instructions: Bytes,
     /// What its phases made of it: their results, in order, to be merged into the instructions.

@@ -19,7 +19,7 @@ use carbonmesh_protocol::{
     },
     name::Name,
     pipeline::{Combine, Each, PhaseInput, PipelineDef},
-    record::{Component, Control, JobOptions, JobSpec, Parent, Progress, Reaped},
+    record::{Compensated, Component, Control, JobOptions, JobSpec, Parent, Progress, Reaped},
 };
 use proptest::prelude::*;
 
@@ -59,6 +59,7 @@ fn spec() -> JobSpec {
             index: 7,
             path: vec![1],
         })),
+        compensates: Some(Box::new(Compensated { job: job(), steps: vec![0, 2] })),
         instructions: Bytes::from_static(b"{}"),
     }
 }

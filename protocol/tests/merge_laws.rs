@@ -98,6 +98,7 @@ fn spec(taken: impl Strategy<Value = Option<Term>>) -> impl Strategy<Value = Job
             options: JobOptions::default(),
             key: None,
             parent: None,
+            compensates: None,
             instructions: body.into(),
         }
     })

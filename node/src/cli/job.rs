@@ -259,6 +259,8 @@ fn show(job: &JobDoc) -> String {
         ("generation", (job.generation > 0).then(|| job.generation.to_string())),
         ("key", job.key.as_deref().map(clean)),
         ("part of", job.parent.as_ref().map(|of| format!("{of}, item {}", job.item.unwrap_or(0)))),
+        ("compensates", job.compensates.clone()),
+        ("compensated by", job.compensation.clone()),
         ("conflicts", (job.conflicts > 0).then(|| job.conflicts.to_string())),
         ("other payloads", (job.other_payloads > 0).then(|| job.other_payloads.to_string())),
         ("instructions", json(&job.instructions)),

@@ -64,6 +64,9 @@ pub struct PhaseDocument {
     /// What has to hold for it to run, as a JMESPath expression over `instructions` and `results`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub when: Option<String>,
+    /// What undoes it when its job fails for good, the phases behind it first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compensate: Option<Box<PhaseItem>>,
     /// The phase each of whose items this is done with; the job goes on when all of that is done.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub for_each: Option<String>,
@@ -124,7 +127,14 @@ impl PhaseItem {
     }
 
     /// Says only what a reader would not assume.
-    pub(super) fn of(phases: &[PhaseDef], at: usize, phase: &PhaseDef) -> Self {
+    pub(super) fn of(phases: &[PhaseDef], at: usize, undo: &[PhaseDef]) -> Self {
+        let phase = &phases[at];
+        let undone = undo.iter().position(|it| it.undoes == Some(at as u16));
+        let compensate = undone.map(|undo_at| {
+            // It stands behind nothing but its turn.
+            let alone = [PhaseDef { after: Vec::new(), ..undo[undo_at].clone() }];
+            Box::new(Self::of(&alone, 0, &[]))
+        });
         let usual = PhaseInput::named(phase.name.clone());
         let usual_after = match &phase.each {
             Some(each) => Some(each.of),
@@ -135,14 +145,12 @@ impl PhaseItem {
             // One phase alone is written in its place.
             let alone = [&each.phases[..]].into_iter().find(|it| it.len() == 1);
             let alone = alone.map(|it| &it[0]).filter(|one| one.name == phase.name);
-            let document = match alone.map(|one| Self::of(&each.phases, 0, one)) {
+            let document = match alone.map(|_| Self::of(&each.phases, 0, &[])) {
                 Some(Self::Full(document)) => *document,
                 _ => PhaseDocument { name: phase.name.to_string(), ..PhaseDocument::default() },
             };
-            let within = || {
-                let within = each.phases.iter().enumerate();
-                within.map(|(at, one)| Self::of(&each.phases, at, one)).collect()
-            };
+            let within =
+                || (0..each.phases.len()).map(|at| Self::of(&each.phases, at, &[])).collect();
             return Self::Full(Box::new(PhaseDocument {
                 after: (!phase.after.iter().eq(usual_after.iter()))
                     .then(|| phase.after.iter().filter_map(names).collect()),
@@ -151,6 +159,7 @@ impl PhaseItem {
                 combine: Some(each.combine).filter(|it| *it != Combine::default()),
                 tolerate_percent: Some(each.tolerate_percent).filter(|percent| *percent > 0),
                 when: phase.when.clone(),
+                compensate,
                 ..document
             }));
         }
@@ -178,6 +187,7 @@ impl PhaseItem {
                 .as_ref()
                 .map(|limit| LimitDocument { key: limit.key.clone(), running: limit.running }),
             when: phase.when.clone(),
+            compensate,
             ..PhaseDocument::default()
         };
         let bare = PhaseDocument { name: document.name.clone(), ..PhaseDocument::default() };
@@ -231,6 +241,7 @@ impl PhaseDocument {
             combine: None,
             tolerate_percent: None,
             when: None,
+            compensate: None,
             ..self.clone()
         };
         let (phases, own) = match &self.phases {
@@ -246,7 +257,8 @@ impl PhaseDocument {
             return Err(field(at(key), reason.to_owned()));
         }
         let (name, after, when) = (self.name.clone(), self.after.clone(), self.when.clone());
-        let outer = Self { name, after, when, ..Self::default() };
+        let compensate = self.compensate.clone();
+        let outer = Self { name, after, when, compensate, ..Self::default() };
         let each = EachInput {
             of,
             phases,
@@ -316,8 +328,29 @@ impl PhaseDocument {
                 .map(|limit| KeyedLimit { key: limit.key.clone(), running: limit.running }),
             each: None,
             when: self.when.clone(),
+            compensate: self.undo(&at("compensate"))?.map(Box::new),
             name: usual.name,
         })
+    }
+
+    /// What undoes the phase: of that only how it is run can be said.
+    fn undo(&self, place: &str) -> Result<Option<PhaseInput>, DocumentError> {
+        let Some(undo) = self.compensate.as_deref() else { return Ok(None) };
+        if let PhaseItem::Full(phase) = undo {
+            let set = [
+                ("after", phase.after.is_some()),
+                ("input", phase.input.is_some()),
+                ("wait_for", phase.wait_for.is_some()),
+                ("when", phase.when.is_some()),
+                ("for_each", phase.for_each.is_some()),
+                ("compensate", phase.compensate.is_some()),
+            ];
+            if let Some((key, _)) = set.into_iter().find(|(_, set)| *set) {
+                let reason = "a worker runs it, alone and in its turn: leave this out";
+                return Err(field(format!("{place}.{key}"), reason.to_owned()));
+            }
+        }
+        undo.input(place).map(Some)
     }
 }
 

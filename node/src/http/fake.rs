@@ -91,6 +91,8 @@ pub(crate) fn job(id: JobId, state: JobState) -> JobView {
         generation: 0,
         key: None,
         parent: None,
+        compensates: None,
+        compensation: None,
         instructions: r#"{"n":1.00,"a":1}"#.into(),
         results: vec![r#"{"a": 2}"#.into()],
         invocations: vec![InvocationView {

@@ -221,6 +221,14 @@ impl From<Refusal> for Problem {
                 problem(Status::CONFLICT, "part-of", "it goes with the job that it is a part of")
                     .with("parent", parent.to_string())
             }
+            Refusal::Compensating { by, .. } => {
+                problem(Status::CONFLICT, "compensating", "what the job has done is being undone")
+                    .with("by", by.to_string())
+            }
+            Refusal::Compensated { by, .. } => {
+                problem(Status::CONFLICT, "compensated", "what the job had done was undone")
+                    .with("by", by.to_string())
+            }
             Refusal::NotAwaited { .. } => {
                 problem(Status::CONFLICT, "not-awaited", "nothing waits for the signal")
             }
@@ -276,6 +284,8 @@ mod tests {
             ),
             (Refusal::Unsettled(job), 503, "unsettled"),
             (Refusal::PartOf { job, parent: job }, 409, "part-of"),
+            (Refusal::Compensating { job, by: job }, 409, "compensating"),
+            (Refusal::Compensated { job, by: job }, 409, "compensated"),
             (Refusal::NotAwaited { job, signal: "s".into() }, 409, "not-awaited"),
             (
                 Refusal::UnknownStep { step: "s".into(), known: vec!["a".into()] },

@@ -188,8 +188,11 @@ impl Core {
             }
             Change::Retry { from_start } => match state {
                 JobState::Dead | JobState::Cancelled => {
-                    self.retry_job(pipeline, job, *from_start, 0);
-                    Ok(true)
+                    let checked = self.check_retry(pipeline, job, *from_start)?;
+                    if checked.is_ok() {
+                        self.retry_job(pipeline, job, *from_start, 0);
+                    }
+                    checked.map(|()| true)
                 }
                 _ => wrong(ChangeName::Retried),
             },
@@ -249,7 +252,7 @@ impl Core {
 
     /// Takes a phase off the worker that has it, whose slot, and place within a limit, is free once
     /// the attempt has ended there.
-    fn take_off(&mut self, pipeline: PipelineId, job: JobId, step: u16) {
+    pub(super) fn take_off(&mut self, pipeline: PipelineId, job: JobId, step: u16) {
         let control = self.control(pipeline, job, step);
         if let Some(Progress::Running { worker, token }) = control.map(|it| it.progress.clone()) {
             self.hold_until_durable(pipeline, Held::Cancel { worker, token });

@@ -309,7 +309,7 @@ impl Core {
         let record = &self.groups.get(&pipeline)?.jobs.get(&job)?.record;
         let spec = record.spec.as_ref()?;
         let definition = self.definition(pipeline, spec.revision)?;
-        let phases = definition.body(spec.path())?;
+        let phases = definition.phases_of(spec)?;
         let phase = phases.get(usize::from(step))?;
         let control = record.controls.get(&step)?;
         let replaces = phase.input == PhaseInputMode::Replace && !phase.after.is_empty();

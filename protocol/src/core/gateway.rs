@@ -252,7 +252,7 @@ impl Core {
         });
         options.deadline_ms = options.deadline_ms.into_iter().chain(over).min();
         let (generation, term) = (0, None);
-        let parent = None;
+        let (parent, compensates) = (None, None);
         let spec = JobSpec {
             generation,
             revision,
@@ -262,6 +262,7 @@ impl Core {
             options,
             key,
             parent,
+            compensates,
             instructions,
         };
         let record = JobRecord::new(spec);

@@ -255,6 +255,8 @@ pub(super) struct Reign {
     pub(super) collecting: BTreeMap<(JobId, u16), Collecting>,
     /// The same, all of it.
     pub(super) collected: BTreeMap<(JobId, u16), Vec<Gathered>>,
+    /// From which on failed jobs are looked at that may not be compensated.
+    pub(super) uncompensated: Option<(u64, JobId)>,
     /// Jobs that a voter brought while this node took over, and that may have been forgotten.
     pub(super) doubtful: BTreeSet<JobId>,
     /// What a strict group needs beside.
@@ -346,6 +348,7 @@ impl Reign {
             unsure: (BTreeSet::new(), Timestamp::default()),
             collecting: BTreeMap::new(),
             collected: BTreeMap::new(),
+            uncompensated: Some((0, JobId::MIN)),
             doubtful: BTreeSet::new(),
             strict: StrictReign::default(),
         }

@@ -63,7 +63,7 @@ impl Core {
         record: &JobRecord,
     ) -> Option<&[PhaseDef]> {
         let spec = record.spec.as_ref()?;
-        self.definition(pipeline, spec.revision)?.body(spec.path())
+        self.definition(pipeline, spec.revision)?.phases_of(spec)
     }
 
     /// The phases of a job that do something with items, and the phase that gives these.
@@ -135,6 +135,7 @@ impl Core {
                     options: JobOptions { priority: spec.options.priority, ..Default::default() },
                     key: None,
                     parent: Some(Box::new(Parent { job, step: *step, token, index, path })),
+                    compensates: None,
                     instructions: line.clone(),
                 };
                 self.make_item(pipeline, id, item)?;

@@ -17,6 +17,7 @@ mod catalog;
 mod change;
 mod collect;
 mod commit;
+mod compensate;
 mod dispatch;
 mod election;
 mod fan;
@@ -54,7 +55,7 @@ use rand_chacha::{
 use crate::{
     catalog::CatalogEntry,
     config::Config,
-    id::{NodeId, PipelineId},
+    id::{JobId, NodeId, PipelineId},
     io::{Effect, Input, PersistId},
     message::Message,
     mutant::Mutant,
@@ -118,6 +119,8 @@ pub struct Core {
     queries: Queries,
     /// Why the store could not be read, where that is not told at once.
     broken: Option<ReadError>,
+    /// Jobs that failed since it was last looked whether they are compensated.
+    failed: BTreeSet<(PipelineId, JobId)>,
     #[cfg(feature = "mutants")]
     mutant: Option<Mutant>,
 }
@@ -172,6 +175,7 @@ impl Core {
             gateway: Gateway::new(first),
             queries: Queries::new(first),
             broken: None,
+            failed: BTreeSet::new(),
             #[cfg(feature = "mutants")]
             mutant: None,
         };
@@ -205,6 +209,7 @@ impl Core {
             Input::Accepting(accepting) => self.on_accepting(accepting),
             Input::Draining => self.on_draining(),
         }
+        self.compensate_failed()?;
         if self.batch.is_large() {
             self.seal();
         }
@@ -220,6 +225,7 @@ impl Core {
         self.drop_lagging_replicas();
         while let Some(timer) = self.next_due() {
             self.on_timer(timer)?;
+            self.compensate_failed()?;
         }
         self.broken.take().map_or(Ok(()), Err)
     }

@@ -539,7 +539,13 @@ impl Core {
         let Some(group) = self.groups.get_mut(&pipeline) else { return };
         let Some(waiting) = group.watchers.remove(&job) else { return };
         let Some(record) = group.jobs.get(&job).map(|entry| entry.record.clone()) else { return };
-        let view = self.view_of(pipeline, job, &record);
+        let view = match self.view_of(pipeline, job, &record) {
+            Ok(view) => view,
+            Err(error) => {
+                self.broken = Some(error);
+                return;
+            }
+        };
         for watcher in waiting {
             self.answer_view(watcher.asker, pipeline, job, view.clone());
         }
@@ -569,17 +575,29 @@ impl Core {
     fn job_view(&self, pipeline: PipelineId, job: JobId) -> Result<Option<JobView>, ReadError> {
         let in_memory = self.groups.get(&pipeline).and_then(|group| group.jobs.get(&job));
         if let Some(entry) = in_memory {
-            return Ok(self.view_of(pipeline, job, &entry.record));
+            return self.view_of(pipeline, job, &entry.record);
         }
-        let record = self.read_record(pipeline, job)?;
-        Ok(record.and_then(|record| self.view_of(pipeline, job, &record)))
+        match self.read_record(pipeline, job)? {
+            Some(record) => self.view_of(pipeline, job, &record),
+            None => Ok(None),
+        }
     }
 
-    fn view_of(&self, pipeline: PipelineId, job: JobId, record: &JobRecord) -> Option<JobView> {
-        let spec = record.spec.as_ref()?;
-        let definition = self.definition(pipeline, spec.revision)?;
+    fn view_of(
+        &self,
+        pipeline: PipelineId,
+        job: JobId,
+        record: &JobRecord,
+    ) -> Result<Option<JobView>, ReadError> {
+        let Some(spec) = record.spec.as_ref() else { return Ok(None) };
+        let definition = self.definition(pipeline, spec.revision);
+        let phases = definition.and_then(|it| Some((it, it.phases_of(spec)?)));
+        let Some((definition, phases)) = phases else { return Ok(None) };
         let state = record.state();
-        let phases = definition.body(spec.path())?;
+        let compensation = match state {
+            JobState::Dead => self.compensation_of(pipeline, job, record)?,
+            _ => None,
+        };
         let invocations: Vec<InvocationView> = phases
             .iter()
             .enumerate()
@@ -601,7 +619,7 @@ impl Core {
             })
             .collect();
         let all: BTreeSet<usize> = (0..phases.len()).collect();
-        Some(JobView {
+        Ok(Some(JobView {
             job,
             pipeline: definition.name.clone(),
             state,
@@ -611,12 +629,14 @@ impl Core {
             generation: spec.generation,
             key: spec.key.clone(),
             parent: spec.parent.as_ref().map(|parent| (parent.job, parent.index)),
+            compensates: spec.compensates.as_ref().map(|compensated| compensated.job),
+            compensation: compensation.map(|(job, _)| job),
             instructions: spec.instructions.clone(),
             results: results(record, &all),
             invocations,
             conflicts: record.controls.values().map(|control| control.late_count).sum(),
             other_payloads: record.payload_conflicts() as u32,
-        })
+        }))
     }
 
     fn summary_of(

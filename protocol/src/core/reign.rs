@@ -286,12 +286,19 @@ impl Core {
         if !open || control.is_some_and(|control| control.is_terminal()) {
             return;
         }
+        if Self::has_nothing_to_undo(spec, phase) {
+            let note = "left out: the phase that it undoes had done nothing";
+            return self.leave_out(pipeline, job, step, note);
+        }
         // What has begun goes on.
         let fresh = control.is_none_or(|control| control.since_ms == 0);
         if let Some(when) = phase.when.as_ref().filter(|_| fresh) {
             match condition_holds(&entry.record, phases, step, when) {
                 Ok(true) => {}
-                Ok(false) => return self.leave_out(pipeline, job, step),
+                Ok(false) => {
+                    let note = "left out: its condition does not hold";
+                    return self.leave_out(pipeline, job, step, note);
+                }
                 Err(error) => {
                     let note = format!("its condition cannot be applied: {error}");
                     return self.end_by_rule(pipeline, job, step, Progress::Dead, note);
@@ -326,15 +333,14 @@ impl Core {
         }
     }
 
-    /// A phase's condition does not hold: the job goes on as if it had given nothing.
-    fn leave_out(&mut self, pipeline: PipelineId, job: JobId, step: u16) {
+    /// A phase is not run: the job goes on as if it had given nothing.
+    fn leave_out(&mut self, pipeline: PipelineId, job: JobId, step: u16, note: &str) {
         let Some(term) = self.groups.get(&pipeline).and_then(|group| group.elected_term()) else {
             return;
         };
         let token = Token { term, sequence: 0 };
         let progress = Progress::Succeeded { token, result: Bytes::from_static(b"{}") };
-        let note = "left out: its condition does not hold".to_owned();
-        self.end_by_rule(pipeline, job, step, progress, note);
+        self.end_by_rule(pipeline, job, step, progress, note.to_owned());
         self.refresh(pipeline, job);
     }
 
@@ -714,6 +720,9 @@ impl Core {
         control.written_ms = written_ms;
         change(control);
         debug_assert!(before.is_none_or(|before| before <= *control), "a local step moves up");
+        if control.progress == Progress::Dead {
+            self.failed.insert((pipeline, job));
+        }
         self.touch(pipeline, job, FIRST_CONTROL + step, true);
         Some(Token { term, sequence })
     }

@@ -50,6 +50,7 @@ impl Core {
     pub(super) fn tidy(&mut self, pipeline: PipelineId) -> Result<(), ReadError> {
         let mut more = self.reap(pipeline)?;
         more |= self.expire(pipeline)?;
+        more |= self.check_compensations(pipeline)?;
         if let Some(group) = self.groups.get_mut(&pipeline) {
             group.tidying = more;
         }

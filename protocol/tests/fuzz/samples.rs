@@ -134,6 +134,7 @@ pub(crate) fn spec() -> Vec<u8> {
         term: None,
         key: Some("k".to_owned()),
         parent: None,
+        compensates: None,
         instructions: Bytes::from_static(b"{}"),
     };
     codec::encode(&spec).to_vec()

@@ -83,6 +83,12 @@ pub struct JobDoc {
     /// Of which item of that job, from 0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub item: Option<u32>,
+    /// The failed job that this one undoes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compensates: Option<String>,
+    /// The job that undoes what this one has done, since it failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compensation: Option<String>,
     /// What was enqueued.
     pub instructions: Option<Box<RawValue>>,
     /// The instructions with the results so far merged into them; none before the first result.
@@ -117,6 +123,8 @@ impl JobDoc {
             key: job.key.clone(),
             parent: job.parent.map(|(parent, _)| parent.to_string()),
             item: job.parent.map(|(_, item)| item),
+            compensates: job.compensates.map(|job| job.to_string()),
+            compensation: job.compensation.map(|job| job.to_string()),
             instructions: raw(&job.instructions),
             result: result.and_then(|json| raw(&json)),
             invocations: job.invocations.iter().map(|one| InvocationDoc::new(one, names)).collect(),

@@ -107,6 +107,10 @@ pub(super) struct Cluster {
     pub(super) gathered: Vec<Gathered>,
     /// Instructions with which attempts fail.
     pub(super) failing: BTreeSet<Bytes>,
+    /// Steps that fail.
+    pub(super) failing_steps: BTreeSet<Name>,
+    /// Attempts, as they began, with what they got.
+    pub(super) began: Vec<(JobId, Name, Vec<Bytes>)>,
 }
 
 pub(super) fn name(text: &str) -> Name {
@@ -158,6 +162,8 @@ impl Cluster {
             giving: BTreeMap::new(),
             gathered: Vec::new(),
             failing: BTreeSet::new(),
+            failing_steps: BTreeSet::new(),
+            began: Vec::new(),
         };
         (0..count).for_each(|index| cluster.start(index));
         cluster.run_for(Duration::from_millis(20));
@@ -192,6 +198,13 @@ impl Cluster {
                 self.disconnect(index, other);
             }
         }
+    }
+
+    /// Removes all that a disk has of a job.
+    pub(super) fn lose_record(&mut self, index: usize, job: JobId) {
+        let mut rows = self.nodes[index].disk.0.lock().expect("not poisoned");
+        let of_job = job.to_be_bytes();
+        rows.retain(|(_, key), _| !key.windows(of_job.len()).any(|part| part == of_job));
     }
 
     pub(super) fn connect(&mut self, a: usize, b: usize) {
@@ -320,13 +333,17 @@ impl Cluster {
             Effect::StartAttempt(attempt) => {
                 *self.runs.entry((attempt.job, attempt.step.clone())).or_default() += 1;
                 self.nodes[index].started += 1;
+                let got = [attempt.instructions.clone()].into_iter().chain(attempt.results.clone());
+                self.began.push((attempt.job, attempt.step.clone(), got.collect()));
                 self.gathered.extend(attempt.gathered.iter().cloned());
                 if attempt.gives_items && self.items > 0 {
                     // In two parts, as far as there are two.
                     let first = self.items.div_ceil(2);
                     self.giving.insert(attempt.token, self.items - first);
                     self.give(index, attempt.token, 0..first);
-                } else if self.failing.contains(&attempt.instructions) {
+                } else if self.failing.contains(&attempt.instructions)
+                    || self.failing_steps.contains(&attempt.step)
+                {
                     let (error, retry, after) = ("it fails".to_owned(), false, None);
                     let outcome = Outcome::Failed { error, retry, after };
                     let input = Input::AttemptFinished { token: attempt.token, outcome };

@@ -1,6 +1,7 @@
 //! Whole small clusters on virtual time.
 
 mod cluster;
+mod compensate;
 mod forgotten;
 mod items;
 

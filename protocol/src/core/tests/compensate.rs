@@ -1,0 +1,173 @@
+//! What jobs that failed have done is undone.
+
+use std::time::Duration;
+
+use crate::{
+    id::{JobId, PipelineId},
+    io::{Change, Refusal, Request, Response, Target},
+    pipeline::{PhaseInput, PipelineDef, Quorum, Settings},
+    view::{JobState, JobView},
+};
+
+use super::cluster::{Cluster, name};
+
+const PHASES: [(&str, u32); 3] = [("a", 4), ("b", 4), ("c", 4)];
+
+/// A phase, and what undoes it; the same workers run both.
+fn undone(step: &str) -> PhaseInput {
+    let undo = PhaseInput { phase: name(step), ..PhaseInput::named(name(&format!("undo-{step}"))) };
+    PhaseInput { compensate: Some(Box::new(undo)), ..PhaseInput::named(name(step)) }
+}
+
+fn saga(phases: Vec<PhaseInput>, quorum: Quorum) -> Cluster {
+    let mut cluster = Cluster::new(3, &PHASES);
+    let settings = Settings { accept: quorum, execute: quorum, ..Settings::default() };
+    let definition = PipelineDef::with(name("p"), phases, settings).expect("a valid pipeline");
+    assert!(definition.is_valid());
+    cluster.apply_pipeline(0, definition);
+    cluster.coordinator();
+    cluster.run_for(Duration::from_secs(3));
+    cluster
+}
+
+/// Three phases, of which the last fails and cannot be undone.
+fn failing_last(quorum: Quorum) -> Cluster {
+    let phases = vec![undone("a"), undone("b"), PhaseInput::named(name("c"))];
+    let mut cluster = saga(phases, quorum);
+    cluster.failing_steps.insert(name("c"));
+    cluster
+}
+
+fn enqueue(cluster: &mut Cluster) -> JobId {
+    cluster.enqueue(0, "p", None, "{\"order\":7}").expect("accepted").job
+}
+
+fn awake(cluster: &Cluster) -> usize {
+    (0..3).find(|index| cluster.nodes[*index].core.is_some()).expect("somebody")
+}
+
+/// The job that undoes a job, once it has ended.
+fn compensation(cluster: &mut Cluster, job: JobId) -> JobView {
+    let asked = awake(cluster);
+    assert_eq!(cluster.wait_for(asked, job).state, JobState::Dead);
+    let by = cluster.job(asked, job).compensation.expect("it is compensated");
+    let undo = cluster.wait_for(asked, by);
+    assert_eq!(undo.compensates, Some(job));
+    undo
+}
+
+fn retry(cluster: &mut Cluster, job: JobId, from_start: bool) -> Response {
+    let change = Change::Retry { from_start };
+    cluster.request(0, Request::Change { target: Target::Job(job), change })
+}
+
+fn steps_of(cluster: &Cluster, job: JobId) -> Vec<String> {
+    let began = cluster.began.iter().filter(|(of, _, _)| *of == job);
+    began.map(|(_, step, _)| step.to_string()).collect()
+}
+
+#[test]
+fn what_a_failed_job_has_done_is_undone_the_last_first() {
+    for quorum in [Quorum::Any, Quorum::Majority] {
+        let mut cluster = failing_last(quorum);
+        let job = enqueue(&mut cluster);
+        let undo = compensation(&mut cluster, job);
+        assert_eq!(undo.state, JobState::Succeeded);
+        assert_eq!(steps_of(&cluster, job), ["a", "b", "c"]);
+        assert_eq!(steps_of(&cluster, undo.job), ["undo-b", "undo-a"]);
+        // Each gets what a phase behind all that succeeded would get.
+        let first = cluster.began.iter().find(|(of, _, _)| *of == undo.job).expect("it began");
+        assert_eq!(first.2, [r#"{"a":1,"b":1,"order":7}"#.as_bytes()]);
+    }
+}
+
+#[test]
+fn what_has_done_nothing_is_not_undone() {
+    let mut cluster = saga(vec![undone("a"), undone("b"), undone("c")], Quorum::Any);
+    cluster.failing_steps.insert(name("b"));
+    let job = enqueue(&mut cluster);
+    let undo = compensation(&mut cluster, job);
+    assert_eq!(steps_of(&cluster, undo.job), ["undo-a"]);
+    // Nothing to undo, nothing that undoes it.
+    cluster.failing_steps.insert(name("a"));
+    let job = enqueue(&mut cluster);
+    assert_eq!(cluster.wait_for(0, job).state, JobState::Dead);
+    assert_eq!(cluster.job(0, job).compensation, None);
+}
+
+#[test]
+fn a_job_that_was_compensated_is_tried_again_from_its_start_and_compensated_again() {
+    let mut cluster = failing_last(Quorum::Any);
+    cluster.run_time = Duration::from_secs(1);
+    let job = enqueue(&mut cluster);
+    assert_eq!(cluster.wait_for(0, job).state, JobState::Dead);
+    let by = cluster.job(0, job).compensation.expect("it is compensated");
+    let response = retry(&mut cluster, job, true);
+    assert!(matches!(response, Response::Refused(Refusal::Compensating { .. })), "{response:?}");
+    cluster.wait_for(0, by);
+    let response = retry(&mut cluster, job, false);
+    assert!(matches!(response, Response::Refused(Refusal::Compensated { .. })), "{response:?}");
+    let response = retry(&mut cluster, job, true);
+    assert!(matches!(response, Response::Changed(_)), "{response:?}");
+    let again = compensation(&mut cluster, job);
+    assert_ne!(again.job, by);
+    assert_eq!(steps_of(&cluster, job), ["a", "b", "c", "a", "b", "c"]);
+    assert_eq!(steps_of(&cluster, again.job), ["undo-b", "undo-a"]);
+}
+
+#[test]
+fn what_was_under_way_is_cancelled_and_undone_too_once_it_has_had_time_to_end() {
+    let beside = PhaseInput { after: Some(Vec::new()), ..undone("b") };
+    let mut cluster = saga(vec![undone("a"), beside], Quorum::Any);
+    cluster.automatic = false;
+    cluster.failing_steps.insert(name("a"));
+    cluster.run_time = Duration::from_secs(1);
+    let job = enqueue(&mut cluster);
+    cluster.run_for(Duration::from_secs(1) + Duration::from_millis(100));
+    assert!(cluster.nodes.iter().all(|node| node.attempts.is_empty()), "it is cancelled");
+    cluster.automatic = true;
+    let by = cluster.job(0, job).compensation.expect("it is compensated");
+    cluster.run_for(Duration::from_secs(25));
+    assert!(steps_of(&cluster, by).is_empty());
+    assert_eq!(compensation(&mut cluster, job).state, JobState::Succeeded);
+    assert_eq!(steps_of(&cluster, by), ["undo-b"]);
+}
+
+#[test]
+fn a_job_is_compensated_once_whenever_its_coordinator_is_lost() {
+    for quorum in [Quorum::Any, Quorum::Majority] {
+        for after in 0..25 {
+            let mut cluster = failing_last(quorum);
+            let job = enqueue(&mut cluster);
+            cluster.run_for(Duration::from_millis(after));
+            let coordinator = cluster.coordinator();
+            cluster.kill(coordinator);
+            cluster.coordinator();
+            cluster.run_for(Duration::from_secs(2));
+            let undo = compensation(&mut cluster, job);
+            assert_eq!(undo.state, JobState::Succeeded, "after {after} ms");
+            let states = undo.invocations.iter().map(|it| (it.step.to_string(), it.state));
+            let expected = [("undo-b", JobState::Succeeded), ("undo-a", JobState::Succeeded)];
+            assert!(states.eq(expected.map(|(step, state)| (step.to_owned(), state))));
+            let ended = |cluster: &Cluster, step: &str| {
+                let (of, step) = (undo.job, name(step));
+                cluster.began.iter().filter(|it| (it.0, &it.1) == (of, &step)).count()
+            };
+            // Only what ran on the node that died may run twice.
+            assert!(ended(&cluster, "undo-a") <= 2 && ended(&cluster, "undo-b") <= 2);
+        }
+    }
+}
+
+#[test]
+fn whoever_takes_over_compensates_what_nobody_has() {
+    let mut cluster = failing_last(Quorum::Any);
+    let job = enqueue(&mut cluster);
+    assert_eq!(cluster.wait_for(0, job).state, JobState::Dead);
+    let by = JobId::of_compensation(PipelineId::of_name("p"), job, 0);
+    (0..3).for_each(|index| cluster.kill(index));
+    (0..3).for_each(|index| cluster.lose_record(index, by));
+    (0..3).for_each(|index| cluster.start(index));
+    cluster.run_until("it is there again", |cluster| cluster.all_succeeded(&[by]));
+    assert_eq!(steps_of(&cluster, by).last().map(String::as_str), Some("undo-a"));
+}
