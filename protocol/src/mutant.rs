@@ -65,6 +65,8 @@ pub enum Mutant {
     LimitsIgnored,
     /// A phase for items ends before all of these have.
     ReduceEarly,
+    /// What a failed job has done is left as it is.
+    NeverUndone,
     /// Items run though the attempt that gave them has not succeeded.
     ItemsEarly,
 }

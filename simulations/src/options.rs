@@ -96,6 +96,8 @@ pub struct Options {
     pub signals: bool,
     /// Whether the first of three phases gives items, with each of which the second does something.
     pub items: bool,
+    /// Whether phases are undone where their job fails.
+    pub undone: bool,
     /// How many attempts of the first phase may begin in a second; 0 for any number.
     pub rate: u32,
     /// Whether only one attempt of the first phase may run for each key.
@@ -143,6 +145,7 @@ pub const SIMPLIFICATIONS: &[Simplification] = &[
     ("retention", |it| it.keep_ms = 0),
     ("signals", |it| it.signals = false),
     ("items", |it| it.items = false),
+    ("compensation", |it| it.undone = false),
     ("rates", |it| it.rate = 0),
     ("keys", |it| it.keyed = false),
     ("cron", |it| it.cron = false),
@@ -253,6 +256,7 @@ impl Options {
             dated_per_mille: if jump_every_ms == 0 { one_of(&[0, 0, 0, 300]) } else { 0 },
             changes_per_mille: one_of(&[0, 0, 0, 300]),
             items: one_of(&[0, 0, 1]) == 1,
+            undone: one_of(&[0, 0, 1]) == 1,
             #[cfg(feature = "mutants")]
             mutant: None,
         }
@@ -278,6 +282,12 @@ impl Options {
         // Where attempts take long, so many more of them would take too long.
         let brief = self.attempt_ms < 1000;
         (self.items && self.phases == 3 && !self.signals && brief).then_some(1)
+    }
+
+    /// The phases that are undone where their job fails.
+    pub(crate) fn undone_steps(&self) -> impl DoubleEndedIterator<Item = u16> {
+        let steps = if self.undone { self.phases as u16 } else { 0 };
+        (0..steps).filter(|step| self.signal_step() != Some(*step))
     }
 
     /// The phase that no worker runs.

@@ -59,6 +59,7 @@ mutants! {
     unfinished_jobs_that_are_forgotten: UnfinishedReaped => ["legal-reap"];
     marks_that_are_dropped_at_once: MarksDropped => ["legal-reap", "terminal-stays"];
     items_that_nobody_waits_for: ReduceEarly => ["items"];
+    what_nobody_undoes: NeverUndone => ["undone"];
     items_of_an_attempt_that_may_fail: ItemsEarly => ["items"];
     limits_that_nobody_looks_at: LimitsIgnored => ["limits"];
     a_newer_component_that_is_dropped: NewerDropped => ["merge"];

@@ -20,6 +20,7 @@ use crate::{
     catalog::CatalogEntry,
     id::{JobId, PipelineId},
     io::Refusal,
+    mutant::Mutant,
     pipeline::PhaseDef,
     record::{Compensated, Control, JobOptions, JobRecord, JobSpec, Progress, SPEC},
     store::{ReadError, Table, ended_key, parse_ended_key},
@@ -40,7 +41,8 @@ const AT_ONCE: usize = 500;
 impl Core {
     /// Sees to it that what jobs have done is undone that failed since this was called last.
     pub(super) fn compensate_failed(&mut self) -> Result<(), ReadError> {
-        for (pipeline, job) in mem::take(&mut self.failed) {
+        let idle = self.has(Mutant::NeverUndone);
+        for (pipeline, job) in mem::take(&mut self.failed).into_iter().filter(|_| !idle) {
             self.compensate(pipeline, job)?;
         }
         Ok(())
@@ -121,7 +123,7 @@ impl Core {
     /// written at one time, but each is a record of its own where copies are compared. Says whether
     /// there is more.
     pub(super) fn check_compensations(&mut self, pipeline: PipelineId) -> Result<bool, ReadError> {
-        if !self.may_change(pipeline) {
+        if !self.may_change(pipeline) || self.has(Mutant::NeverUndone) {
             return Ok(false);
         }
         // For so long there is at least a mark of each job that compensated another.

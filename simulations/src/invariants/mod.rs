@@ -23,6 +23,7 @@ mod order;
 mod same_key;
 mod schedules;
 mod terminal_stays;
+mod undone;
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -146,6 +147,7 @@ impl Invariants {
                 Box::new(same_key::SameKey::default()),
                 Box::new(legal_reap::LegalReap::new(options)),
                 Box::new(items::Items::default()),
+                Box::new(undone::Undone::new(options)),
                 Box::new(limits::Limits::new(options)),
                 Box::new(schedules::Schedules::new(options)),
                 Box::new(amnesia::Amnesia::new(options)),

@@ -105,6 +105,11 @@ impl World {
                 step.wait_for = Some(name(SIGNAL));
                 step.timeout = Some(Duration::from_secs(20));
             }
+            let undone = options.undone_steps().rev().position(|it| usize::from(it) == at);
+            step.compensate = undone.map(|turn| {
+                let undo = PhaseInput::named(name(&format!("u{turn}")));
+                Box::new(PhaseInput { phase: name(&step_name(0)), ..undo })
+            });
             step
         };
         let age = Duration::from_millis(options.keep_ms);

@@ -1,0 +1,94 @@
+//! UNDONE: what a job that failed has done is undone, in a job of its own that comes to its end; and
+//! nothing is undone that was never begun.
+
+use std::collections::BTreeSet;
+
+use carbonmesh_protocol::{
+    id::JobId,
+    record::{Compensated, Control, JobRecord},
+    view::JobState,
+};
+
+use super::{Fact, Invariant, Seen, Verdict};
+use crate::options::Options;
+
+pub(super) struct Undone {
+    /// The phases that can be undone; none where that cannot be told.
+    steps: BTreeSet<u16>,
+    jobs: BTreeSet<JobId>,
+    /// Phases of jobs that some worker began.
+    begun: BTreeSet<(JobId, u16)>,
+}
+
+impl Undone {
+    pub(super) fn new(options: &Options) -> Self {
+        // Where it is forgotten soon that a job was, nobody can tell whether it was made; where clocks
+        // jump, whoever takes over looks back too short a time.
+        let told = !options.expires() && options.jump_every_ms == 0;
+        let steps = options.undone_steps().filter(|_| told).collect();
+        Self { steps, jobs: BTreeSet::new(), begun: BTreeSet::new() }
+    }
+}
+
+impl Invariant for Undone {
+    fn name(&self) -> &'static str {
+        "undone"
+    }
+
+    fn see(&mut self, seen: &Seen<'_>, fact: &Fact<'_>) -> Verdict {
+        match fact {
+            Fact::Acknowledged { receipt, .. } => drop(self.jobs.insert(receipt.job)),
+            Fact::Started { attempt, .. } if attempt.step.as_str().starts_with('s') => {
+                self.begun.insert((attempt.job, super::position(attempt)));
+            }
+            Fact::Started { attempt, .. } if attempt.step.as_str().starts_with('u') => {
+                let compensates = |at: usize| {
+                    let spec = seen.on_disk(at, attempt.job)?.spec.clone()?;
+                    spec.compensates.clone()
+                };
+                let Some(of) = (0..seen.nodes.len()).find_map(compensates) else { return Ok(()) };
+                let Compensated { job, steps } = *of;
+                let turn = usize::from(super::position(attempt));
+                let step = self.steps.iter().rev().nth(turn);
+                let Some(step) = step else { return Ok(()) };
+                // What was given out may have begun; a phase for items begins with these.
+                let given = |record: &JobRecord| {
+                    record.controls.get(step).is_some_and(|it| !it.attempts.is_empty())
+                };
+                let nodes = 0..seen.nodes.len();
+                let begun = self.begun.contains(&(job, *step))
+                    || *step == 1
+                    || nodes.clone().any(|at| seen.on_disk(at, job).is_some_and(|it| given(&it)));
+                if !steps.contains(step) || !begun {
+                    return Err(format!("step {step} of job {job} is undone, and never began"));
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self, seen: &Seen<'_>) -> Verdict {
+        let sound = || (0..seen.nodes.len()).filter(|at| !seen.nodes[*at].disk.is_damaged());
+        let records = |job: JobId| sound().filter_map(move |at| seen.on_disk(at, job));
+        for &job in &self.jobs {
+            let Some(record) = records(job).find(|record| record.state() == JobState::Dead) else {
+                continue;
+            };
+            if !self.steps.iter().any(|step| has_done(&record, *step)) {
+                continue;
+            }
+            let by = JobId::of_compensation(seen.pipeline, job, record.generation());
+            let states: Vec<_> = records(by).map(|it| (it.is_over(), it.state())).collect();
+            if states.is_empty() || states.iter().any(|(over, _)| !over) {
+                return Err(format!("job {job} has failed, what undoes it is {states:?}"));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn has_done(record: &JobRecord, step: u16) -> bool {
+    let done = |control: &Control| control.state() == JobState::Succeeded && control.note.is_none();
+    record.controls.get(&step).is_some_and(done)
+}
