@@ -13,7 +13,7 @@ use crate::{
     id::{JobId, NodeId, Token},
     message::{Gathered, Message},
     name::Name,
-    pipeline::{MAX_PHASES, PipelineDef, Revision},
+    pipeline::{Handling, MAX_PHASES, PipelineDef, Revision},
     record::JobOptions,
     store::Write,
     view::{ClusterView, JobState, JobSummary, JobView, RevisionView},
@@ -143,6 +143,8 @@ pub struct Attempt {
     pub gathered: Vec<Gathered>,
     /// Whether it is to give items.
     pub gives_items: bool,
+    /// How its worker goes about it.
+    pub handling: Handling,
 }
 
 /// How an attempt ended.

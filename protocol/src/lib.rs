@@ -13,6 +13,7 @@ pub mod core;
 pub mod group_view;
 pub mod id;
 pub mod io;
+pub mod mapping;
 pub mod message;
 pub mod mutant;
 pub mod name;

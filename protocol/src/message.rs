@@ -24,7 +24,7 @@ use crate::{
     id::{DiskId, JobId, PipelineId, Term, Token},
     io::{Change, Changed, Outcome, Refusal},
     name::Name,
-    pipeline::{Combine, MAX_PHASES, Revision},
+    pipeline::{Combine, Handling, MAX_PHASES, Revision},
     record::Component,
     view::{Counts, JobState, JobSummary, JobView},
 };
@@ -438,6 +438,8 @@ pub struct Assignment {
     pub gathered: Vec<Gathered>,
     /// Whether it is to give items.
     pub gives_items: bool,
+    /// How its worker goes about it.
+    pub handling: Handling,
 }
 
 /// The end of an attempt, from its worker to the coordinator.

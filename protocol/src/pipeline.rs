@@ -12,6 +12,7 @@ use thiserror::Error;
 use crate::{
     codec, condition,
     id::PipelineId,
+    mapping,
     name::Name,
     record::JobSpec,
     schedule::{MAX_SCHEDULES, Schedule},
@@ -106,8 +107,21 @@ pub struct PhaseDef {
     pub each: Option<Box<Each>>,
     /// What has to hold for it to run; else it is left out, as if it had given nothing.
     pub when: Option<String>,
+    /// How its worker goes about it.
+    pub handling: Handling,
     /// Of a phase that undoes another: the position of that one among the pipeline's own.
     pub undoes: Option<u16>,
+}
+
+/// How a worker goes about a phase, beside how long it may take.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Handling {
+    /// What an attempt gets, made of the instructions and the results by name: a JMESPath expression.
+    pub input: Option<String>,
+    /// What counts of what an attempt gave: a JMESPath expression.
+    pub output: Option<String>,
+    /// How long an attempt may be silent; then it has failed.
+    pub heartbeat: Option<Duration>,
 }
 
 /// What is done with each item that a phase gave: a pipeline within the pipeline.
@@ -360,6 +374,18 @@ pub enum PipelineError {
         /// Why not, and what would do.
         reason: String,
     },
+    /// A mapping cannot be.
+    #[error("pipeline `{pipeline}`: phases[{position}].{key} is no mapping: {reason}")]
+    Mapping {
+        /// The pipeline.
+        pipeline: Name,
+        /// The position of the phase, from 0.
+        position: usize,
+        /// Which.
+        key: &'static str,
+        /// Why not, and what would do.
+        reason: String,
+    },
     /// What undoes a phase cannot be.
     #[error("pipeline `{pipeline}`: phases[{position}].compensate: {reason}")]
     Compensate {
@@ -429,6 +455,8 @@ pub struct PhaseInput {
     pub each: Option<EachInput>,
     /// See [`PhaseDef::when`].
     pub when: Option<String>,
+    /// See [`PhaseDef::handling`].
+    pub handling: Handling,
     /// What undoes it when its job fails for good; by name, with settings, after nothing.
     pub compensate: Option<Box<PhaseInput>>,
 }
@@ -463,6 +491,7 @@ impl PhaseInput {
             limit: None,
             each: None,
             when: None,
+            handling: Handling::default(),
             compensate: None,
         }
     }
@@ -640,6 +669,7 @@ fn define(
             ("backoff.initial", phase.backoff.initial),
             ("backoff.max", phase.backoff.max),
             ("rate.per", phase.rate.map_or(Duration::ZERO, |rate| rate.per)),
+            ("heartbeat_timeout", phase.handling.heartbeat.unwrap_or_default()),
         ];
         for (what, wait) in waits {
             let field = || format!("phases[{position}].{what} in seconds");
@@ -648,6 +678,7 @@ fn define(
         let field = || format!("phases[{position}].backoff.jitter in percent");
         in_range(name, field, phase.backoff.jitter_percent.into(), 0, 100)?;
         check_limits(name, position, phase)?;
+        check_handling(name, position, phase)?;
         if depth > 1 && phase.compensate.is_some() {
             let reason = "what is done with single items cannot be undone by itself: say at the \
                           phase that has these what undoes all of it";
@@ -718,6 +749,7 @@ fn define(
             limit: input.limit,
             each,
             when: input.when,
+            handling: input.handling,
             undoes: None,
         });
     }
@@ -792,7 +824,9 @@ fn are_sound(phases: &[PhaseDef], depth: usize) -> bool {
             phase.backoff.initial,
             phase.backoff.max,
             phase.rate.map_or(Duration::ZERO, |rate| rate.per),
+            phase.handling.heartbeat.unwrap_or_default(),
         ];
+        let mappings = [&phase.handling.input, &phase.handling.output];
         let each = |each: &Each| {
             let giver = phases.get(usize::from(each.of)).is_some_and(PhaseDef::has_worker);
             giver
@@ -809,6 +843,8 @@ fn are_sound(phases: &[PhaseDef], depth: usize) -> bool {
             && phase.after.iter().all(|at| usize::from(*at) < position)
             && phase.each.as_deref().is_none_or(each)
             && phase.when.as_ref().is_none_or(|when| condition::check(when).is_ok())
+            && mappings.into_iter().flatten().all(|it| mapping::check(it).is_ok())
+            && (phase.has_worker() || phase.handling == Handling::default())
     };
     (1..=MAX_PHASES).contains(&phases.len())
         && depth <= MAX_DEPTH
@@ -877,6 +913,36 @@ fn check_limits(pipeline: &Name, position: usize, phase: &PhaseInput) -> Result<
         ("total_timeout", phase.total_timeout.is_some()),
         ("rate", phase.rate.is_some()),
         ("limit", phase.limit.is_some()),
+    ];
+    match has.into_iter().find(|(_, has)| *has && phase.wait_for.is_some()) {
+        Some((key, _)) => Err(PipelineError::Waits { pipeline: pipeline.clone(), position, key }),
+        None => Ok(()),
+    }
+}
+
+fn check_handling(
+    pipeline: &Name,
+    position: usize,
+    phase: &PhaseInput,
+) -> Result<(), PipelineError> {
+    let Handling { input, output, heartbeat } = &phase.handling;
+    let mappings = [("input_mapping", input), ("output_mapping", output)];
+    for (key, mapping) in mappings.into_iter().filter_map(|(key, it)| Some((key, it.as_ref()?))) {
+        let checked = match key {
+            "input_mapping" if phase.input != PhaseInputMode::default() => {
+                Err("it takes the place of `input`: leave that out".to_owned())
+            }
+            _ => mapping::check(mapping),
+        };
+        checked.map_err(|reason| {
+            let pipeline = pipeline.clone();
+            PipelineError::Mapping { pipeline, position, key, reason }
+        })?;
+    }
+    let has = [
+        ("input_mapping", input.is_some()),
+        ("output_mapping", output.is_some()),
+        ("heartbeat_timeout", heartbeat.is_some()),
     ];
     match has.into_iter().find(|(_, has)| *has && phase.wait_for.is_some()) {
         Some((key, _)) => Err(PipelineError::Waits { pipeline: pipeline.clone(), position, key }),

@@ -18,7 +18,7 @@ use carbonmesh_protocol::{
         Replicate,
     },
     name::Name,
-    pipeline::{Combine, Each, PhaseInput, PipelineDef},
+    pipeline::{Combine, Each, Handling, PhaseInput, PipelineDef},
     record::{Compensated, Component, Control, JobOptions, JobSpec, Parent, Progress, Reaped},
 };
 use proptest::prelude::*;
@@ -148,6 +148,7 @@ fn messages() -> Vec<Message> {
                 results: Bytes::from_static(b"[{}]"),
             }],
             gives_items: true,
+            handling: Handling { output: Some("{a: b}".to_owned()), ..Handling::default() },
         })),
         Message::Completed(Completion {
             token: token(),

@@ -137,6 +137,19 @@ impl World {
     }
 }
 
+/// Waits until a job is as it should be.
+pub async fn await_job(api: &Api, id: &str, holds: impl Fn(&Value) -> bool) -> Value {
+    let began = Instant::now();
+    loop {
+        let job = api.get(&format!("/v1/jobs/{id}")).await.unwrap().body;
+        if holds(&job) {
+            return job;
+        }
+        assert!(began.elapsed() < PATIENCE * 2, "{job}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
 /// A text, or nothing.
 pub fn text(value: &Value) -> String {
     value.as_str().unwrap_or_default().to_owned()

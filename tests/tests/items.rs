@@ -2,13 +2,10 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
-use std::{
-    fs,
-    time::{Duration, Instant},
-};
+use std::fs;
 
 use carbonmesh_examples::api::Api;
-use carbonmesh_tests::{NAMES, PATIENCE, World};
+use carbonmesh_tests::{NAMES, World, await_job};
 use serde_json::{Value, json};
 
 /// `split` gives so many items, `work` passes each on, `collect` keeps what it gets in a file.
@@ -46,18 +43,6 @@ fn pipeline(more: Value) -> Value {
 async fn enqueued(api: &Api) -> String {
     let receipt = api.enqueue_with("p", &json!({}), "").await.unwrap().body;
     receipt["id"].as_str().unwrap().to_owned()
-}
-
-async fn await_job(api: &Api, id: &str, holds: impl Fn(&Value) -> bool) -> Value {
-    let began = Instant::now();
-    loop {
-        let job = api.get(&format!("/v1/jobs/{id}")).await.unwrap().body;
-        if holds(&job) {
-            return job;
-        }
-        assert!(began.elapsed() < PATIENCE * 2, "{job}");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
 }
 
 fn collected(world: &World) -> Value {

@@ -3,7 +3,7 @@
 use std::{fmt, time::Duration};
 
 use carbonmesh_protocol::pipeline::{
-    Backoff, Combine, EachInput, KeyedLimit, PhaseDef, PhaseInput, PhaseInputMode, Rate,
+    Backoff, Combine, EachInput, Handling, KeyedLimit, PhaseDef, PhaseInput, PhaseInputMode, Rate,
 };
 use schemars::JsonSchema;
 use serde::{
@@ -52,6 +52,16 @@ pub struct PhaseDocument {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::input")]
     pub input: Option<PhaseInputMode>,
+    /// What the phase gets, as a JMESPath expression over `instructions` and `results`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub input_mapping: Option<String>,
+    /// What counts of what the phase gave, as a JMESPath expression over that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output_mapping: Option<String>,
+    /// How long an attempt may be silent before it counts as failed, such as `1m`; for ever unless
+    /// given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub heartbeat_timeout: Option<String>,
     /// The signal whose data is the phase's result; no worker runs it then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wait_for: Option<String>,
@@ -178,6 +188,9 @@ impl PhaseItem {
             timeout: phase.timeout.map(format_duration),
             total_timeout: phase.total_timeout.map(format_duration),
             input: Some(phase.input).filter(|input| *input != PhaseInputMode::default()),
+            input_mapping: phase.handling.input.clone(),
+            output_mapping: phase.handling.output.clone(),
+            heartbeat_timeout: phase.handling.heartbeat.map(format_duration),
             wait_for: phase.wait_for.as_ref().map(ToString::to_string),
             rate: phase
                 .rate
@@ -277,6 +290,9 @@ impl PhaseDocument {
             ("timeout", self.timeout.is_some()),
             ("total_timeout", self.total_timeout.is_some()),
             ("input", self.input.is_some()),
+            ("input_mapping", self.input_mapping.is_some()),
+            ("output_mapping", self.output_mapping.is_some()),
+            ("heartbeat_timeout", self.heartbeat_timeout.is_some()),
             ("wait_for", self.wait_for.is_some()),
             ("rate", self.rate.is_some()),
             ("limit", self.limit.is_some()),
@@ -304,6 +320,8 @@ impl PhaseDocument {
         let timeout = self.timeout.as_ref().map(|text| positive(text, || at("timeout")));
         let total = self.total_timeout.as_ref();
         let total_timeout = total.map(|text| positive(text, || at("total_timeout")));
+        let heartbeat = self.heartbeat_timeout.as_ref();
+        let heartbeat = heartbeat.map(|text| positive(text, || at("heartbeat_timeout")));
         let wait_for = self.wait_for.as_ref().map(|text| name(text, || at("wait_for")));
         let rate = self.rate.as_ref().map(|rate| {
             let per = positive(&rate.per, || at("rate.per"))?;
@@ -320,6 +338,11 @@ impl PhaseDocument {
             timeout: timeout.transpose()?,
             total_timeout: total_timeout.transpose()?,
             input: self.input.unwrap_or_default(),
+            handling: Handling {
+                input: self.input_mapping.clone(),
+                output: self.output_mapping.clone(),
+                heartbeat: heartbeat.transpose()?,
+            },
             wait_for: wait_for.transpose()?,
             rate: rate.transpose()?,
             limit: self

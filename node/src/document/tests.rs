@@ -120,7 +120,7 @@ fn the_documented_pipeline_is_read_and_reads_back() {
             assert!(described, "docs/pipelines.md does not describe `{key}`");
         }
     }
-    assert_eq!(sizes, [(5, 1), (3, 0)]);
+    assert_eq!(sizes, [(5, 1), (3, 0), (3, 0)]);
 }
 
 #[test]
@@ -178,6 +178,44 @@ fn phases_for_items_read_back_and_are_refused_with_their_place() {
     ];
     for (phases, expected) in cases {
         let error = refusal(&format!(r#"{{"name":"p","phases":{phases}}}"#));
+        assert!(error.contains(expected), "{phases}: {error}");
+    }
+}
+
+#[test]
+fn what_undoes_and_maps_reads_back_and_is_refused_with_its_place() {
+    let json = r#"{"name":"p","phases":[
+        {"name":"end","after":["l","r"],"heartbeat_timeout":"1m"},
+        {"name":"l","after":[],"compensate":"undo-l","output_mapping":"{x: x}"},
+        {"name":"r","after":[],"input_mapping":"instructions",
+         "compensate":{"name":"undo-r","phase":"l","max_attempts":9,"heartbeat_timeout":"5s"}},
+        {"name":"each","for_each":"l","after":["end"],"compensate":"undo-each"}]}"#;
+    let pipeline = definition(json).expect("valid");
+    let document = PipelineDocument::from(&pipeline);
+    assert_eq!(document.definition().as_ref(), Ok(&pipeline));
+    let undo = pipeline.compensations.iter().map(|undo| (undo.name.as_str(), undo.undoes));
+    let places: Vec<_> = undo.collect();
+    assert_eq!(places, [("undo-each", Some(3)), ("undo-r", Some(1)), ("undo-l", Some(0))]);
+    let cases = [
+        (r#"{"name":"a","compensate":"a"}"#, "`a` is taken"),
+        (r#"{"name":"a","compensate":{"name":"b","after":[]}}"#, "phases[0].compensate.after: "),
+        (r#"{"name":"a","compensate":{"name":"b","when":"x"}}"#, "phases[0].compensate.when: "),
+        (r#"{"name":"a","compensate":{"name":"b","max_attempts":0}}"#, "what compensates `a`: "),
+        (
+            r#"{"name":"a","wait_for":"go","timeout":"1h","compensate":"b"}"#,
+            "phases[0].compensate: the phase waits for a signal",
+        ),
+        (
+            r#""a",{"name":"b","for_each":"a","phases":[{"name":"c","compensate":"d"}]}"#,
+            "phases[0].compensate: what is done with single items",
+        ),
+        (r#"{"name":"a","input":"named","input_mapping":"@"}"#, "phases[0].input_mapping is"),
+        (r#"{"name":"a","output_mapping":"map(&a, b)"}"#, "phases[0].output_mapping is no"),
+        (r#"{"name":"a","heartbeat_timeout":"0s"}"#, "phases[0].heartbeat_timeout: "),
+        (r#"{"name":"a","wait_for":"go","heartbeat_timeout":"1s"}"#, "no heartbeat_timeout"),
+    ];
+    for (phases, expected) in cases {
+        let error = refusal(&format!(r#"{{"name":"p","phases":[{phases}]}}"#));
         assert!(error.contains(expected), "{phases}: {error}");
     }
 }

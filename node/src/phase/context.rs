@@ -1,9 +1,10 @@
 //! What one attempt knows of itself.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use carbonmesh_protocol::{id::JobId, io::Attempt, name::Name};
+use carbonmesh_protocol::{id::JobId, io::Attempt, mapping, name::Name};
+use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{Span, info};
 
@@ -11,6 +12,9 @@ use super::{Fields, PhaseError, items::ItemSink};
 use crate::document::{
     InstructionsError, gathered_value, merge_instructions, name_results, named_object, one_item,
 };
+
+/// The largest input that a mapping may make.
+const MAX_INPUT_BYTES: usize = 64 << 20;
 
 /// See the [module](self).
 #[derive(Clone, Debug)]
@@ -20,6 +24,8 @@ pub struct PhaseContext {
     span: Span,
     /// Where its items go, if it is to give some.
     items: Option<Arc<ItemSink>>,
+    /// When it showed last that it lives.
+    heard: Arc<watch::Sender<Instant>>,
 }
 
 impl PhaseContext {
@@ -29,7 +35,40 @@ impl PhaseContext {
         span: Span,
         items: Option<Arc<ItemSink>>,
     ) -> Self {
-        Self { attempt, cancelled, span, items }
+        let heard = Arc::new(watch::Sender::new(Instant::now()));
+        Self { attempt, cancelled, span, items, heard }
+    }
+
+    /// Shows that the attempt lives. One whose phase has a `heartbeat_timeout`, and that is silent for
+    /// longer, has failed; progress and items count as well.
+    pub fn heartbeat(&self) {
+        self.heard.send_replace(Instant::now());
+    }
+
+    /// Comes when the attempt was silent for too long; tells for how long it may be.
+    pub(super) async fn silence(&self) -> Duration {
+        let Some(longest) = self.attempt.handling.heartbeat else {
+            return std::future::pending().await;
+        };
+        loop {
+            let heard = *self.heard.borrow();
+            tokio::time::sleep_until(heard + longest).await;
+            if *self.heard.borrow() == heard {
+                return longest;
+            }
+        }
+    }
+
+    /// What counts of what the phase gave.
+    ///
+    /// # Errors
+    /// The phase's mapping cannot be applied to it.
+    pub(super) fn output(&self, fields: Fields, limit: usize) -> Result<Fields, PhaseError> {
+        let Some(expression) = &self.attempt.handling.output else { return Ok(fields) };
+        let fatal = |error: String| PhaseError::Fatal(format!("output_mapping: {error}"));
+        let json = serde_json::to_vec(&fields).map_err(|error| fatal(error.to_string()))?;
+        let json = mapping::apply(expression, &json, limit).map_err(fatal)?;
+        serde_json::from_slice(&json).map_err(|error| fatal(error.to_string()))
     }
 
     /// Whether a phase behind does something with each item that this one gives.
@@ -49,6 +88,7 @@ impl PhaseContext {
                 self.step()
             )));
         };
+        self.heartbeat();
         let line = one_item(item).map_err(|error| PhaseError::Fatal(error.to_string()))?;
         items.give(&line, &self.cancelled).await
     }
@@ -128,7 +168,10 @@ impl PhaseContext {
                 name_results(instructions, all)
             }
         });
-        input.map_err(|error| PhaseError::Fatal(error.to_string()))
+        let input = input.map_err(|error| PhaseError::Fatal(error.to_string()))?;
+        let Some(expression) = &self.attempt.handling.input else { return Ok(input) };
+        mapping::apply(expression, &input, MAX_INPUT_BYTES)
+            .map_err(|error| PhaseError::Fatal(format!("input_mapping: {error}")))
     }
 
     /// Cancelled when nobody wants the attempt's end any more, or its time is over.
@@ -143,6 +186,7 @@ impl PhaseContext {
 
     /// Logs how far the attempt has come: a part of 1, and what is being done.
     pub fn progress(&self, done: f32, message: &str) {
+        self.heartbeat();
         info!(parent: &self.span, done, message, "progress");
     }
 }

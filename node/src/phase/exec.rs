@@ -133,9 +133,10 @@ impl Phase for ExecPhase {
                 None => Ok(Vec::new()),
             }
         };
+        let logger = context.clone();
         let log = async move {
             match stderr {
-                Some(stderr) => read_log(stderr).await,
+                Some(stderr) => read_log(stderr, || logger.heartbeat()).await,
                 None => String::new(),
             }
         };
@@ -286,8 +287,8 @@ pub(super) async fn read_items(
     }
 }
 
-/// Passes the log on line by line; gives its end.
-pub(super) async fn read_log(stderr: impl AsyncRead + Unpin) -> String {
+/// Passes the log on line by line, which shows that whoever writes it lives; gives its end.
+pub(super) async fn read_log(stderr: impl AsyncRead + Unpin, alive: impl Fn()) -> String {
     let mut reader = BufReader::with_capacity(LINE_BYTES, stderr);
     let (mut tail, mut total) = (Vec::new(), 0);
     // A line that is too long comes in pieces.
@@ -295,6 +296,7 @@ pub(super) async fn read_log(stderr: impl AsyncRead + Unpin) -> String {
         if available.is_empty() {
             break;
         }
+        alive();
         let end =
             available.iter().position(|byte| *byte == b'\n').map_or(available.len(), |i| i + 1);
         let line = &available[..end];

@@ -121,10 +121,14 @@ impl PhaseHost {
         );
         let task = async move {
             let context = PhaseContext::new(attempt, cancelled.clone(), span.clone(), items);
-            let outcome = attended(&*phase, context, limit, &cancelled).instrument(span).await;
+            let ended =
+                attended(&*phase, context.clone(), limit, &cancelled).instrument(span).await;
             running.lock().remove(&token);
-            let outcome = match outcome {
-                Ended::Result(result) => concluded(result, result_bytes),
+            let outcome = match ended {
+                Ended::Result(result) => {
+                    let result = result.and_then(|given| context.output(given, result_bytes));
+                    concluded(result, result_bytes)
+                }
                 Ended::Cancelled => Outcome::Cancelled,
             };
             let _ = news.send(News::Ended(token, outcome)).await;
@@ -205,9 +209,18 @@ async fn guarded(
     let run = AssertUnwindSafe(run).catch_unwind();
     tokio::pin!(run);
     let time_over = async {
-        match limit {
-            Some(limit) => tokio::time::sleep(limit).await,
-            None => std::future::pending().await,
+        let over = async {
+            match limit {
+                Some(limit) => tokio::time::sleep(limit).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = over => format!("timed out after {}", format_duration(limit.unwrap_or_default())),
+            longest = context.silence() => format!(
+                "it was silent for {}, its heartbeat_timeout",
+                format_duration(longest)
+            ),
         }
     };
     tokio::select! {
@@ -220,11 +233,10 @@ async fn guarded(
             }
             Ended::Cancelled
         }
-        () = time_over => {
+        why = time_over => {
             cancelled.cancel();
             let _ = timeout(GRACE, run).await;
-            let limit = format_duration(limit.unwrap_or_default());
-            Ended::Result(Err(PhaseError::Retry(format!("timed out after {limit}"))))
+            Ended::Result(Err(PhaseError::Retry(why)))
         }
     }
 }

@@ -5,6 +5,7 @@ use std::{fs, time::Instant};
 use carbonmesh_protocol::{
     id::{JobId, NodeId, PipelineId, Term, Token},
     io::{Attempt, Outcome},
+    pipeline::Handling,
 };
 use tokio::sync::mpsc;
 
@@ -29,6 +30,7 @@ fn attempt(timeout: Option<Duration>) -> Attempt {
         names: None,
         gathered: Vec::new(),
         gives_items: false,
+        handling: Handling::default(),
     }
 }
 
@@ -261,6 +263,53 @@ async fn what_items_gave_is_grouped_or_listed() {
             other => panic!("{other:?}"),
         }
     }
+}
+
+async fn run_with(phase: impl Phase, handling: Handling) -> Outcome {
+    let (news, mut heard) = mpsc::channel(1);
+    let host = host(phase, news);
+    host.start(Attempt { handling, ..attempt(None) });
+    match heard.recv().await.unwrap() {
+        News::Ended(_, outcome) => outcome,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn an_attempt_that_is_silent_for_too_long_fails_and_one_that_shows_that_it_lives_does_not() {
+    let heartbeat = Some(Duration::from_millis(400));
+    let handling = Handling { heartbeat, ..Handling::default() };
+    let (error, retry) = failed(run_with(sh("sleep 60"), handling.clone()).await);
+    assert!(error.contains("silent for 400ms, its heartbeat_timeout") && retry, "{error}");
+    let script = "for i in 1 2 3 4 5 6 7 8; do echo alive >&2; sleep 0.1; done; echo '{}'";
+    assert_eq!(run_with(sh(script), handling).await, Outcome::Succeeded("{}".into()));
+}
+
+#[tokio::test]
+async fn what_a_phase_gets_and_gives_is_mapped() {
+    let handling = Handling {
+        input: Some("{all: merge(instructions, results.first)}".to_owned()),
+        output: Some("{first: all.a, kind: 'mapped'}".to_owned()),
+        heartbeat: None,
+    };
+    let mapped = |phase: &'static str, handling: Handling| async move {
+        let (news, mut heard) = mpsc::channel(1);
+        let host = host(sh(phase), news);
+        let names = Some(vec!["first".parse().unwrap()]);
+        host.start(Attempt { handling, names, ..attempt(None) });
+        match heard.recv().await.unwrap() {
+            News::Ended(_, outcome) => outcome,
+            other => panic!("{other:?}"),
+        }
+    };
+    let outcome = mapped("cat", handling.clone()).await;
+    assert_eq!(outcome, Outcome::Succeeded(r#"{"first":1,"kind":"mapped"}"#.into()));
+    let wrong = Handling { output: Some("all.a".to_owned()), ..handling.clone() };
+    let (error, retry) = failed(mapped("cat", wrong).await);
+    assert!(error.contains("output_mapping: it gives number") && !retry, "{error}");
+    let wrong = Handling { input: Some("instructions.a".to_owned()), ..handling };
+    let (error, retry) = failed(mapped("cat", wrong).await);
+    assert!(error.contains("input_mapping: it gives number") && !retry, "{error}");
 }
 
 /// Notes what its hooks hear.

@@ -319,7 +319,7 @@ impl Core {
             }
             false => (spec.instructions.clone(), ancestors(phases, step.into())),
         };
-        let named = phase.input == PhaseInputMode::Named;
+        let named = phase.input == PhaseInputMode::Named || phase.handling.input.is_some();
         let name = |at: &usize| phases[*at].name.clone();
         Some(Assignment {
             token,
@@ -337,6 +337,7 @@ impl Core {
             names: named.then(|| before.iter().map(name).collect()),
             gathered,
             gives_items: gives_items(phases, step),
+            handling: phase.handling.clone(),
         })
     }
 

@@ -143,6 +143,7 @@ impl Core {
             names: assignment.names,
             gathered: assignment.gathered,
             gives_items: assignment.gives_items,
+            handling: assignment.handling,
         });
         host.queue.push_back(token);
         let held = Held { pipeline, job, step, token };
