@@ -16,6 +16,9 @@ use crate::storage::{Statistics, Storage, StorageError};
 const CACHE_BYTES: usize = 16 << 20;
 const WRITE_BUFFER_BYTES: usize = 16 << 20;
 
+/// Among how many rows in a row those that are gone are counted.
+const DELETION_WINDOW: usize = 10_000;
+
 /// How much is read again at a start, at most.
 const LOG_BYTES: u64 = 128 << 20;
 
@@ -71,6 +74,9 @@ fn table_options(cache: &Cache) -> Options {
     options.set_block_based_table_factory(&blocks);
     options.set_compression_type(DBCompressionType::Lz4);
     options.set_write_buffer_size(WRITE_BUFFER_BYTES / 2);
+    // A file in which this many rows of a window are gone is compacted soon, not only when its level
+    // is full: else what was forgotten keeps its room, and scans walk over it.
+    options.add_compact_on_deletion_collector_factory(DELETION_WINDOW, DELETION_WINDOW / 2, 0.5);
     options
 }
 

@@ -489,10 +489,10 @@ impl Cluster {
 
     pub(super) fn all_succeeded(&self, jobs: &[JobId]) -> bool {
         let live = self.nodes.iter().filter_map(|node| node.core.as_ref());
-        live.clone().count() > 0
+        let live: Vec<_> = live.map(|core| (core, core.snapshot().groups)).collect();
+        !live.is_empty()
             && jobs.iter().all(|job| {
-                live.clone().any(|core| {
-                    let groups = core.snapshot().groups;
+                live.iter().any(|(core, groups)| {
                     groups.keys().any(|pipeline| {
                         core.record(*pipeline, *job)
                             .expect("the disk can be read")

@@ -48,13 +48,23 @@ fn a_single_node_is_a_whole_cluster() {
 
 #[test]
 fn jobs_are_spread_evenly_over_workers() {
-    let mut cluster = three();
-    cluster.run_time = Duration::from_millis(100);
-    cluster.run_for(Duration::from_secs(2));
-    let jobs = cluster.enqueue_many(0, "p", 300);
-    cluster.run_until("all done", |cluster| cluster.all_succeeded(&jobs));
-    let started: Vec<u32> = cluster.nodes.iter().map(|node| node.started).collect();
-    assert!(started.iter().all(|count| (270..=330).contains(count)), "{started:?}");
+    for jobs_at_once in [10, 1000] {
+        let mut cluster = Cluster::new(4, &PHASES);
+        cluster.apply_pipeline(0, chain("p", &["a"]));
+        cluster.coordinator();
+        cluster.run_time = Duration::from_millis(100);
+        cluster.run_for(Duration::from_secs(2));
+        let mut jobs = Vec::new();
+        while jobs.len() < 1000 {
+            jobs.extend(cluster.enqueue_many(0, "p", jobs_at_once.min(1000 - jobs.len())));
+            cluster.run_for(Duration::from_millis(10));
+        }
+        cluster.run_for(Duration::from_secs(10));
+        assert!(cluster.all_succeeded(&jobs));
+        let started: Vec<u32> = cluster.nodes.iter().map(|node| node.started).collect();
+        let even = 225..=275;
+        assert!(started.iter().all(|count| even.contains(count)), "{started:?}");
+    }
 }
 
 #[test]
