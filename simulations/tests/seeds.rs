@@ -24,6 +24,12 @@ fn invariants_hold_under_other_faults() {
     (1500..3000).for_each(|seed| check(&Options::from_seed(seed)));
 }
 
+/// Worlds in which something was found that others of their size did not show.
+#[test]
+fn invariants_hold_where_they_once_did_not() {
+    [19, 2255, 4972].into_iter().for_each(|seed| check(&Options::of_size(seed, Some(5))));
+}
+
 #[test]
 fn a_thousand_nodes_come_together_after_they_were_split_in_half() {
     let report = run(&Options::large(1, 1000));

@@ -77,11 +77,8 @@ impl Core {
             self.forget_if_settled(pipeline, id);
             return Ok(());
         }
+        let under_way = self.cancel_rest(pipeline, job);
         let created_ms = self.wall_ms();
-        let not_before_ms = match self.cancel_rest(pipeline, job) {
-            true => created_ms.saturating_add(CANCEL_TIME.as_millis() as u64),
-            false => 0,
-        };
         let priority = spec.options.priority;
         let term = self.groups.get(&pipeline).and_then(|group| group.elected_term());
         let undo = JobSpec {
@@ -90,7 +87,7 @@ impl Core {
             phases,
             created_ms,
             term: term.filter(|_| self.takes_by_coordinator(pipeline)),
-            options: JobOptions { not_before_ms, deadline_ms: None, priority },
+            options: JobOptions { priority, ..JobOptions::default() },
             key: None,
             parent: None,
             compensates: Some(Box::new(Compensated { job, steps })),
@@ -100,14 +97,28 @@ impl Core {
             group.jobs.entry(id).or_default().record = JobRecord::new(undo);
             self.touch(pipeline, id, SPEC, true);
         }
+        for turn in under_way {
+            let not_before_ms = created_ms.saturating_add(CANCEL_TIME.as_millis() as u64);
+            self.update_control(pipeline, id, turn, |control| {
+                control.progress = Progress::Waiting { not_before_ms };
+            });
+        }
         self.refresh(pipeline, id);
         Ok(())
     }
 
-    /// What runs of a failed job is cancelled. Says whether anything was under way.
-    fn cancel_rest(&mut self, pipeline: PipelineId, job: JobId) -> bool {
-        let Some(record) = self.record_of(pipeline, job) else { return false };
-        let under_way = record.controls.values().any(is_under_way);
+    /// What runs of a failed job is cancelled. Gives back the places, among the phases that undo
+    /// others, of those that undo what was under way.
+    fn cancel_rest(&mut self, pipeline: PipelineId, job: JobId) -> Vec<u16> {
+        let Some(record) = self.record_of(pipeline, job) else { return Vec::new() };
+        let spec = record.spec.as_ref();
+        let definition = spec.and_then(|spec| self.definition(pipeline, spec.revision));
+        let undo = definition.into_iter().flat_map(|it| &it.compensations).enumerate();
+        let under_way = undo.filter(|(_, undo)| {
+            let control = undo.undoes.and_then(|step| record.controls.get(&step));
+            control.is_some_and(is_under_way)
+        });
+        let under_way = under_way.map(|(turn, _)| turn as u16).collect();
         let runs = |control: &Control| matches!(control.progress, Progress::Running { .. });
         let running = record.controls.iter().filter(|(_, control)| runs(control));
         let running: Vec<u16> = running.map(|(step, _)| *step).collect();

@@ -312,6 +312,14 @@ impl Core {
         let in_memory = self.groups.get(&pipeline).into_iter();
         let mut in_memory = in_memory.flat_map(|group| group.jobs.range(from..=last)).peekable();
         let mut last = last;
+        for (id, record) in &items {
+            // What is unfinished is in memory: if it looks so on disk alone, a part of it cannot be
+            // read, and others have it.
+            let known = self.groups.get(&pipeline).is_some_and(|it| it.jobs.contains_key(id));
+            if !known && !record.is_over() {
+                self.read_record(pipeline, *id)?;
+            }
+        }
         for count in 1.. {
             let Some((id, entry)) = in_memory.next() else { break };
             items.insert(*id, entry.record.clone());

@@ -1,5 +1,5 @@
-//! UNDONE: what a job that failed has done is undone, in a job of its own that comes to its end; and
-//! nothing is undone that was never begun.
+//! UNDONE: what a job that failed has done is undone, in a job of its own that comes to its end, and
+//! that undoes nothing else.
 
 use std::collections::BTreeSet;
 
@@ -16,8 +16,6 @@ pub(super) struct Undone {
     /// The phases that can be undone; none where that cannot be told.
     steps: BTreeSet<u16>,
     jobs: BTreeSet<JobId>,
-    /// Phases of jobs that some worker began.
-    begun: BTreeSet<(JobId, u16)>,
 }
 
 impl Undone {
@@ -26,7 +24,7 @@ impl Undone {
         // jump, whoever takes over looks back too short a time.
         let told = !options.expires() && options.jump_every_ms == 0;
         let steps = options.undone_steps().filter(|_| told).collect();
-        Self { steps, jobs: BTreeSet::new(), begun: BTreeSet::new() }
+        Self { steps, jobs: BTreeSet::new() }
     }
 }
 
@@ -38,9 +36,6 @@ impl Invariant for Undone {
     fn see(&mut self, seen: &Seen<'_>, fact: &Fact<'_>) -> Verdict {
         match fact {
             Fact::Acknowledged { receipt, .. } => drop(self.jobs.insert(receipt.job)),
-            Fact::Started { attempt, .. } if attempt.step.as_str().starts_with('s') => {
-                self.begun.insert((attempt.job, super::position(attempt)));
-            }
             Fact::Started { attempt, .. } if attempt.step.as_str().starts_with('u') => {
                 let compensates = |at: usize| {
                     let spec = seen.on_disk(at, attempt.job)?.spec.clone()?;
@@ -51,16 +46,10 @@ impl Invariant for Undone {
                 let turn = usize::from(super::position(attempt));
                 let step = self.steps.iter().rev().nth(turn);
                 let Some(step) = step else { return Ok(()) };
-                // What was given out may have begun; a phase for items begins with these.
-                let given = |record: &JobRecord| {
-                    record.controls.get(step).is_some_and(|it| !it.attempts.is_empty())
-                };
-                let nodes = 0..seen.nodes.len();
-                let begun = self.begun.contains(&(job, *step))
-                    || *step == 1
-                    || nodes.clone().any(|at| seen.on_disk(at, job).is_some_and(|it| given(&it)));
-                if !steps.contains(step) || !begun {
-                    return Err(format!("step {step} of job {job} is undone, and never began"));
+                if !steps.contains(step) {
+                    return Err(format!(
+                        "step {step} of job {job} is undone, and had done nothing"
+                    ));
                 }
             }
             _ => {}
