@@ -146,11 +146,21 @@ impl JobId {
         Self(id.as_u128()).tagged(pipeline)
     }
 
-    /// The id of the job that undoes what a generation of another has done.
-    pub fn of_compensation(pipeline: PipelineId, job: Self, generation: u32) -> Self {
-        let from = [&job.to_be_bytes()[..], &generation.to_be_bytes()].concat();
-        let digest =
-            Sha256::new().chain_update(pipeline.to_be_bytes()).chain_update(from).finalize();
+    /// The id of the job that undoes what a generation of another has done; one that has its key
+    /// later was enqueued (ms since 1970) at another moment.
+    pub fn of_compensation(
+        pipeline: PipelineId,
+        job: Self,
+        created_ms: u64,
+        generation: u32,
+    ) -> Self {
+        let digest = Sha256::new()
+            .chain_update(b"compensation")
+            .chain_update(pipeline.to_be_bytes())
+            .chain_update(job.to_be_bytes())
+            .chain_update(created_ms.to_be_bytes())
+            .chain_update(generation.to_be_bytes())
+            .finalize();
         let id = uuid::Builder::from_custom_bytes(first_16(digest.as_ref())).into_uuid();
         Self(id.as_u128()).tagged(pipeline)
     }

@@ -440,8 +440,8 @@ pub enum Refusal {
         /// What it is a part of.
         parent: JobId,
     },
-    /// What undoes it is under way.
-    #[error("what job {job} has done is being undone: wait until job {by} has ended")]
+    /// What it has done is not undone.
+    #[error("what job {job} has done is not undone yet: job {by} has to succeed first")]
     Compensating {
         /// The job.
         job: JobId,
@@ -449,13 +449,8 @@ pub enum Refusal {
         by: JobId,
     },
     /// Its phases that had succeeded were undone.
-    #[error("job {by} has undone what job {job} had done: retry it from its start")]
-    Compensated {
-        /// The job.
-        job: JobId,
-        /// The job that undid it.
-        by: JobId,
-    },
+    #[error("what job {0} had done was undone: retry it from its start")]
+    Compensated(JobId),
     /// Nothing waits for the signal.
     #[error("no phase of job {job} waits for signal `{signal}`, or none does any more")]
     NotAwaited {

@@ -7,20 +7,26 @@
 use jmespath::{Variable, ast::Ast};
 
 /// The longest expression, in bytes.
-pub const MAX_MAPPING_BYTES: usize = 4000;
+pub const MAX_MAPPING_BYTES: usize = 1000;
 
 /// How many times as large as what it is applied to a value may become.
-const MAX_GROWTH: u64 = 1000;
+const MAX_GROWTH: u64 = 100;
 
-/// The functions that take no expressions; `map` and its like are what projections are for.
-const FUNCTIONS: [&str; 22] = [
+/// How large a value may become, in bytes of JSON, while it is built.
+const MAX_BUILT_BYTES: u64 = 256 << 20;
+
+/// The furthest place in a list.
+const MAX_INDEX: u32 = 1_000_000;
+
+/// The functions that take no expressions, and repeat nothing; `map` and its like are what projections
+/// are for.
+const FUNCTIONS: [&str; 21] = [
     "abs",
     "avg",
     "ceil",
     "contains",
     "ends_with",
     "floor",
-    "join",
     "keys",
     "length",
     "max",
@@ -46,8 +52,7 @@ pub fn check(expression: &str) -> Result<(), String> {
     if expression.len() > MAX_MAPPING_BYTES {
         return Err(format!("it has more than {MAX_MAPPING_BYTES} bytes"));
     }
-    let ast = jmespath::parse(expression).map_err(|error| one_line(&error.to_string()))?;
-    let grows = growth(&ast)?;
+    let grows = growth_of(expression)?;
     if grows > MAX_GROWTH {
         return Err(format!(
             "it may give {grows} times as much as it is applied to, at most {MAX_GROWTH} times is \
@@ -55,6 +60,17 @@ pub fn check(expression: &str) -> Result<(), String> {
         ));
     }
     Ok(())
+}
+
+fn growth_of(expression: &str) -> Result<u64, String> {
+    growth(&jmespath::parse(expression).map_err(|error| one_line(&error.to_string()))?)
+}
+
+fn within(index: i32) -> Result<(), String> {
+    match index.unsigned_abs() <= MAX_INDEX {
+        true => Ok(()),
+        false => Err(format!("{index} is no place in a list: at most {MAX_INDEX} is allowed")),
+    }
 }
 
 fn together<'a>(parts: impl IntoIterator<Item = &'a Ast>) -> Result<u64, String> {
@@ -65,11 +81,14 @@ fn together<'a>(parts: impl IntoIterator<Item = &'a Ast>) -> Result<u64, String>
 fn growth(part: &Ast) -> Result<u64, String> {
     let in_turn = |first: &Ast, then: &Ast| Ok(growth(first)?.saturating_mul(growth(then)?));
     match part {
-        Ast::Identity { .. }
-        | Ast::Field { .. }
-        | Ast::Literal { .. }
-        | Ast::Index { .. }
-        | Ast::Slice { .. } => Ok(1),
+        Ast::Identity { .. } | Ast::Field { .. } => Ok(1),
+        // However little it is applied to.
+        Ast::Literal { value, .. } => Ok(value.to_string().len() as u64),
+        Ast::Index { idx, .. } => within(*idx).map(|()| 1),
+        Ast::Slice { start, stop, step, .. } => {
+            let mut places = start.iter().chain(stop).chain([step]);
+            places.try_for_each(|place| within(*place)).map(|()| 1)
+        }
         Ast::Projection { lhs, rhs, .. } | Ast::Subexpr { lhs, rhs, .. } => in_turn(lhs, rhs),
         Ast::Condition { predicate, then, .. } => in_turn(predicate, then),
         Ast::Comparison { lhs, rhs, .. } | Ast::And { lhs, rhs, .. } | Ast::Or { lhs, rhs, .. } => {
@@ -99,6 +118,13 @@ fn growth(part: &Ast) -> Result<u64, String> {
 /// It cannot be applied, gives no object, or too large a one.
 pub fn apply(expression: &str, document: &[u8], limit: usize) -> Result<Vec<u8>, String> {
     let text = |error: &dyn std::fmt::Display| one_line(&error.to_string());
+    let most = growth_of(expression)?.saturating_mul(document.len() as u64);
+    if most > MAX_BUILT_BYTES {
+        return Err(format!(
+            "it may give {most} bytes of {}: at most {MAX_BUILT_BYTES} are allowed",
+            document.len()
+        ));
+    }
     let document: Variable = serde_json::from_slice(document).map_err(|error| text(&error))?;
     let expression = jmespath::compile(expression).map_err(|error| text(&error))?;
     let value = expression.search(document).map_err(|error| text(&error))?;
@@ -154,6 +180,7 @@ mod tests {
             ("{id: instructions.id, all: results.a.list[*].n}", r#"{"all":[1,2],"id":7}"#),
             ("merge(instructions, {first: results.a.list[0]})", r#"{"first":{"n":1},"id":7}"#),
             ("results.a | {n: list[?n > `1`].n | [0]}", r#"{"n":2}"#),
+            ("{k: 'x', n: results.a.list[1:].n | [-1]}", r#"{"k":"x","n":2}"#),
             ("{t: to_string(results.a.list)}", r#"{"t":"[{\"n\":1},{\"n\":2}]"}"#),
         ] {
             assert_eq!(applied(expression).as_deref(), Ok(expected), "{expression}");
@@ -167,14 +194,20 @@ mod tests {
         assert!(refused("{a: @, b: @, c: @}").contains("more than 100 bytes"));
         assert!(refused("map(&n, results.a.list)").contains("is not allowed"));
         assert!(refused("{a: ").contains("line"));
+        assert!(refused("{a: results.a.list[1::2147483647]}").contains("no place in a list"));
+        assert!(refused("{a: results.a.list[-2147483647]}").contains("no place in a list"));
+        refused("{a: results.a.list[-2147483648]}");
         let doubled = vec!["[@,@]"; 20].join("|");
         assert!(refused(&doubled).contains("do not build of what is built"));
         let nested = format!("{{a: {}@{}}}", "to_string(".repeat(5), ")".repeat(5));
         assert!(refused(&nested).contains("do not build of what is built"));
-        assert!(refused(&"a".repeat(5000)).contains("4000 bytes"));
+        assert!(refused(&"a".repeat(5000)).contains("1000 bytes"));
+        let large = vec![b' '; 10 << 20];
+        assert!(apply("{a: @, b: @, c: [@, @, @, @, @, @, @, @, @, @, @, @, @, @, @, @, @, @, @, @, @, @, @, @]}", &large, 1).expect_err("large").contains("it may give"));
         // Deep ones are read without harm.
-        for open in ["(", "[", "!", "{a:", "to_string("] {
-            let _ = check(&open.repeat(800));
+        for open in ["(", "[", "!", "{a:", "to_string(", "[?", "[]"] {
+            let _ = check(&open.repeat(MAX_MAPPING_BYTES / open.len()));
+            let _ = check(&format!("@{}", open.repeat((MAX_MAPPING_BYTES - 1) / open.len())));
         }
     }
 }

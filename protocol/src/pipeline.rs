@@ -772,6 +772,7 @@ fn define_compensations(
             || undo.each.is_some()
             || undo.wait_for.is_some()
             || undo.when.is_some()
+            || undo.input != PhaseInputMode::default()
             || undo.compensate.is_some();
         let reason = match () {
             () if phase.wait_for.is_some() => {

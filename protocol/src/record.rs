@@ -75,7 +75,7 @@ pub struct JobSpec {
     /// Where it comes from, if it is made of an item that another job gave.
     pub parent: Option<Box<Parent>>,
     /// What it undoes, if another job has failed.
-    pub compensates: Option<Box<Compensated>>,
+    pub compensates: Option<Compensated>,
     /// A JSON object.
     pub instructions: Bytes,
 }
@@ -96,12 +96,12 @@ pub struct Parent {
 }
 
 /// What a job undoes.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Compensated {
     /// The job that failed.
     pub job: JobId,
-    /// Its phases that had succeeded, or may have.
-    pub steps: Vec<u16>,
+    /// In which generation.
+    pub generation: u32,
 }
 
 impl JobSpec {

@@ -59,7 +59,7 @@ fn spec() -> JobSpec {
             index: 7,
             path: vec![1],
         })),
-        compensates: Some(Box::new(Compensated { job: job(), steps: vec![0, 2] })),
+        compensates: Some(Compensated { job: job(), generation: 2 }),
         instructions: Bytes::from_static(b"{}"),
     }
 }

@@ -222,12 +222,11 @@ impl From<Refusal> for Problem {
                     .with("parent", parent.to_string())
             }
             Refusal::Compensating { by, .. } => {
-                problem(Status::CONFLICT, "compensating", "what the job has done is being undone")
+                problem(Status::CONFLICT, "compensating", "what the job has done is not undone yet")
                     .with("by", by.to_string())
             }
-            Refusal::Compensated { by, .. } => {
+            Refusal::Compensated(_) => {
                 problem(Status::CONFLICT, "compensated", "what the job had done was undone")
-                    .with("by", by.to_string())
             }
             Refusal::NotAwaited { .. } => {
                 problem(Status::CONFLICT, "not-awaited", "nothing waits for the signal")
@@ -285,7 +284,7 @@ mod tests {
             (Refusal::Unsettled(job), 503, "unsettled"),
             (Refusal::PartOf { job, parent: job }, 409, "part-of"),
             (Refusal::Compensating { job, by: job }, 409, "compensating"),
-            (Refusal::Compensated { job, by: job }, 409, "compensated"),
+            (Refusal::Compensated(job), 409, "compensated"),
             (Refusal::NotAwaited { job, signal: "s".into() }, 409, "not-awaited"),
             (
                 Refusal::UnknownStep { step: "s".into(), known: vec!["a".into()] },

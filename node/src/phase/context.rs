@@ -4,7 +4,10 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use carbonmesh_protocol::{id::JobId, io::Attempt, mapping, name::Name};
-use tokio::{sync::watch, time::Instant};
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout},
+};
 use tokio_util::sync::CancellationToken;
 use tracing::{Span, info};
 
@@ -88,9 +91,24 @@ impl PhaseContext {
                 self.step()
             )));
         };
-        self.heartbeat();
         let line = one_item(item).map_err(|error| PhaseError::Fatal(error.to_string()))?;
-        items.give(&line, &self.cancelled).await
+        self.not_silent(items.give(&line, &self.cancelled)).await
+    }
+
+    /// Waits for others: that is not the phase's silence.
+    async fn not_silent<T>(&self, wait: impl Future<Output = T>) -> T {
+        self.heartbeat();
+        let Some(longest) = self.attempt.handling.heartbeat else { return wait.await };
+        tokio::pin!(wait);
+        loop {
+            match timeout(longest / 2, &mut wait).await {
+                Ok(done) => {
+                    self.heartbeat();
+                    return done;
+                }
+                Err(_) => self.heartbeat(),
+            }
+        }
     }
 
     /// The largest item that may be given, in bytes.
@@ -101,7 +119,7 @@ impl PhaseContext {
     /// Waits until all items that were given are durable.
     pub(super) async fn finish_items(&self) -> Result<(), PhaseError> {
         match &self.items {
-            Some(items) => items.finish(&self.cancelled).await,
+            Some(items) => self.not_silent(items.finish(&self.cancelled)).await,
             None => Ok(()),
         }
     }

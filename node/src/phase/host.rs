@@ -121,14 +121,11 @@ impl PhaseHost {
         );
         let task = async move {
             let context = PhaseContext::new(attempt, cancelled.clone(), span.clone(), items);
-            let ended =
-                attended(&*phase, context.clone(), limit, &cancelled).instrument(span).await;
+            let ended = attended(&*phase, context, limit, result_bytes, &cancelled);
+            let ended = ended.instrument(span).await;
             running.lock().remove(&token);
             let outcome = match ended {
-                Ended::Result(result) => {
-                    let result = result.and_then(|given| context.output(given, result_bytes));
-                    concluded(result, result_bytes)
-                }
+                Ended::Result(result) => concluded(result, result_bytes),
                 Ended::Cancelled => Outcome::Cancelled,
             };
             let _ = news.send(News::Ended(token, outcome)).await;
@@ -172,10 +169,11 @@ async fn attended(
     phase: &dyn Phase,
     context: PhaseContext,
     limit: Option<Duration>,
+    result_bytes: usize,
     cancelled: &CancellationToken,
 ) -> Ended {
     hooked(phase.on_started(&context)).await;
-    let ended = guarded(phase, context.clone(), limit, cancelled).await;
+    let ended = guarded(phase, context.clone(), limit, result_bytes, cancelled).await;
     match &ended {
         Ended::Result(Ok(result)) => hooked(phase.on_finished(&context, result)).await,
         Ended::Result(Err(error)) => hooked(phase.on_failed(&context, error)).await,
@@ -198,10 +196,13 @@ async fn guarded(
     phase: &dyn Phase,
     context: PhaseContext,
     limit: Option<Duration>,
+    result_bytes: usize,
     cancelled: &CancellationToken,
 ) -> Ended {
+    context.heartbeat();
     let run = async {
-        let result = phase.run(context.clone()).await?;
+        let given = phase.run(context.clone()).await?;
+        let result = context.output(given, result_bytes)?;
         // Whoever hears of its end may count on its items.
         context.finish_items().await?;
         Ok(result)

@@ -198,6 +198,10 @@ impl Core {
             },
             Change::Discard if !state.is_terminal() => wrong(ChangeName::Discarded),
             Change::Discard if !self.may_reap(pipeline) => Err(Refusal::Unsettled(job)),
+            Change::Discard if self.is_being_undone(pipeline, job)?.is_some() => {
+                let by = self.is_being_undone(pipeline, job)?.unwrap_or(job);
+                Err(Refusal::Compensating { job, by })
+            }
             Change::Discard => {
                 self.forget_if_settled(pipeline, job);
                 let mut budget = ITEMS_AT_ONCE;

@@ -5,29 +5,31 @@
 //! ```
 //! Source: Garcia-Molina and Salem, "Sagas" (1987). The job that compensates is one like others: it
 //! is tried again, it may become a dead letter, and it is kept by itself. Its id is made of the failed
-//! job's and its generation, so that whoever coordinates makes it once. What was under way when the
-//! job failed is cancelled, and undone too: it may have been done.
+//! job's and its generation, so that whoever coordinates makes it once. It says only which job that
+//! is: what there is to undo is read there when its turn comes, so that it holds also for what came
+//! from beyond a partition. What was under way when the job failed is cancelled, and undone too: it
+//! may have been done.
 //!
-//! Invariants: whoever has the end of a failed job on disk has the job that compensates it; nothing is
-//! undone that was never begun.
+//! Invariants: whoever has the end of a failed job on disk has the job that compensates it, or looks
+//! for it when it takes over; nothing is undone of a job that is not dead.
 
-use std::{collections::BTreeMap, mem, time::Duration};
+use std::{collections::BTreeSet, mem, time::Duration};
 
 use bytes::Bytes;
-use serde_json::value::RawValue;
 
 use crate::{
     catalog::CatalogEntry,
     id::{JobId, PipelineId},
     io::Refusal,
     mutant::Mutant,
+    name::Name,
     pipeline::PhaseDef,
     record::{Compensated, Control, JobOptions, JobRecord, JobSpec, Progress, SPEC},
     store::{ReadError, Table, ended_key, parse_ended_key},
     view::JobState,
 };
 
-use super::{Core, dispatch::results, group::End};
+use super::{Core, dispatch::results, group::End, reign::GIVEN_BACK};
 
 /// How long an attempt that is cancelled has to end before what it did is undone.
 const CANCEL_TIME: Duration = Duration::from_secs(30);
@@ -36,7 +38,17 @@ const CANCEL_TIME: Duration = Duration::from_secs(30);
 const OF_LATE: Duration = Duration::from_secs(3600);
 
 /// How many failed jobs it looks at before other work goes on.
-const AT_ONCE: usize = 500;
+const AT_ONCE: usize = 50;
+
+/// Whether a job that compensates another may go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Due {
+    Now,
+    /// The other has not failed here, or is not known here: that may change.
+    Later,
+    /// It did not fail after all, or was tried again.
+    Never,
+}
 
 impl Core {
     /// Sees to it that what jobs have done is undone that failed since this was called last.
@@ -64,15 +76,12 @@ impl Core {
             return Ok(());
         };
         let Some(definition) = self.definition(pipeline, spec.revision) else { return Ok(()) };
-        let done = |step: &u16| record.controls.get(step).is_some_and(may_have_done);
-        let steps = definition.compensations.iter().filter_map(|undo| undo.undoes).filter(done);
-        let steps: Vec<u16> = steps.collect();
-        if spec.parent.is_some() || spec.compensates.is_some() || steps.is_empty() {
+        let phases = definition.compensations.len() as u16;
+        let generation = record.generation();
+        if spec.parent.is_some() || spec.compensates.is_some() || !self.has_done(pipeline, record) {
             return Ok(());
         }
-        let phases = definition.compensations.len() as u16;
-        let instructions = all_together(record, &definition.phases);
-        let id = JobId::of_compensation(pipeline, job, record.generation());
+        let id = JobId::of_compensation(pipeline, job, spec.created_ms, generation);
         if self.load_job(pipeline, id)? {
             self.forget_if_settled(pipeline, id);
             return Ok(());
@@ -90,8 +99,8 @@ impl Core {
             options: JobOptions { priority, ..JobOptions::default() },
             key: None,
             parent: None,
-            compensates: Some(Box::new(Compensated { job, steps })),
-            instructions,
+            compensates: Some(Compensated { job, generation }),
+            instructions: Bytes::from_static(b"{}"),
         };
         if let Some(group) = self.groups.get_mut(&pipeline) {
             group.jobs.entry(id).or_default().record = JobRecord::new(undo);
@@ -111,15 +120,15 @@ impl Core {
     /// others, of those that undo what was under way.
     fn cancel_rest(&mut self, pipeline: PipelineId, job: JobId) -> Vec<u16> {
         let Some(record) = self.record_of(pipeline, job) else { return Vec::new() };
-        let spec = record.spec.as_ref();
-        let definition = spec.and_then(|spec| self.definition(pipeline, spec.revision));
-        let undo = definition.into_iter().flat_map(|it| &it.compensations).enumerate();
+        let undo = self.undo_of(pipeline, record).iter().enumerate();
         let under_way = undo.filter(|(_, undo)| {
             let control = undo.undoes.and_then(|step| record.controls.get(&step));
-            control.is_some_and(is_under_way)
+            control.is_some_and(|it| may_have_done(it) && it.state() != JobState::Succeeded)
         });
         let under_way = under_way.map(|(turn, _)| turn as u16).collect();
-        let runs = |control: &Control| matches!(control.progress, Progress::Running { .. });
+        let runs = |control: &Control| {
+            matches!(control.progress, Progress::Running { .. } | Progress::Items)
+        };
         let running = record.controls.iter().filter(|(_, control)| runs(control));
         let running: Vec<u16> = running.map(|(step, _)| *step).collect();
         for step in running {
@@ -128,6 +137,78 @@ impl Core {
             self.end_by_rule(pipeline, job, step, Progress::Cancelled, note);
         }
         under_way
+    }
+
+    /// What undoes the phases of a job.
+    fn undo_of(&self, pipeline: PipelineId, record: &JobRecord) -> &[PhaseDef] {
+        let spec = record.spec.as_ref();
+        let definition = spec.and_then(|spec| self.definition(pipeline, spec.revision));
+        definition.map_or(&[], |definition| &definition.compensations)
+    }
+
+    /// Whether a job has done anything that can be undone, or may have.
+    fn has_done(&self, pipeline: PipelineId, record: &JobRecord) -> bool {
+        let mut undone = self.undo_of(pipeline, record).iter().filter_map(|undo| undo.undoes);
+        undone.any(|step| record.controls.get(&step).is_some_and(may_have_done))
+    }
+
+    /// The job that one compensates, as it is here.
+    fn compensated(
+        &self,
+        pipeline: PipelineId,
+        spec: &JobSpec,
+    ) -> Result<Option<JobRecord>, ReadError> {
+        let Some(Compensated { job, .. }) = spec.compensates else { return Ok(None) };
+        match self.record_of(pipeline, job) {
+            Some(record) => Ok(Some(record.clone())),
+            None => self.read_record(pipeline, job),
+        }
+    }
+
+    /// Whether a job may go on as far as it is there to undo another.
+    pub(super) fn may_undo(&self, pipeline: PipelineId, spec: &JobSpec) -> Result<Due, ReadError> {
+        let Some(Compensated { generation, .. }) = spec.compensates else { return Ok(Due::Now) };
+        let record = self.compensated(pipeline, spec)?;
+        Ok(match record {
+            Some(record) if record.generation() > generation => Due::Never,
+            Some(record) if record.is_reaped() => Due::Now,
+            Some(record) if record.state() == JobState::Dead => Due::Now,
+            Some(record) if record.is_over() => Due::Never,
+            None if self.is_known_by_all(pipeline) => Due::Now,
+            _ => Due::Later,
+        })
+    }
+
+    /// Whether a phase that undoes another is left out: that one has done nothing.
+    pub(super) fn has_nothing_to_undo(
+        &self,
+        pipeline: PipelineId,
+        spec: &JobSpec,
+        phase: &PhaseDef,
+    ) -> Result<bool, ReadError> {
+        let Some(step) = phase.undoes.filter(|_| spec.compensates.is_some()) else {
+            return Ok(false);
+        };
+        let record = self.compensated(pipeline, spec)?;
+        Ok(!record.is_some_and(|it| it.controls.get(&step).is_some_and(may_have_done)))
+    }
+
+    /// What a phase that undoes another gets beside: what one behind all that succeeded would get.
+    pub(super) fn to_undo(
+        &self,
+        pipeline: PipelineId,
+        spec: &JobSpec,
+    ) -> Option<(Bytes, Vec<Name>, Vec<Bytes>)> {
+        let record = self.compensated(pipeline, spec).ok().flatten()?;
+        let of = record.spec.as_ref()?;
+        let phases = self.definition(pipeline, of.revision)?.phases_of(of)?;
+        let succeeded = phases.iter().enumerate().filter(|(step, _)| {
+            let control = record.controls.get(&(*step as u16));
+            control.is_some_and(|control| control.state() == JobState::Succeeded)
+        });
+        let (steps, names): (BTreeSet<usize>, Vec<Name>) =
+            succeeded.map(|(step, phase)| (step, phase.name.clone())).unzip();
+        Some((of.instructions.clone(), names, results(&record, &steps)))
     }
 
     /// Whoever takes over looks once whether all that failed of late is compensated: the two are
@@ -160,34 +241,38 @@ impl Core {
         Ok(next.is_some())
     }
 
-    /// Whether a phase that undoes another is left out: that one has done nothing.
-    pub(super) fn has_nothing_to_undo(spec: &JobSpec, phase: &PhaseDef) -> bool {
-        let steps = spec.compensates.as_ref().map(|compensated| &compensated.steps);
-        let undoes = phase.undoes.zip(steps);
-        undoes.is_some_and(|(step, steps)| !steps.contains(&step))
-    }
-
-    /// The job that compensates this one as it stands, if there is one.
+    /// The job that compensates this one as it stands, and how far that is; without a state only a
+    /// mark is left of it.
     pub(super) fn compensation_of(
         &self,
         pipeline: PipelineId,
         job: JobId,
         record: &JobRecord,
-    ) -> Result<Option<(JobId, JobState)>, ReadError> {
-        let spec = record.spec.as_ref();
-        let definition = spec.and_then(|spec| self.definition(pipeline, spec.revision));
-        if definition.is_none_or(|definition| definition.compensations.is_empty()) {
+    ) -> Result<Option<(JobId, Option<JobState>)>, ReadError> {
+        let Some(spec) = &record.spec else { return Ok(None) };
+        if self.undo_of(pipeline, record).is_empty() || spec.compensates.is_some() {
             return Ok(None);
         }
-        let id = JobId::of_compensation(pipeline, job, record.generation());
+        let id = JobId::of_compensation(pipeline, job, spec.created_ms, record.generation());
+        let state = |record: &JobRecord| (!record.is_reaped()).then(|| record.state());
         if let Some(record) = self.record_of(pipeline, id) {
-            return Ok(Some((id, record.state())));
+            return Ok(Some((id, state(record))));
         }
-        Ok(self.read_record(pipeline, id)?.map(|record| (id, record.state())))
+        Ok(self.read_record(pipeline, id)?.map(|record| (id, state(&record))))
     }
 
-    /// Whether a failed job may be tried again: not before what undoes it has ended, and then from
-    /// its start.
+    /// Whether what undoes a job is not at its end.
+    pub(super) fn is_being_undone(
+        &self,
+        pipeline: PipelineId,
+        job: JobId,
+    ) -> Result<Option<JobId>, ReadError> {
+        let Some(record) = self.record_of(pipeline, job) else { return Ok(None) };
+        let by = self.compensation_of(pipeline, job, record)?;
+        Ok(by.filter(|(_, state)| state.is_some_and(|it| !it.is_terminal())).map(|(by, _)| by))
+    }
+
+    /// Whether a failed job may be tried again: not before all is undone, and then from its start.
     pub(super) fn check_retry(
         &self,
         pipeline: PipelineId,
@@ -195,35 +280,27 @@ impl Core {
         from_start: bool,
     ) -> Result<Result<(), Refusal>, ReadError> {
         let Some(record) = self.record_of(pipeline, job) else { return Ok(Ok(())) };
+        let failed = record.state() == JobState::Dead && self.has_done(pipeline, record);
         Ok(match self.compensation_of(pipeline, job, record)? {
-            Some((by, state)) if !state.is_terminal() => Err(Refusal::Compensating { job, by }),
-            Some((by, _)) if !from_start => Err(Refusal::Compensated { job, by }),
+            Some((by, Some(state))) if state != JobState::Succeeded => {
+                Err(Refusal::Compensating { job, by })
+            }
+            _ if failed && !from_start => Err(Refusal::Compensated(job)),
             _ => Ok(()),
         })
     }
 }
 
-/// Whether a phase has done what it does, or may have: an attempt of it was under way.
+/// Whether a phase has done what it does, or may have: an attempt of it was under way, lost or cut
+/// short, or items of it ran.
 fn may_have_done(control: &Control) -> bool {
     // One that was left out has a note that says so.
     let done = control.state() == JobState::Succeeded && control.note.is_none();
-    done || is_under_way(control)
-}
-
-fn is_under_way(control: &Control) -> bool {
-    let open = control.attempts.last().is_some_and(|attempt| attempt.finished_ms.is_none());
-    open && control.state() != JobState::Succeeded
-}
-
-/// What a phase behind all that succeeded would get: the instructions with all results, the later
-/// ones before the earlier.
-fn all_together(record: &JobRecord, phases: &[PhaseDef]) -> Bytes {
-    let instructions = record.spec.as_ref().map(|spec| spec.instructions.clone());
-    let results = results(record, &(0..phases.len()).collect());
-    let mut merged: BTreeMap<String, Box<RawValue>> = BTreeMap::new();
-    for part in instructions.iter().chain(&results) {
-        // What is no object has no keys.
-        merged.extend(serde_json::from_slice::<BTreeMap<_, _>>(part).unwrap_or_default());
-    }
-    serde_json::to_vec(&merged).map_or_else(|_| Bytes::from_static(b"{}"), Bytes::from)
+    let mut attempts = control.attempts.iter();
+    let lost = attempts
+        .any(|it| it.lost || it.finished_ms.is_none() || it.error.as_deref() == Some(GIVEN_BACK));
+    // Only those for items begin without an attempt of their own.
+    let left_out = control.state() == JobState::Succeeded && !done;
+    let items = control.attempts.is_empty() && control.since_ms > 0 && !left_out;
+    done || lost || items || control.late_count > 0
 }

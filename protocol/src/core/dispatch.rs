@@ -320,7 +320,14 @@ impl Core {
             false => (spec.instructions.clone(), ancestors(phases, step.into())),
         };
         let named = phase.input == PhaseInputMode::Named || phase.handling.input.is_some();
-        let name = |at: &usize| phases[*at].name.clone();
+        let mut names: Vec<Name> = before.iter().map(|at| phases[*at].name.clone()).collect();
+        let (mut instructions, mut results) = (instructions, results(record, &before));
+        if spec.compensates.is_some() {
+            let (of, first, given) = self.to_undo(pipeline, spec)?;
+            instructions = of;
+            names.splice(0..0, first);
+            results.splice(0..0, given);
+        }
         Some(Assignment {
             token,
             pipeline,
@@ -333,8 +340,8 @@ impl Core {
             timeout: self.time_left(control, phase),
             key: spec.key.clone(),
             instructions,
-            results: results(record, &before),
-            names: named.then(|| before.iter().map(name).collect()),
+            results,
+            names: named.then_some(names),
             gathered,
             gives_items: gives_items(phases, step),
             handling: phase.handling.clone(),

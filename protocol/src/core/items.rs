@@ -31,7 +31,7 @@ use crate::{
     view::JobState,
 };
 
-use super::{Core, commit::Held, reign::has_ended, timer::Timer};
+use super::{Core, commit::Held, compensate::Due, reign::has_ended, timer::Timer};
 
 /// How many jobs are looked at before other work goes on.
 const AT_ONCE: usize = 1000;
@@ -379,8 +379,12 @@ impl Core {
         settled && self.has_heard_all()
     }
 
-    /// Whether a job is made of an item whose turn has come, or of none.
+    /// Whether a job's turn has come, if it is made of an item or compensates another.
     pub(super) fn may_run(&self, pipeline: PipelineId, record: &JobRecord) -> bool {
+        let due = |spec: &JobSpec| matches!(self.may_undo(pipeline, spec), Ok(Due::Now));
+        if record.spec.as_deref().is_some_and(|spec| spec.compensates.is_some() && !due(spec)) {
+            return false;
+        }
         let parent = record.spec.as_ref().and_then(|spec| spec.parent.as_ref());
         parent.is_none_or(|parent| matches!(self.turn_of(pipeline, parent), Turn::Now))
     }

@@ -594,9 +594,9 @@ impl Core {
         let phases = definition.and_then(|it| Some((it, it.phases_of(spec)?)));
         let Some((definition, phases)) = phases else { return Ok(None) };
         let state = record.state();
-        let compensation = match state {
-            JobState::Dead => self.compensation_of(pipeline, job, record)?,
-            _ => None,
+        let compensation = match state.is_terminal() {
+            true => self.compensation_of(pipeline, job, record)?,
+            false => None,
         };
         let invocations: Vec<InvocationView> = phases
             .iter()

@@ -24,7 +24,9 @@ use crate::{
 use super::{
     Core,
     commit::Held,
+    compensate::Due,
     group::{Delayed, Leader, PeerSync, Role, Running},
+    items::AGAIN,
     ready::{self, Place, QueueName},
     sync::Purpose,
     timer::Timer,
@@ -39,7 +41,8 @@ const LONGEST_WAIT: Duration = Duration::from_secs(600);
 /// The longest wait that a handler may ask for.
 const LONGEST_PAUSE: Duration = Duration::from_secs(24 * 3600);
 
-const GIVEN_BACK: &str = "its worker gave it back";
+/// How an attempt ended that was cut short.
+pub(super) const GIVEN_BACK: &str = "its worker gave it back";
 
 impl Core {
     /// All is merged and on disk: from now on this node coordinates.
@@ -286,7 +289,24 @@ impl Core {
         if !open || control.is_some_and(|control| control.is_terminal()) {
             return;
         }
-        if Self::has_nothing_to_undo(spec, phase) {
+        let due = self.may_undo(pipeline, spec);
+        let nothing = self.has_nothing_to_undo(pipeline, spec, phase);
+        let (due, nothing) = match (due, nothing) {
+            (Ok(due), Ok(nothing)) => (due, nothing),
+            (Err(error), _) | (_, Err(error)) => {
+                self.broken = Some(error);
+                return;
+            }
+        };
+        match due {
+            Due::Now => {}
+            Due::Later => return self.look_once_more(pipeline, job, step),
+            Due::Never => {
+                let note = "the job that it undoes did not fail after all, or was tried again";
+                return self.stop_job(pipeline, job, &Progress::Cancelled, note);
+            }
+        }
+        if nothing {
             let note = "left out: the phase that it undoes had done nothing";
             return self.leave_out(pipeline, job, step, note);
         }
@@ -363,6 +383,17 @@ impl Core {
             };
             control.note = Some(note);
         });
+    }
+
+    /// Looks at a phase again soon; that it waited until then counts for nothing.
+    fn look_once_more(&mut self, pipeline: PipelineId, job: JobId, step: u16) {
+        let at = self.now + AGAIN;
+        let Some(group) = self.groups.get_mut(&pipeline) else { return };
+        let generation = group.jobs.get(&job).map_or(0, |entry| entry.record.generation());
+        if let Some(reign) = group.reign() {
+            reign.delayed.insert(Delayed { at, job, step, generation, enough: false });
+            self.arm_at(at, Timer::Delayed(pipeline));
+        }
     }
 
     /// Looks at a phase again after a while; not too late where clocks are set meanwhile.
@@ -716,11 +747,12 @@ impl Core {
             attempts: Vec::new(),
         });
         let before = cfg!(debug_assertions).then(|| control.clone());
+        let was_dead = control.progress == Progress::Dead;
         (control.term, control.sequence, control.strict) = (term, sequence, strict);
         control.written_ms = written_ms;
         change(control);
         debug_assert!(before.is_none_or(|before| before <= *control), "a local step moves up");
-        if control.progress == Progress::Dead {
+        if control.progress == Progress::Dead && !was_dead {
             self.failed.insert((pipeline, job));
         }
         self.touch(pipeline, job, FIRST_CONTROL + step, true);

@@ -206,7 +206,10 @@ impl Core {
             return Ok(false);
         }
         let record = entry.record.clone();
-        if !self.forget_items(pipeline, job, &record, budget)? {
+        // What undoes it reads what there is to undo.
+        if self.is_being_undone(pipeline, job)?.is_some()
+            || !self.forget_items(pipeline, job, &record, budget)?
+        {
             self.forget_if_settled(pipeline, job);
             return Ok(false);
         }

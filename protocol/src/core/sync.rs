@@ -673,11 +673,15 @@ impl Core {
     fn offer(&self, group: &Group, term: Term, beat: &BeatGroup) -> Option<(Scope, Purpose)> {
         let (live, finished) = (group.live, group.finished.digest);
         if !self.should_keep(group.id) {
-            // While somebody's place is empty nothing is dropped, and once is enough.
-            let done = live.count == 0 && group.handed_on == Some((term, finished));
-            let needless = live.count + finished.count == 0 || done && !beat.settled;
+            // While somebody's place is empty nothing is dropped, and once is enough for what ended.
+            let done = group.handed_on == Some((term, finished)) && !beat.settled;
             let purpose = Purpose::HandOff { live, finished, term };
-            return (!needless).then_some((Scope::All, purpose));
+            return match (live.count, finished.count) {
+                (0, 0) => None,
+                (0, _) if done => None,
+                _ if done => Some((Scope::Live, purpose)),
+                _ => Some((Scope::All, purpose)),
+            };
         }
         // Finished jobs are compared only while nothing is unfinished: else the two are told apart
         // by what is on its way.

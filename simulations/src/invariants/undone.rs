@@ -1,11 +1,11 @@
-//! UNDONE: what a job that failed has done is undone, in a job of its own that comes to its end, and
-//! that undoes nothing else.
+//! UNDONE: what a job that failed has done is undone, in a job of its own that comes to its end; and
+//! where a majority decides, nothing is undone of a job that succeeds.
 
 use std::collections::BTreeSet;
 
 use carbonmesh_protocol::{
     id::JobId,
-    record::{Compensated, Control, JobRecord},
+    record::{Control, JobRecord},
     view::JobState,
 };
 
@@ -16,6 +16,10 @@ pub(super) struct Undone {
     /// The phases that can be undone; none where that cannot be told.
     steps: BTreeSet<u16>,
     jobs: BTreeSet<JobId>,
+    /// Those that some worker began to undo, in which generation.
+    undone: BTreeSet<(JobId, u32)>,
+    /// Whether a job that has failed for one coordinator has failed.
+    strict: bool,
 }
 
 impl Undone {
@@ -24,7 +28,7 @@ impl Undone {
         // jump, whoever takes over looks back too short a time.
         let told = !options.expires() && options.jump_every_ms == 0;
         let steps = options.undone_steps().filter(|_| told).collect();
-        Self { steps, jobs: BTreeSet::new() }
+        Self { steps, jobs: BTreeSet::new(), undone: BTreeSet::new(), strict: options.is_strict() }
     }
 }
 
@@ -39,18 +43,10 @@ impl Invariant for Undone {
             Fact::Started { attempt, .. } if attempt.step.as_str().starts_with('u') => {
                 let compensates = |at: usize| {
                     let spec = seen.on_disk(at, attempt.job)?.spec.clone()?;
-                    spec.compensates.clone()
+                    spec.compensates
                 };
                 let Some(of) = (0..seen.nodes.len()).find_map(compensates) else { return Ok(()) };
-                let Compensated { job, steps } = *of;
-                let turn = usize::from(super::position(attempt));
-                let step = self.steps.iter().rev().nth(turn);
-                let Some(step) = step else { return Ok(()) };
-                if !steps.contains(step) {
-                    return Err(format!(
-                        "step {step} of job {job} is undone, and had done nothing"
-                    ));
-                }
+                self.undone.insert((of.job, of.generation));
             }
             _ => {}
         }
@@ -60,6 +56,14 @@ impl Invariant for Undone {
     fn finish(&mut self, seen: &Seen<'_>) -> Verdict {
         let sound = || (0..seen.nodes.len()).filter(|at| !seen.nodes[*at].disk.is_damaged());
         let records = |job: JobId| sound().filter_map(move |at| seen.on_disk(at, job));
+        for &(job, generation) in self.undone.iter().filter(|_| self.strict) {
+            let wrong = |record: &JobRecord| {
+                record.generation() == generation && record.state() == JobState::Succeeded
+            };
+            if records(job).any(|record| wrong(&record)) {
+                return Err(format!("job {job} has succeeded, and was undone"));
+            }
+        }
         for &job in &self.jobs {
             let Some(record) = records(job).find(|record| record.state() == JobState::Dead) else {
                 continue;
@@ -67,7 +71,9 @@ impl Invariant for Undone {
             if !self.steps.iter().any(|step| has_done(&record, *step)) {
                 continue;
             }
-            let by = JobId::of_compensation(seen.pipeline, job, record.generation());
+            let created_ms = record.spec.as_ref().map_or(0, |spec| spec.created_ms);
+            let generation = record.generation();
+            let by = JobId::of_compensation(seen.pipeline, job, created_ms, generation);
             let states: Vec<_> = records(by).map(|it| (it.is_over(), it.state())).collect();
             if states.is_empty() || states.iter().any(|(over, _)| !over) {
                 return Err(format!("job {job} has failed, what undoes it is {states:?}"));

@@ -109,6 +109,8 @@ pub(super) struct Cluster {
     pub(super) failing: BTreeSet<Bytes>,
     /// Steps that fail.
     pub(super) failing_steps: BTreeSet<Name>,
+    /// Where alone they fail, if not everywhere.
+    pub(super) failing_at: Option<usize>,
     /// Attempts, as they began, with what they got.
     pub(super) began: Vec<(JobId, Name, Vec<Bytes>)>,
 }
@@ -163,6 +165,7 @@ impl Cluster {
             gathered: Vec::new(),
             failing: BTreeSet::new(),
             failing_steps: BTreeSet::new(),
+            failing_at: None,
             began: Vec::new(),
         };
         (0..count).for_each(|index| cluster.start(index));
@@ -343,6 +346,7 @@ impl Cluster {
                     self.give(index, attempt.token, 0..first);
                 } else if self.failing.contains(&attempt.instructions)
                     || self.failing_steps.contains(&attempt.step)
+                        && self.failing_at.is_none_or(|at| at == index)
                 {
                     let (error, retry, after) = ("it fails".to_owned(), false, None);
                     let outcome = Outcome::Failed { error, retry, after };

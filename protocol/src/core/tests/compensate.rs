@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::{
     id::{JobId, PipelineId},
     io::{Change, Refusal, Request, Response, Target},
-    pipeline::{PhaseInput, PipelineDef, Quorum, Settings},
+    pipeline::{Combine, EachInput, PhaseInput, PipelineDef, Quorum, Settings},
     view::{JobState, JobView},
 };
 
@@ -77,7 +77,7 @@ fn what_a_failed_job_has_done_is_undone_the_last_first() {
         assert_eq!(steps_of(&cluster, undo.job), ["undo-b", "undo-a"]);
         // Each gets what a phase behind all that succeeded would get.
         let first = cluster.began.iter().find(|(of, _, _)| *of == undo.job).expect("it began");
-        assert_eq!(first.2, [r#"{"a":1,"b":1,"order":7}"#.as_bytes()]);
+        assert_eq!(first.2, ["{\"order\":7}", "{\"a\":1}", "{\"b\":1}"]);
     }
 }
 
@@ -160,11 +160,71 @@ fn a_job_is_compensated_once_whenever_its_coordinator_is_lost() {
 }
 
 #[test]
+fn nothing_is_undone_of_a_job_that_failed_for_a_deposed_coordinator_alone() {
+    let mut cluster = failing_last(Quorum::Majority);
+    cluster.run_time = Duration::from_millis(300);
+    let coordinator = cluster.coordinator();
+    cluster.failing_at = Some(coordinator);
+    let jobs: Vec<JobId> = (0..12).map(|_| enqueue(&mut cluster)).collect();
+    cluster.run_until("the last phase runs there", |cluster| {
+        cluster.began.iter().filter(|(_, step, _)| *step == name("c")).count() == 12
+    });
+    let others: Vec<usize> = (0..3).filter(|index| *index != coordinator).collect();
+    others.iter().for_each(|other| cluster.disconnect(coordinator, *other));
+    cluster.run_for(Duration::from_secs(20));
+    let succeeded = |cluster: &Cluster, job: JobId| {
+        let core = cluster.nodes[others[0]].core.as_ref().expect("it runs");
+        let record = core.record(PipelineId::of_name("p"), job).expect("readable");
+        record.is_some_and(|record| record.state() == JobState::Succeeded)
+    };
+    assert!(jobs.iter().all(|job| succeeded(&cluster, *job)), "others run it again");
+    others.iter().for_each(|other| cluster.connect(coordinator, *other));
+    cluster.run_for(Duration::from_secs(60));
+    assert!(jobs.iter().all(|job| succeeded(&cluster, *job)));
+    let undone = cluster.began.iter().filter(|(_, step, _)| step.as_str().starts_with("undo"));
+    assert_eq!(undone.count(), 0, "{:?}", cluster.began);
+}
+
+#[test]
+fn what_undoes_a_job_is_tried_again_before_the_job_is() {
+    let mut cluster = failing_last(Quorum::Any);
+    cluster.failing_steps.insert(name("undo-a"));
+    let job = enqueue(&mut cluster);
+    let undo = compensation(&mut cluster, job);
+    assert_eq!(undo.state, JobState::Dead);
+    let response = retry(&mut cluster, job, true);
+    assert!(matches!(response, Response::Refused(Refusal::Compensating { .. })), "{response:?}");
+    let discard = Request::Change { target: Target::Job(undo.job), change: Change::Discard };
+    assert!(matches!(cluster.request(0, discard), Response::Changed(_)));
+    let response = retry(&mut cluster, job, false);
+    assert!(matches!(response, Response::Refused(Refusal::Compensated(_))), "{response:?}");
+    let response = retry(&mut cluster, job, true);
+    assert!(matches!(response, Response::Changed(_)), "{response:?}");
+}
+
+#[test]
+fn a_phase_for_items_that_fails_is_undone() {
+    let each = EachInput {
+        of: name("a"),
+        phases: vec![PhaseInput::named(name("b"))],
+        tolerate_percent: 0,
+        combine: Combine::Group,
+    };
+    let items = PhaseInput { phase: name("b"), each: Some(each), ..undone("b") };
+    let mut cluster = saga(vec![PhaseInput::named(name("a")), items], Quorum::Any);
+    cluster.items = 5;
+    cluster.failing_steps.insert(name("b"));
+    let job = enqueue(&mut cluster);
+    let undo = compensation(&mut cluster, job);
+    assert_eq!(steps_of(&cluster, undo.job), ["undo-b"]);
+}
+
+#[test]
 fn whoever_takes_over_compensates_what_nobody_has() {
     let mut cluster = failing_last(Quorum::Any);
     let job = enqueue(&mut cluster);
     assert_eq!(cluster.wait_for(0, job).state, JobState::Dead);
-    let by = JobId::of_compensation(PipelineId::of_name("p"), job, 0);
+    let by = cluster.job(0, job).compensation.expect("it is compensated");
     (0..3).for_each(|index| cluster.kill(index));
     (0..3).for_each(|index| cluster.lose_record(index, by));
     (0..3).for_each(|index| cluster.start(index));
