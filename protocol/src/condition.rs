@@ -9,7 +9,7 @@
 use jmespath::{Variable, ast::Ast};
 
 /// The functions that build nothing.
-const FUNCTIONS: [&str; 14] = [
+pub(crate) const FUNCTIONS: [&str; 14] = [
     "abs",
     "avg",
     "ceil",
@@ -44,11 +44,15 @@ pub fn check(expression: &str) -> Result<(), String> {
     check_part(&ast)
 }
 
-fn check_part(part: &Ast) -> Result<(), String> {
-    let within = |index: i32| match index.unsigned_abs() <= MAX_INDEX {
+/// Whether that can be a place in a list, or so many places on.
+pub(crate) fn within(index: i32) -> Result<(), String> {
+    match index.unsigned_abs() <= MAX_INDEX {
         true => Ok(()),
         false => Err(format!("{index} is no place in a list: at most {MAX_INDEX} is allowed")),
-    };
+    }
+}
+
+fn check_part(part: &Ast) -> Result<(), String> {
     match part {
         Ast::Identity { .. } | Ast::Field { .. } | Ast::Literal { .. } => Ok(()),
         Ast::Index { idx, .. } => within(*idx),
@@ -106,7 +110,7 @@ pub(crate) fn holds<'a>(
     value.map(|value| value.is_truthy()).map_err(|error| one_line(&error.to_string()))
 }
 
-fn one_line(text: &str) -> String {
+pub(crate) fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 

@@ -6,6 +6,8 @@
 
 use jmespath::{Variable, ast::Ast};
 
+use crate::condition::{FUNCTIONS, one_line, within};
+
 /// The longest expression, in bytes.
 pub const MAX_MAPPING_BYTES: usize = 1000;
 
@@ -15,34 +17,10 @@ const MAX_GROWTH: u64 = 100;
 /// How large a value may become, in bytes of JSON, while it is built.
 const MAX_BUILT_BYTES: u64 = 256 << 20;
 
-/// The furthest place in a list.
-const MAX_INDEX: u32 = 1_000_000;
-
-/// The functions that take no expressions, and repeat nothing; `map` and its like are what projections
-/// are for.
-const FUNCTIONS: [&str; 21] = [
-    "abs",
-    "avg",
-    "ceil",
-    "contains",
-    "ends_with",
-    "floor",
-    "keys",
-    "length",
-    "max",
-    "merge",
-    "min",
-    "not_null",
-    "reverse",
-    "sort",
-    "starts_with",
-    "sum",
-    "to_array",
-    "to_number",
-    "to_string",
-    "type",
-    "values",
-];
+/// The functions that build, but repeat nothing and take no expressions; `map` and its like are what
+/// projections are for.
+const BUILDING: [&str; 7] =
+    ["merge", "reverse", "sort", "to_array", "to_number", "to_string", "values"];
 
 /// Whether an expression can be one.
 ///
@@ -62,15 +40,12 @@ pub fn check(expression: &str) -> Result<(), String> {
     Ok(())
 }
 
-fn growth_of(expression: &str) -> Result<u64, String> {
-    growth(&jmespath::parse(expression).map_err(|error| one_line(&error.to_string()))?)
+fn functions() -> impl Iterator<Item = &'static str> {
+    FUNCTIONS.into_iter().chain(BUILDING)
 }
 
-fn within(index: i32) -> Result<(), String> {
-    match index.unsigned_abs() <= MAX_INDEX {
-        true => Ok(()),
-        false => Err(format!("{index} is no place in a list: at most {MAX_INDEX} is allowed")),
-    }
+fn growth_of(expression: &str) -> Result<u64, String> {
+    growth(&jmespath::parse(expression).map_err(|error| one_line(&error.to_string()))?)
 }
 
 fn together<'a>(parts: impl IntoIterator<Item = &'a Ast>) -> Result<u64, String> {
@@ -99,13 +74,13 @@ fn growth(part: &Ast) -> Result<u64, String> {
         }
         Ast::MultiList { elements, .. } => together(elements),
         Ast::MultiHash { elements, .. } => together(elements.iter().map(|pair| &pair.value)),
-        Ast::Function { name, args, .. } if FUNCTIONS.contains(&name.as_str()) => {
+        Ast::Function { name, args, .. } if functions().any(|known| known == name) => {
             let grows = together(args)?;
             // In a text some characters take six.
             Ok(if name == "to_string" { grows.saturating_mul(6) } else { grows })
         }
         Ast::Function { name, .. } => {
-            let known = FUNCTIONS.join(", ");
+            let known = functions().collect::<Vec<_>>().join(", ");
             Err(format!("function `{name}` is not allowed in a mapping: there are {known}"))
         }
         Ast::Expref { .. } => Err("no function of a mapping takes an expression".to_owned()),
@@ -155,10 +130,6 @@ impl std::io::Write for Bounded {
     fn flush(&mut self) -> std::io::Result<()> {
         Ok(())
     }
-}
-
-fn one_line(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]
