@@ -29,7 +29,7 @@ use crate::{
     view::JobState,
 };
 
-use super::{Core, dispatch::results, group::End, reign::GIVEN_BACK};
+use super::{Core, attempts::GIVEN_BACK, dispatch::results, group::End};
 
 /// How long an attempt that is cancelled has to end before what it did is undone.
 const CANCEL_TIME: Duration = Duration::from_secs(30);

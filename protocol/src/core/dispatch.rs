@@ -23,10 +23,10 @@ use crate::{
 
 use super::{
     Core,
+    attempts::push_attempt,
     commit::Held,
     group::{Role, Running},
     ready::{Entry, QueueName, ReadyQueue, value_at},
-    reign::push_attempt,
     timer::Timer,
 };
 

@@ -15,9 +15,9 @@ use crate::{
 
 use super::{
     Core,
+    attempts::MAX_LOST_ATTEMPTS,
     group::Role,
     items::{AGAIN, PAUSE},
-    reign::MAX_LOST_ATTEMPTS,
     timer::Timer,
 };
 

@@ -31,7 +31,7 @@ use crate::{
     view::JobState,
 };
 
-use super::{Core, commit::Held, compensate::Due, reign::has_ended, timer::Timer};
+use super::{Core, attempts::has_ended, commit::Held, compensate::Due, timer::Timer};
 
 /// How many jobs are looked at before other work goes on.
 const AT_ONCE: usize = 1000;

@@ -12,6 +12,7 @@
 //!
 //! Each concern has a module; they share this struct and nothing else.
 
+mod attempts;
 mod beat;
 mod catalog;
 mod change;
@@ -33,6 +34,7 @@ mod reign;
 mod replica;
 mod retention;
 mod schedules;
+mod steps;
 mod strict;
 mod sync;
 mod timer;

@@ -19,7 +19,7 @@ use crate::{
 use super::{
     Core,
     group::{Role, Scheduled},
-    reign::millis,
+    steps::millis,
     timer::Timer,
 };
 
