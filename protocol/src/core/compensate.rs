@@ -171,6 +171,8 @@ impl Core {
         let record = self.compensated(pipeline, spec)?;
         Ok(match record {
             Some(record) if record.generation() > generation => Due::Never,
+            // What is here is older than what has failed.
+            Some(record) if record.generation() < generation && !record.is_reaped() => Due::Later,
             Some(record) if record.is_reaped() => Due::Now,
             Some(record) if record.state() == JobState::Dead => Due::Now,
             Some(record) if record.is_over() => Due::Never,

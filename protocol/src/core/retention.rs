@@ -133,15 +133,16 @@ impl Core {
         let mut more = false;
         for (end, keep, count) in ends {
             let due = self.due(pipeline, end, keep, count)?;
-            more |= due.len() == AT_ONCE;
-            let mut budget = 2 * AT_ONCE;
+            let full = due.len() == AT_ONCE;
+            let (mut budget, mut forgot) = (2 * AT_ONCE, false);
             for job in due {
-                self.forget(pipeline, job, &mut budget)?;
+                forgot |= self.forget(pipeline, job, &mut budget)?;
                 if budget == 0 {
                     break;
                 }
             }
-            more |= budget == 0;
+            // What cannot be forgotten yet has time until the next beat.
+            more |= full && forgot || budget == 0;
         }
         Ok(more)
     }
