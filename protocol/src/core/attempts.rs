@@ -104,8 +104,8 @@ impl Core {
             Some(control) if has_ended(&control, token) => self.cancel_at(worker, token),
             _ if self.is_strict(pipeline) => self.cancel_at(worker, token),
             _ => {
-                let Some((phase, name)) = self.queue_of(pipeline, job, step) else { return };
-                let key = self.limit_key(pipeline, job, &name);
+                let Some(queue) = self.queue_of(pipeline, job, step) else { return };
+                let key = self.limit_key(pipeline, job, &queue.1);
                 let wall_ms = self.wall_ms();
                 self.update_control(pipeline, job, step, |control| {
                     match control.attempts.iter_mut().find(|attempt| attempt.token == token) {
@@ -120,18 +120,8 @@ impl Core {
                     control.progress = Progress::Running { worker, token };
                 });
                 let after_beat = Some(self.beats.sequence());
-                let running = Running {
-                    job,
-                    step,
-                    phase,
-                    name,
-                    key,
-                    worker,
-                    after_beat,
-                    claimed: true,
-                    missed: false,
-                    deadline: None,
-                };
+                let given = Running::new((job, step), queue, key, worker);
+                let running = Running { after_beat, ..given };
                 self.add_running(pipeline, token, running);
             }
         }

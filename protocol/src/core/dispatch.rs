@@ -277,18 +277,7 @@ impl Core {
         let Some(assignment) = self.assignment(pipeline, job, step, token, gathered) else {
             return;
         };
-        let running = Running {
-            job,
-            step,
-            phase: name.0.clone(),
-            name: name.1.clone(),
-            key,
-            worker,
-            after_beat: None,
-            claimed: true,
-            missed: false,
-            deadline: None,
-        };
+        let running = Running::new((job, step), name.clone(), key, worker);
         self.add_running(pipeline, token, running);
         let assignment = Box::new(assignment);
         if self.has(Mutant::AssignBeforeDurable) {

@@ -327,6 +327,29 @@ pub(super) struct Running {
     pub(super) deadline: Option<Timestamp>,
 }
 
+impl Running {
+    /// One that is on its way to its worker.
+    pub(super) fn new(
+        (job, step): (JobId, u16),
+        (phase, name): QueueName,
+        key: Option<Arc<str>>,
+        worker: NodeId,
+    ) -> Self {
+        Self {
+            job,
+            step,
+            phase,
+            name,
+            key,
+            worker,
+            after_beat: None,
+            claimed: true,
+            missed: false,
+            deadline: None,
+        }
+    }
+}
+
 impl Reign {
     pub(super) fn new(term: Term, voters: BTreeSet<NodeId>) -> Self {
         Self {

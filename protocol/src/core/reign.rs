@@ -76,8 +76,8 @@ impl Core {
             })
             .collect();
         for (step, worker, token) in running {
-            let Some((phase, name)) = self.queue_of(pipeline, job, step) else { continue };
-            let key = self.limit_key(pipeline, job, &name);
+            let Some(queue) = self.queue_of(pipeline, job, step) else { continue };
+            let key = self.limit_key(pipeline, job, &queue.1);
             // A worker that was lost before has had part of its time already.
             let known = self.members.get(&worker).is_some_and(|member| {
                 !member.reachable && self.now.since(member.heard) < self.config.timing.lease
@@ -87,18 +87,8 @@ impl Core {
             let deadline = Some(self.now + wait);
             self.arm(wait, Timer::Claim(pipeline));
             let after_beat = Some(self.beats.sequence());
-            let running = Running {
-                job,
-                step,
-                phase,
-                name,
-                key,
-                worker,
-                after_beat,
-                claimed: false,
-                missed: false,
-                deadline,
-            };
+            let given = Running::new((job, step), queue, key, worker);
+            let running = Running { after_beat, claimed: false, deadline, ..given };
             self.add_running(pipeline, token, running);
         }
     }
