@@ -31,6 +31,8 @@ pub struct NodeOptions {
     pub roles: String,
     /// Its configuration file.
     pub config: String,
+    /// What is run in place of `up`, such as `bundle` and a file.
+    pub command: Vec<String>,
     /// More arguments.
     pub args: Vec<String>,
     /// More environment.
@@ -118,7 +120,11 @@ impl LocalCluster {
         }
         let log = fs::OpenOptions::new().create(true).append(true).open(at("log"))?;
         let mut command = Command::new(&self.program);
-        command.arg("up").args(["--name", name, "--no-mdns", "--http", "127.0.0.1:0"]);
+        match &options.command[..] {
+            [] => command.arg("up"),
+            words => command.args(words),
+        };
+        command.args(["--name", name, "--no-mdns", "--http", "127.0.0.1:0"]);
         command.args(["--listen", "127.0.0.1:0"]);
         command.arg("--data-dir").arg(at("data")).arg("--config").arg(at("toml"));
         command.arg("--ready-file").arg(at("ready"));

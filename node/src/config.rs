@@ -3,6 +3,7 @@
 //! [`UpArgs`] holds flags and environment as clap reads them, `file` the TOML document; here they
 //! become one [`Settings`], checked as a whole. Every error names the setting and the way out.
 
+mod detect;
 mod file;
 #[cfg(test)]
 mod fuzz;
@@ -22,19 +23,23 @@ use carbonmesh_protocol::{
     advert::Roles,
     config::{Limits, Timing},
     name::Name,
+    pipeline::PipelineDef,
 };
 use libp2p::Multiaddr;
 use thiserror::Error;
 
 use self::file::{ConfigFile, PhaseSection};
 use crate::{
+    document::PipelineDocument,
     net::{is_loopback, parse_address},
-    phase::{ExecPhase, OfferedPhase, PhaseRegistry},
+    phase::{
+        ExecPhase, HostSettings, OfferedPhase, PhaseRegistry, Registered, RunningHost, host::sdk,
+    },
 };
 
 const DEFAULT_CLUSTER: &str = "carbonmesh";
 const DEFAULT_HTTP: &str = "127.0.0.1:7400";
-const DEFAULT_PORT: u16 = 7401;
+pub(crate) const DEFAULT_PORT: u16 = 7401;
 const SECRET_BYTES: usize = 16;
 
 /// Slots of a configured phase that says nothing about them.
@@ -91,7 +96,7 @@ pub struct UpArgs {
     /// Offer only these phases, each with so many slots
     #[arg(long, env = "CARBONMESH_PHASE", value_name = "NAME=SLOTS", value_delimiter = ',')]
     phase: Vec<String>,
-    /// What to say about this node
+    /// What to say about this node, beside what it finds out: os, arch, cores, memory, gpu, tool.*
     #[arg(long, env = "CARBONMESH_LABEL", value_name = "KEY=VALUE", value_delimiter = ',')]
     label: Vec<String>,
     /// Where to listen for other nodes [default: port 7401, on loopback without a secret]
@@ -124,6 +129,103 @@ pub struct UpArgs {
     /// Write where the node serves into this file, as JSON, once it does
     #[arg(long, env = "CARBONMESH_READY_FILE", value_name = "FILE")]
     ready_file: Option<PathBuf>,
+    /// A file of handlers whose phases it offers
+    #[arg(skip)]
+    file: Option<HandlerFile>,
+}
+
+/// A file of handlers, for a node that is started for it.
+#[derive(Clone, Debug)]
+pub(crate) struct HandlerFile {
+    /// In a language that there is an SDK for.
+    pub(crate) path: PathBuf,
+    /// What of it this node is for.
+    pub(crate) take: Take,
+}
+
+/// What a node takes of a file of handlers.
+#[derive(Clone, Debug)]
+pub(crate) enum Take {
+    /// All phases and all pipelines.
+    All,
+    /// These phases, each as `NAME` or `NAME=SLOTS`.
+    Phases(Vec<String>),
+    /// This pipeline, and no phases.
+    Pipeline(String),
+}
+
+impl HandlerFile {
+    /// Tells nodes of one machine apart.
+    fn label(&self) -> String {
+        let stem = self.path.file_stem().unwrap_or_default().to_string_lossy();
+        match &self.take {
+            Take::All => stem.into_owned(),
+            Take::Phases(names) => {
+                let names = names.iter().map(|name| name.split('=').next().unwrap_or_default());
+                format!("{stem}-{}", names.collect::<Vec<_>>().join("-"))
+            }
+            Take::Pipeline(name) => format!("{stem}-{name}"),
+        }
+    }
+}
+
+/// What [`UpArgs::start_hosts`] has started.
+#[derive(Debug, Default)]
+pub struct Hosts {
+    /// They run.
+    pub running: Vec<RunningHost>,
+    /// Pipelines that the node is to make known.
+    pub pipelines: Vec<PipelineDef>,
+}
+
+impl Hosts {
+    /// These phases, and those of all hosts.
+    ///
+    /// # Errors
+    /// Two have a phase of the same name.
+    pub fn register(&self, registry: PhaseRegistry) -> Result<PhaseRegistry, ConfigError> {
+        self.running.iter().try_fold(registry, |registry, host| {
+            registry.with_host(host).map_err(|phase| {
+                let reason = format!("its phase `{phase}` is there already: rename one of them");
+                wrong(format!("hosts.{}", host.settings().name), reason)
+            })
+        })
+    }
+}
+
+async fn start_host(settings: HostSettings) -> Result<RunningHost, ConfigError> {
+    let setting = format!("hosts.{}", settings.name);
+    if settings.slots == 0 || settings.slots > MAX_SLOTS {
+        let reason = format!("{} is not possible: 1 to {MAX_SLOTS} are", settings.slots);
+        return Err(wrong(format!("{setting}.slots"), reason));
+    }
+    RunningHost::start(settings).await.map_err(|reason| wrong(setting, reason))
+}
+
+/// Which of the pipelines that came with a file are to be made known.
+fn pipelines(
+    host: &RunningHost,
+    path: &Path,
+    take: &Take,
+) -> Result<Vec<PipelineDef>, ConfigError> {
+    let setting = || path.display().to_string();
+    if matches!(take, Take::Phases(_)) {
+        return Ok(Vec::new());
+    }
+    let mut found = Vec::new();
+    for document in host.pipelines() {
+        let document = PipelineDocument::from_json(document.to_string().as_bytes());
+        let definition = document.and_then(|document| document.definition());
+        found.push(definition.map_err(|error| wrong(setting(), error.to_string()))?);
+    }
+    let Take::Pipeline(name) = take else { return Ok(found) };
+    let names: Vec<&str> = found.iter().map(|one| one.name.as_str()).collect();
+    if !names.contains(&name.as_str()) {
+        let there = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
+        return Err(wrong(setting(), format!("there is no pipeline `{name}` (it has: {there})")));
+    }
+    found.retain(|one| one.name.as_str() == name);
+    Ok(found)
 }
 
 /// All that a node needs to know, checked.
@@ -137,7 +239,7 @@ pub struct Settings {
     pub secret: Option<ClusterSecret>,
     /// What the node does.
     pub roles: Roles,
-    /// What its operator says of it.
+    /// What was found out about its machine, and what its operator says of it.
     pub labels: BTreeMap<String, String>,
     /// Where it listens.
     pub listen: Vec<Multiaddr>,
@@ -151,6 +253,8 @@ pub struct Settings {
     pub data_dir: PathBuf,
     /// Where it serves HTTP.
     pub http: SocketAddr,
+    /// Whether somebody chose that: else another port may be taken.
+    pub http_is_explicit: bool,
     /// Whether it looks for others on the local network.
     pub mdns: bool,
     /// Where to write that it serves.
@@ -183,6 +287,52 @@ impl std::fmt::Debug for ClusterSecret {
 }
 
 impl UpArgs {
+    /// The same, with what a file of handlers has.
+    #[must_use]
+    pub(crate) fn with_file(self, file: HandlerFile) -> Self {
+        Self { file: Some(file), ..self }
+    }
+
+    /// Starts the phase hosts that this node is to have; dropping them ends them.
+    ///
+    /// # Errors
+    /// A setting cannot be used, or a host does not start; the text holds what it wrote.
+    pub async fn start_hosts(&self) -> Result<Hosts, ConfigError> {
+        let file = self.read_file()?;
+        let mut hosts = Hosts::default();
+        if roles(&given(self.role.clone(), file.role.clone()))?.worker {
+            for (name, section) in &file.hosts {
+                hosts.running.push(start_host(section.settings(name)?).await?);
+            }
+        }
+        let Some(HandlerFile { path, take }) = &self.file else { return Ok(hosts) };
+        let name = path.file_stem().unwrap_or_default().to_string_lossy();
+        let settings = sdk::host_of(&name, path);
+        let settings = settings.map_err(|reason| wrong(path.display().to_string(), reason))?;
+        let host = start_host(settings).await?;
+        hosts.pipelines = pipelines(&host, path, take)?;
+        if !matches!(take, Take::Pipeline(_)) {
+            hosts.running.push(host);
+        }
+        Ok(hosts)
+    }
+
+    fn data_dir(&self, file: &ConfigFile) -> Result<PathBuf, ConfigError> {
+        if let Some(given) = self.data_dir.as_ref().or(file.data_dir.as_ref()) {
+            return Ok(given.clone());
+        }
+        let usual = default_data_dir()?;
+        // Several nodes of one machine have several folders.
+        Ok(match &self.file {
+            Some(of) => usual.with_file_name(format!("carbonmesh-{}", of.label())),
+            None => usual,
+        })
+    }
+
+    fn read_file(&self) -> Result<ConfigFile, ConfigError> {
+        self.config.as_deref().map_or_else(|| Ok(ConfigFile::default()), ConfigFile::read)
+    }
+
     /// Reads the file, and makes all of it one. `registry` are the program's own phases.
     ///
     /// # Errors
@@ -206,10 +356,8 @@ impl UpArgs {
         registry: &PhaseRegistry,
         secret: Option<String>,
     ) -> Result<Settings, ConfigError> {
-        let file = match &self.config {
-            Some(path) => ConfigFile::read(path)?,
-            None => ConfigFile::default(),
-        };
+        let file = self.read_file()?;
+        let data_dir = self.data_dir(&file)?;
         let (limits, free_bytes) = file.limits.resolve()?;
         let timing = file.timing.resolve()?;
         if secret.is_some() && self.secret_file.is_some() {
@@ -226,14 +374,22 @@ impl UpArgs {
             false => vec![default_listen(exposed_ok)],
         };
         let roles = roles(&given(self.role, file.role))?;
+        let mut chosen = self.phase;
+        match self.file.map(|file| file.take) {
+            Some(Take::Phases(names)) => chosen.extend(names),
+            Some(Take::All | Take::Pipeline(_)) | None => {}
+        }
         let phases = match roles.worker {
-            true => phases(&self.phase, &file.phases, registry)?,
-            false if !self.phase.is_empty() => {
+            true => phases(&chosen, &file.phases, registry)?,
+            false if !chosen.is_empty() => {
                 return Err(wrong("--phase", "this node is no worker: add worker to --role"));
             }
             false => Vec::new(),
         };
-        let labels = if self.label.is_empty() { file.labels } else { labels(&self.label)? };
+        let said = if self.label.is_empty() { file.labels } else { labels(&self.label)? };
+        let mut labels = detect::labels();
+        labels.extend(said);
+        let http = self.http.or(file.http);
         let cluster = self.cluster.or(file.cluster).unwrap_or_else(|| DEFAULT_CLUSTER.to_owned());
         let cluster = cluster.parse::<Name>().map_err(|e| wrong("--cluster", e.to_string()))?;
         let loopback = listen.iter().all(is_loopback);
@@ -253,8 +409,9 @@ impl UpArgs {
                 &given(self.advertise, file.advertise),
                 exposed_ok,
             )?,
-            data_dir: self.data_dir.or(file.data_dir).map_or_else(default_data_dir, Ok)?,
-            http: http_address(self.http.or(file.http))?,
+            data_dir,
+            http_is_explicit: http.is_some(),
+            http: http_address(http)?,
             ready_file: self.ready_file,
             phases,
             limits,
@@ -295,10 +452,10 @@ fn phases(
     registry: &PhaseRegistry,
 ) -> Result<Vec<OfferedPhase>, ConfigError> {
     let mut known = BTreeMap::new();
-    for (name, slots, phase) in registry.iter() {
+    for (name, Registered { slots, timeout, phase }) in registry.iter() {
         let name = phase_name(name)?;
-        let offered =
-            OfferedPhase { name: name.clone(), slots, timeout: None, phase: phase.clone() };
+        let (slots, timeout, phase) = (*slots, *timeout, phase.clone());
+        let offered = OfferedPhase { name: name.clone(), slots, timeout, phase };
         known.insert(name, offered);
     }
     for (text, section) in configured {
@@ -312,7 +469,7 @@ fn phases(
             }
             (None, Some(offered)) => {
                 offered.slots = section.slots.unwrap_or(offered.slots);
-                offered.timeout = section.timeout(text)?;
+                offered.timeout = section.timeout(text)?.or(offered.timeout);
             }
             (None, None) => {
                 let setting = format!("phases.{text}.command");

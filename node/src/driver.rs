@@ -3,7 +3,7 @@
 //! ```text
 //!  net ──► events ─┐                ┌─► lanes: one frame to each peer and round
 //!  http ─► calls ──┤  core thread   ├─► disk thread: one synced write per round of its own
-//!  phases ► news ──┤  (this)        ├─► phase host
+//!  phases ► news ──┤  (this)        ├─► phases
 //!  disk ──► done ──┘                └─► answers to clients
 //! ```
 //! All inputs that wait are handed in before effects are taken, so that a busy node makes few large
@@ -30,7 +30,7 @@ use crate::{
     clock,
     handle::Call,
     net::{Gossip, Lane, NetEvent},
-    phase::{News, PhaseHost},
+    phase::{News, PhaseRunner},
 };
 
 /// How many inputs of one kind are handed in before effects are taken.
@@ -97,7 +97,7 @@ pub(crate) struct Inputs {
 /// Where effects go.
 pub(crate) struct Outputs {
     pub(crate) gossip: Gossip,
-    pub(crate) host: PhaseHost,
+    pub(crate) runner: PhaseRunner,
     pub(crate) storage: Arc<dyn Storage>,
 }
 
@@ -118,7 +118,7 @@ pub(crate) fn spawn(
             let mut driver = Driver {
                 core,
                 gossip: outputs.gossip,
-                host: outputs.host,
+                runner: outputs.runner,
                 disk,
                 lanes: BTreeMap::new(),
                 answers: BTreeMap::new(),
@@ -136,7 +136,7 @@ pub(crate) fn spawn(
 struct Driver {
     core: Core,
     gossip: Gossip,
-    host: PhaseHost,
+    runner: PhaseRunner,
     disk: disk::Queue,
     lanes: BTreeMap<NodeId, Outgoing>,
     answers: BTreeMap<RequestId, oneshot::Sender<Response>>,
@@ -282,9 +282,9 @@ impl Driver {
                 }
                 Effect::Publish(advert) => self.gossip.publish(advert),
                 Effect::Persist { id, writes } => self.disk.write(id, writes)?,
-                Effect::StartAttempt(attempt) => self.host.start(*attempt),
-                Effect::CancelAttempt(token) => self.host.cancel(token),
-                Effect::ItemsTaken(token) => self.host.items_taken(token),
+                Effect::StartAttempt(attempt) => self.runner.start(*attempt),
+                Effect::CancelAttempt(token) => self.runner.cancel(token),
+                Effect::ItemsTaken(token) => self.runner.items_taken(token),
                 Effect::Reply { id, response } => {
                     if let Some(answer) = self.answers.remove(&id) {
                         // The client may have gone.

@@ -5,13 +5,20 @@
 
 use std::{
     fs, io,
-    net::SocketAddr,
+    net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
-use carbonmesh_protocol::{config::Config as CoreConfig, core::Core, id::NodeId, store::ReadError};
+use carbonmesh_protocol::{
+    config::Config as CoreConfig,
+    core::Core,
+    id::NodeId,
+    io::{Request, Response},
+    pipeline::PipelineDef,
+    store::ReadError,
+};
 use carbonmesh_storage::{DataDir, MarkError, OpenError, StorageError, StoreReader, free_bytes};
 use libp2p::{Multiaddr, multiaddr::Protocol};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -29,13 +36,13 @@ use tracing::{error, info, warn};
 
 use crate::{
     clock,
-    config::{ConfigError, Settings, UpArgs},
+    config::{ConfigError, DEFAULT_PORT, Settings, UpArgs},
     driver::{self, Command, DriverError, Inputs, Outputs},
-    handle::NodeHandle,
-    http::{self, HttpLimits},
+    handle::{NodeHandle, Stopped},
+    http::{self, HttpLimits, Problem},
     key,
     net::{self, Net, NetConfig, NetError, Secret},
-    phase::{self, PhaseHost, PhaseRegistry},
+    phase::{self, PhaseRegistry, PhaseRunner},
 };
 
 /// How long a node that failed waits for its threads to let go of the store.
@@ -46,6 +53,9 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How often the side file that tells a restored folder from the latest one is written.
 const MARK_EVERY: Duration = Duration::from_secs(1);
+
+/// After how long a pipeline that the cluster could not take is applied again.
+const APPLY_AGAIN: Duration = Duration::from_millis(500);
 
 /// How often the free space is looked at.
 const SPACE_EVERY: Duration = Duration::from_secs(2);
@@ -144,9 +154,7 @@ impl Node {
         }
         let cancel = CancelOnDrop(CancellationToken::new());
         let keypair = key::load_or_create(&settings.data_dir.join("key"), data.is_new)?;
-        let listener = TcpListener::bind(settings.http)
-            .await
-            .map_err(|source| RunError::Http { address: settings.http, source })?;
+        let listener = listen_http(&settings).await?;
         let http = listener.local_addr()?;
 
         let (net_events, net_inputs) = mpsc::channel(WAITING_EVENTS);
@@ -157,14 +165,14 @@ impl Node {
         let node = net.node_id();
         let core = new_core(&settings, node, &data)?;
         let sizes = (settings.limits.result_bytes, settings.limits.job_bytes);
-        let host = PhaseHost::new(settings.phases, sizes, news)?;
+        let runner = PhaseRunner::new(settings.phases, sizes, news)?;
         let inputs = Inputs {
             net: net_inputs,
             calls: call_inputs,
             phases: phase_inputs,
             commands: command_inputs,
         };
-        let outputs = Outputs { gossip: net.gossip(), host, storage: data.storage.clone() };
+        let outputs = Outputs { gossip: net.gossip(), runner, storage: data.storage.clone() };
         let ended = driver::spawn(core, inputs, outputs)?;
 
         let handle = NodeHandle::new(node, calls);
@@ -245,19 +253,43 @@ impl Node {
 /// It cannot be started, or fails. What was acknowledged is on disk.
 pub async fn run(args: UpArgs, phases: PhaseRegistry) -> Result<(), RunError> {
     init_tracing();
-    let settings = args.resolve(&phases)?;
-    if settings.secret.is_none() {
-        info!("no cluster secret: only nodes on this machine can join (see --secret-file)");
-    }
-    let (name, ready_file) = (settings.name.clone(), settings.ready_file.clone());
     raise_file_limit();
     let guard = phase::groups::Guard::start();
     if let Err(error) = &guard {
         warn!(%error, "cannot watch over commands: if this node is killed, they go on");
     }
-    let done = serve(settings, &name, ready_file.as_deref()).await;
+    let hosts = args.start_hosts().await?;
+    let settings = args.resolve(&hosts.register(phases)?)?;
+    if settings.secret.is_none() {
+        info!("no cluster secret: only nodes on this machine can join (see --secret-file)");
+    }
+    let (name, ready_file) = (settings.name.clone(), settings.ready_file.clone());
+    let done = serve(settings, hosts.pipelines, &name, ready_file.as_deref()).await;
     phase::groups::kill_all();
     done
+}
+
+/// Makes pipelines known; goes on until the cluster can take them.
+async fn apply_all(handle: NodeHandle, pipelines: Vec<PipelineDef>) {
+    for definition in pipelines {
+        let name = definition.name.clone();
+        loop {
+            let problem = match handle.request(Request::Apply(Box::new(definition.clone()))).await {
+                Ok(Response::Applied { copies, .. }) => {
+                    info!(pipeline = %name, copies, "the pipeline is known");
+                    break;
+                }
+                Ok(Response::Refused(refusal)) => Problem::from(refusal),
+                Ok(other) => Problem::unexpected(&other),
+                Err(Stopped::Before | Stopped::Unanswered) => return,
+            };
+            if problem.status < 500 {
+                error!(pipeline = %name, why = problem.detail, "the pipeline cannot be applied");
+                break;
+            }
+            tokio::time::sleep(APPLY_AGAIN).await;
+        }
+    }
 }
 
 /// Each attempt of a command takes some descriptors, and the usual limit is low.
@@ -269,12 +301,19 @@ fn raise_file_limit() {
     }
 }
 
-async fn serve(settings: Settings, name: &str, ready_file: Option<&Path>) -> Result<(), RunError> {
+async fn serve(
+    settings: Settings,
+    pipelines: Vec<PipelineDef>,
+    name: &str,
+    ready_file: Option<&Path>,
+) -> Result<(), RunError> {
     // Before anything starts, so that no signal ends a half-started node.
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut node = Box::pin(Node::start(settings)).await?;
     announce(&node, name, ready_file)?;
+    // It ends with the node: nothing answers it then.
+    tokio::spawn(apply_all(node.handle().clone(), pipelines));
     tokio::select! {
         _ = terminate.recv() => info!("stopping"),
         _ = interrupt.recv() => info!("stopping; press Ctrl-C again to stop at once"),
@@ -311,30 +350,49 @@ fn init_tracing() {
     let _ = logs.with_ansi(io::IsTerminal::is_terminal(&io::stderr())).try_init();
 }
 
+async fn listen_http(settings: &Settings) -> Result<TcpListener, RunError> {
+    let address = settings.http;
+    let bound = match TcpListener::bind(address).await {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse && !settings.http_is_explicit => {
+            warn!(%address, "the usual port is taken: serving HTTP on another");
+            TcpListener::bind((address.ip(), 0)).await
+        }
+        bound => bound,
+    };
+    bound.map_err(|source| RunError::Http { address, source })
+}
+
 async fn start_net(
     settings: &Settings,
     keypair: libp2p::identity::Keypair,
     events: mpsc::Sender<net::NetEvent>,
     cancel: CancellationToken,
 ) -> Result<Net, RunError> {
-    let config = |listen: &[Multiaddr]| NetConfig {
+    let config = |listen: &[Multiaddr], peers: Vec<Multiaddr>| NetConfig {
         keypair: keypair.clone(),
         cluster: settings.cluster.clone(),
         secret: settings.secret.as_ref().map(|secret| Secret::new(secret.as_bytes())),
         listen: listen.to_vec(),
-        peers: settings.peers.clone(),
+        peers,
         mdns: settings.mdns,
         book: settings.data_dir.join("peers.json"),
         advertise: settings.advertise.clone(),
     };
-    match net::start(config(&settings.listen), events.clone(), cancel.clone()).await {
+    let peers = settings.peers.clone();
+    match net::start(config(&settings.listen, peers), events.clone(), cancel.clone()).await {
         Err(NetError::AddressInUse(taken)) if !settings.listen_is_explicit => {
-            warn!(%taken, "the usual port is taken: listening on another");
+            warn!(%taken, "the usual port is taken: listening on another, and asking who has it");
             let other: Vec<Multiaddr> = settings.listen.iter().map(any_port).collect();
-            Ok(net::start(config(&other), events, cancel).await?)
+            let peers = settings.peers.iter().cloned().chain([usual_peer()]).collect();
+            Ok(net::start(config(&other, peers), events, cancel).await?)
         }
         started => Ok(started?),
     }
+}
+
+/// Where another node of this machine most likely is.
+fn usual_peer() -> Multiaddr {
+    Multiaddr::from(Ipv4Addr::LOCALHOST).with(Protocol::Tcp(DEFAULT_PORT))
 }
 
 fn any_port(address: &Multiaddr) -> Multiaddr {

@@ -20,6 +20,7 @@ pub mod name;
 pub mod pipeline;
 pub mod placement;
 pub mod record;
+pub mod requirement;
 pub mod schedule;
 pub mod store;
 pub mod time;

@@ -242,7 +242,7 @@ pub struct PipelineView {
     pub replicas: Vec<NodeId>,
     /// Its jobs, as its coordinator counted them within the last seconds.
     pub counts: Option<Counts>,
-    /// Phases that jobs wait for and that no live worker offers.
+    /// Phases that no live worker offers, or none that has what they require.
     pub unoffered: Vec<Name>,
 }
 

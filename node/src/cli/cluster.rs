@@ -1,5 +1,7 @@
 //! `carbonmesh node ls`, `phase ls`, `status` and `version`.
 
+use std::ffi::OsString;
+
 use clap::Subcommand;
 
 use super::{
@@ -20,6 +22,8 @@ pub(super) enum NodeCommand {
 pub(super) enum PhaseCommand {
     /// List the phases with their slots
     Ls,
+    #[command(external_subcommand)]
+    File(Vec<OsString>),
 }
 
 pub(super) async fn nodes(client: &Client, out: &Output) -> Result<(), Failure> {

@@ -96,6 +96,9 @@ pub(super) enum Failure {
     /// The node that was run has failed.
     #[error("{0}")]
     Node(String),
+    /// A phase host does not keep the protocol.
+    #[error("the host breaks {0} of these rules: see docs/phase-hosts.md")]
+    HostBreaks(usize),
 }
 
 impl Failure {
@@ -163,7 +166,7 @@ impl Failure {
         match self {
             Self::OutputClosed => 0,
             Self::Refused(problem) if problem.status < 500 => 1,
-            Self::SomeRefused(_) => 1,
+            Self::SomeRefused(_) | Self::HostBreaks(_) => 1,
             Self::Usage(_) => 2,
             Self::NoNode(_) => 3,
             Self::Ended { .. } => 4,

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     document::{format_duration, parse_duration},
-    http::view::{ChangedDoc, InvocationDoc, JobDoc, JobsDoc},
+    http::view::{ChangedDoc, ExplainDoc, InvocationDoc, JobDoc, JobsDoc},
 };
 
 /// How long one request waits for a job's end: short enough to notice soon that the node is gone.
@@ -48,6 +48,11 @@ pub(super) enum Command {
         /// Wait for its end, at most this long if a duration is given
         #[arg(long, value_name = "DURATION", num_args = 0..=1, require_equals = true, value_parser = parse_duration)]
         wait: Option<Option<Duration>>,
+    },
+    /// Say what a job waits for, and what each node lacks to run it
+    Explain {
+        /// Which
+        id: JobId,
     },
     /// End jobs; what runs is asked to stop, and made to after a while
     Cancel {
@@ -113,6 +118,10 @@ pub(super) async fn run(command: Command, client: &Client, out: &Output) -> Resu
         }
         Command::Show { id, wait: None } => {
             out.answer(&client.get(&["jobs", &id.to_string()], &[]).await?, show)
+        }
+        Command::Explain { id } => {
+            let path = ["jobs", &id.to_string(), "explain"];
+            out.answer(&client.get::<ExplainDoc>(&path, &[]).await?, explain)
         }
         Command::Cancel { which, reason } => {
             change(Method::POST, &which, "cancel", json!({"reason": reason}), client, out).await
@@ -268,6 +277,23 @@ fn show(job: &JobDoc) -> String {
     ]);
     let header = ["STEP", "PHASE", "STATE", "ATTEMPTS", "WORKER", "ERROR"];
     format!("{head}\n\n{}", table(header, job.invocations.iter().map(invocation)))
+}
+
+fn explain(why: &ExplainDoc) -> String {
+    let mut text = format!("{} of {} is {}", why.id, clean(&why.pipeline), why.state);
+    why.reasons.iter().for_each(|reason| text += &format!("\n  {}", clean(reason)));
+    for phase in &why.phases {
+        text += &format!("\n{} is {}", clean(&phase.step), phase.state);
+        phase.reasons.iter().for_each(|reason| text += &format!("\n  {}", clean(reason)));
+        for of in &phase.nodes {
+            let lacks = match &of.lacks[..] {
+                [] => "could take it".to_owned(),
+                lacks => lacks.iter().map(|it| clean(it)).collect::<Vec<_>>().join("; "),
+            };
+            text += &format!("\n    {}: {lacks}", node(&of.node));
+        }
+    }
+    text
 }
 
 fn invocation(invocation: &InvocationDoc) -> [String; 6] {

@@ -8,8 +8,10 @@ mod client;
 mod cluster;
 mod enqueue;
 mod failure;
+mod file;
 mod graph;
 mod history;
+mod host;
 mod job;
 mod output;
 mod pipeline;
@@ -62,7 +64,12 @@ struct Cli {
 enum Command {
     /// Run a node
     Up(Box<crate::config::UpArgs>),
-    /// Define, show and remove pipelines
+    /// Run a node with all phases and all pipelines of a file of handlers
+    Bundle(Box<file::BundleArgs>),
+    /// Try programs that run phases
+    #[command(subcommand)]
+    Host(host::Command),
+    /// Define, show and remove pipelines; or run a node for one: `pipeline FILE NAME`
     #[command(subcommand)]
     Pipeline(pipeline::Command),
     /// Enqueue one job, or many
@@ -73,7 +80,7 @@ enum Command {
     /// Show nodes
     #[command(subcommand)]
     Node(cluster::NodeCommand),
-    /// Show phases that workers offer
+    /// Show phases that workers offer; or run a node for some: `phase FILE NAME...`
     #[command(subcommand)]
     Phase(cluster::PhaseCommand),
     /// Show the cluster at a glance
@@ -107,14 +114,15 @@ async fn run(cli: Cli, phases: PhaseRegistry) -> Result<(), Failure> {
     let out = Output::new(cli.output);
     let client = || Client::new(cli.api.clone());
     match cli.command {
-        Command::Up(args) => {
-            Box::pin(crate::node::run(*args, phases)).await.map_err(Failure::from_node)
-        }
-        Command::Pipeline(command) => pipeline::run(command, &client()?, &out).await,
+        Command::Up(args) => file::run(*args, phases).await,
+        Command::Bundle(args) => file::run(args.up(), phases).await,
+        Command::Host(command) => host::run(command, &out).await,
+        Command::Pipeline(command) => pipeline::run(command, &client()?, &out, phases).await,
         Command::Enqueue(args) => enqueue::run(args, &client()?, &out).await,
         Command::Job(command) => job::run(command, &client()?, &out).await,
         Command::Node(cluster::NodeCommand::Ls) => cluster::nodes(&client()?, &out).await,
         Command::Phase(cluster::PhaseCommand::Ls) => cluster::phases(&client()?, &out).await,
+        Command::Phase(cluster::PhaseCommand::File(words)) => file::phase(words, phases).await,
         Command::Status => cluster::status(&client()?, &out).await,
         Command::Version => cluster::version(&client()?, &out).await,
         Command::KillOrphans => {

@@ -47,6 +47,18 @@ impl Output {
         }
     }
 
+    /// Prints a document: as it is, or as people like it.
+    pub(super) fn document(
+        &self,
+        document: &serde_json::Value,
+        for_people: impl FnOnce() -> String,
+    ) -> Result<(), Failure> {
+        match self.format {
+            Format::Json => self.text(&document.to_string()),
+            Format::Table => self.text(&for_people()),
+        }
+    }
+
     /// Prints a text and ends its last line.
     pub(super) fn text(&self, text: &str) -> Result<(), Failure> {
         let mut stdout = io::stdout().lock();

@@ -1,6 +1,7 @@
 //! `carbonmesh pipeline ...`
 
 use std::{
+    ffi::OsString,
     io::Read,
     path::{Path, PathBuf},
     time::Duration,
@@ -13,12 +14,13 @@ use reqwest::Method;
 use super::{
     client::Client,
     failure::Failure,
-    graph, history,
+    file, graph, history,
     output::{Output, clean, joined, or_dash, table, values},
 };
 use crate::{
     document::{PhaseItem, PipelineDocument, json_schema},
     http::view::{AppliedDoc, NodeRef, PipelineDoc, PipelinesDoc},
+    phase::PhaseRegistry,
 };
 
 #[derive(Debug, Subcommand)]
@@ -85,10 +87,18 @@ pub(super) enum Command {
         /// Which
         name: Name,
     },
+    #[command(external_subcommand)]
+    File(Vec<OsString>),
 }
 
-pub(super) async fn run(command: Command, client: &Client, out: &Output) -> Result<(), Failure> {
+pub(super) async fn run(
+    command: Command,
+    client: &Client,
+    out: &Output,
+    phases: PhaseRegistry,
+) -> Result<(), Failure> {
     match command {
+        Command::File(words) => file::pipeline(words, phases).await,
         Command::Apply { file } => apply(&read(&file)?, client, out).await,
         Command::Ls => {
             let answer = client.get::<PipelinesDoc>(&["pipelines"], &[]).await?;

@@ -11,7 +11,10 @@ use carbonmesh_protocol::config::{Limits, Timing};
 use serde::Deserialize;
 
 use super::{ConfigError, wrong};
-use crate::{document::parse_duration, phase::ExecSettings};
+use crate::{
+    document::parse_duration,
+    phase::{ExecSettings, HostSettings, host::sdk},
+};
 
 const DEFAULT_FREE_BYTES: u64 = 512 << 20;
 
@@ -30,6 +33,7 @@ pub(super) struct ConfigFile {
     pub(super) http: Option<String>,
     pub(super) mdns: Option<bool>,
     pub(super) phases: BTreeMap<String, PhaseSection>,
+    pub(super) hosts: BTreeMap<String, HostSection>,
     pub(super) limits: LimitsSection,
     pub(super) timing: TimingSection,
 }
@@ -45,6 +49,26 @@ pub(super) struct PhaseSection {
     no_retry_codes: Option<Vec<i32>>,
     directory: Option<PathBuf>,
     env: BTreeMap<String, String>,
+}
+
+/// One phase host.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct HostSection {
+    command: Option<Vec<String>>,
+    file: Option<PathBuf>,
+    slots: Option<u32>,
+    timeout: Option<String>,
+    directory: Option<PathBuf>,
+    env: BTreeMap<String, String>,
+    pass_env: Vec<String>,
+    max_frame: Option<usize>,
+    start_timeout: Option<String>,
+    recycle_after: Option<u64>,
+    recycle_memory: Option<u64>,
+    max_memory: Option<u64>,
+    max_cpu_seconds: Option<u64>,
+    max_files: Option<u64>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -113,6 +137,57 @@ impl PhaseSection {
 
     pub(super) fn timeout(&self, name: &str) -> Result<Option<Duration>, ConfigError> {
         duration(&format!("phases.{name}.timeout"), self.timeout.as_deref())
+    }
+}
+
+impl HostSection {
+    /// How the host is run.
+    pub(super) fn settings(&self, name: &str) -> Result<HostSettings, ConfigError> {
+        let key = |key: &str| format!("hosts.{name}.{key}");
+        let mut settings = match (&self.command, &self.file) {
+            (Some(command), None) if command.first().is_some_and(|first| !first.is_empty()) => {
+                HostSettings::new(name, command.clone())
+            }
+            (Some(_), None) => {
+                return Err(wrong(key("command"), "is empty: give the program and its arguments"));
+            }
+            (None, Some(file)) => {
+                sdk::host_of(name, file).map_err(|reason| wrong(key("file"), reason))?
+            }
+            (None, None) | (Some(_), Some(_)) => {
+                let reason = "give either a command, or a file of handlers in Python or JavaScript";
+                return Err(wrong(key("command"), reason));
+            }
+        };
+        let max_frame = self.max_frame.unwrap_or(settings.max_frame);
+        for (name, value) in [
+            ("max_frame", Some(max_frame as u64)),
+            ("recycle_after", self.recycle_after),
+            ("recycle_memory", self.recycle_memory),
+            ("max_memory", self.max_memory),
+            ("max_cpu_seconds", self.max_cpu_seconds),
+            ("max_files", self.max_files),
+        ] {
+            if value == Some(0) {
+                return Err(wrong(key(name), "must be at least 1"));
+            }
+        }
+        settings.env.extend(self.env.clone());
+        let start_timeout = duration(&key("start_timeout"), self.start_timeout.as_deref())?;
+        Ok(HostSettings {
+            slots: self.slots.unwrap_or(settings.slots),
+            timeout: duration(&key("timeout"), self.timeout.as_deref())?,
+            directory: self.directory.clone(),
+            pass_env: self.pass_env.clone(),
+            max_frame,
+            start_timeout: start_timeout.unwrap_or(HostSettings::START_TIMEOUT),
+            recycle_after: self.recycle_after,
+            recycle_memory: self.recycle_memory,
+            max_memory: self.max_memory,
+            max_cpu_seconds: self.max_cpu_seconds,
+            max_files: self.max_files,
+            ..settings
+        })
     }
 }
 

@@ -2,8 +2,12 @@
 
 use std::{fmt, time::Duration};
 
-use carbonmesh_protocol::pipeline::{
-    Backoff, Combine, EachInput, Handling, KeyedLimit, PhaseDef, PhaseInput, PhaseInputMode, Rate,
+use carbonmesh_protocol::{
+    pipeline::{
+        Backoff, Combine, EachInput, Handling, KeyedLimit, PhaseDef, PhaseInput, PhaseInputMode,
+        Rate,
+    },
+    requirement::RequirementError,
 };
 use schemars::JsonSchema;
 use serde::{
@@ -74,6 +78,9 @@ pub struct PhaseDocument {
     /// What has to hold for it to run, as a JMESPath expression over `instructions` and `results`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub when: Option<String>,
+    /// What a node must have to run it: labels, as in `gpu`, `zone=a`, `memory>=8GiB`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub requires: Vec<String>,
     /// What undoes it when its job fails for good, the phases behind it first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub compensate: Option<Box<PhaseItem>>,
@@ -200,6 +207,7 @@ impl PhaseItem {
                 .as_ref()
                 .map(|limit| LimitDocument { key: limit.key.clone(), running: limit.running }),
             when: phase.when.clone(),
+            requires: phase.requires.iter().map(ToString::to_string).collect(),
             compensate,
             ..PhaseDocument::default()
         };
@@ -296,6 +304,7 @@ impl PhaseDocument {
             ("wait_for", self.wait_for.is_some()),
             ("rate", self.rate.is_some()),
             ("limit", self.limit.is_some()),
+            ("requires", !self.requires.is_empty()),
         ];
         set.into_iter().filter(|(_, set)| *set).map(|(key, _)| key).collect()
     }
@@ -323,6 +332,11 @@ impl PhaseDocument {
         let heartbeat = self.heartbeat_timeout.as_ref();
         let heartbeat = heartbeat.map(|text| positive(text, || at("heartbeat_timeout")));
         let wait_for = self.wait_for.as_ref().map(|text| name(text, || at("wait_for")));
+        let requires = self.requires.iter().enumerate().map(|(nth, text)| {
+            text.parse().map_err(|error: RequirementError| {
+                field(at(&format!("requires[{nth}]")), error.to_string())
+            })
+        });
         let rate = self.rate.as_ref().map(|rate| {
             let per = positive(&rate.per, || at("rate.per"))?;
             Ok::<_, DocumentError>(Rate { count: rate.count, per })
@@ -351,6 +365,7 @@ impl PhaseDocument {
                 .map(|limit| KeyedLimit { key: limit.key.clone(), running: limit.running }),
             each: None,
             when: self.when.clone(),
+            requires: requires.collect::<Result<_, _>>()?,
             compensate: self.undo(&at("compensate"))?.map(Box::new),
             name: usual.name,
         })

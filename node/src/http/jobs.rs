@@ -23,7 +23,7 @@ use super::{
     Api, Problem, bulk,
     extract::{Parameters, PathPart, duration, media_type, parsed, read_body, wrong_media_type},
     pipelines::cluster,
-    view::{JobDoc, JobSummaryDoc, JobsDoc, Names, ReceiptDoc},
+    view::{ExplainDoc, JobDoc, JobSummaryDoc, JobsDoc, Names, ReceiptDoc},
 };
 use crate::{
     clock,
@@ -162,6 +162,16 @@ pub(super) async fn show(
     let wait = parameters.wait.map(|wait| bounded(wait, &api)).transpose()?;
     let view = find(&api, job, wait).await?;
     document(&api, &view).await
+}
+
+/// `GET /v1/jobs/{id}/explain`
+pub(super) async fn explain(
+    State(api): State<Api>,
+    PathPart(job): PathPart<JobId>,
+) -> Result<Json<ExplainDoc>, Problem> {
+    let view = find(&api, job, None).await?;
+    let cluster = cluster(&api).await?;
+    Ok(Json(ExplainDoc::new(&view, &cluster, clock::unix_ms())))
 }
 
 /// `GET /v1/pipelines/{name}/jobs`

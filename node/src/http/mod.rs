@@ -112,6 +112,7 @@ pub fn router(handle: NodeHandle, limits: HttpLimits) -> Router {
         .route("/v1/pipelines/{name}/pause", post(pipelines::pause))
         .route("/v1/pipelines/{name}/resume", post(pipelines::resume))
         .route("/v1/jobs/{id}", get(jobs::show).delete(changes::discard))
+        .route("/v1/jobs/{id}/explain", get(jobs::explain))
         .route("/v1/jobs/{id}/cancel", post(changes::cancel))
         .route("/v1/jobs/{id}/retry", post(changes::retry))
         .route("/v1/jobs/{id}/signals/{name}", post(changes::signal))

@@ -5,6 +5,7 @@
 //! know.
 
 mod cluster;
+mod explain;
 mod job;
 
 use std::collections::BTreeMap;
@@ -18,6 +19,7 @@ pub use cluster::{
     PhasesDoc, PipelineDoc, PipelinesDoc, RefusingDoc, RevisionDoc, RevisionsDoc, StatusDoc,
     VersionDoc,
 };
+pub use explain::{ExplainDoc, ExplainNodeDoc, ExplainPhaseDoc};
 pub use job::{
     AttemptDoc, ChangedDoc, InvocationDoc, JobDoc, JobSummaryDoc, JobsDoc, LineDoc, ReceiptDoc,
 };

@@ -144,6 +144,11 @@ impl PhaseContext {
         self.attempt.number
     }
 
+    /// How long this attempt may take.
+    pub fn timeout(&self) -> Option<Duration> {
+        self.attempt.timeout
+    }
+
     /// What fences this attempt: later attempts of the same phase of the same job have greater
     /// ones.
     pub fn token(&self) -> String {

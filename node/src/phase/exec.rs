@@ -19,7 +19,7 @@ use tokio::{
     io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader},
     process::{Child, Command},
     sync::watch,
-    time::timeout,
+    time::{Instant, timeout},
 };
 use tracing::info;
 
@@ -27,20 +27,48 @@ use super::{Fields, Phase, PhaseContext, PhaseError, groups::Group};
 use crate::document::parse_duration;
 
 /// How long a group may take to end after SIGTERM before it gets SIGKILL.
-const TERM_GRACE: Duration = Duration::from_secs(2);
+pub(super) const TERM_GRACE: Duration = Duration::from_secs(2);
 
 /// How long the pipes are read after the command has ended: for what it wrote last.
-const PIPE_GRACE: Duration = Duration::from_secs(1);
+pub(super) const PIPE_GRACE: Duration = Duration::from_secs(1);
 
 const STAYED_OPEN: &str = "its standard output stayed open after it had ended: a process that it left \
                            behind must not keep it";
 
 /// The longest line of the log, and how much of its end goes into an error.
-const LINE_BYTES: usize = 8 << 10;
+pub(super) const LINE_BYTES: usize = 8 << 10;
 pub(super) const TAIL_BYTES: usize = 2 << 10;
 
-/// How much of one attempt's log is passed on.
-const LOG_BYTES: usize = 1 << 20;
+/// How much of a log is passed on; what is more is only read.
+pub(super) struct LogBudget {
+    left: usize,
+    /// How often there is as much again.
+    every: Option<Duration>,
+    since: Instant,
+}
+
+impl LogBudget {
+    const BYTES: usize = 1 << 20;
+
+    /// For one attempt.
+    pub(super) fn once() -> Self {
+        Self { left: Self::BYTES, every: None, since: Instant::now() }
+    }
+
+    /// For a process that lives on: as much a minute.
+    pub(super) fn renewed() -> Self {
+        Self { every: Some(Duration::from_secs(60)), ..Self::once() }
+    }
+
+    fn takes(&mut self, bytes: usize) -> bool {
+        if self.every.is_some_and(|every| self.since.elapsed() >= every) {
+            (self.left, self.since) = (Self::BYTES, Instant::now());
+        }
+        let takes = self.left > 0;
+        self.left = self.left.saturating_sub(bytes);
+        takes
+    }
+}
 
 /// How a command is run.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -136,7 +164,7 @@ impl Phase for ExecPhase {
         let logger = context.clone();
         let log = async move {
             match stderr {
-                Some(stderr) => read_log(stderr, || logger.heartbeat()).await,
+                Some(stderr) => read_log(stderr, LogBudget::once(), || logger.heartbeat()).await,
                 None => String::new(),
             }
         };
@@ -191,15 +219,7 @@ impl ExecPhase {
         if status.success() {
             return parse(output);
         }
-        let log = log.trim();
-        let ended = match (status.code(), status.signal()) {
-            (Some(code), _) => format!("exit code {code}"),
-            (None, Some(signal)) => {
-                let name = Signal::try_from(signal).map_or("unknown", Signal::as_str);
-                format!("ended by signal {signal} ({name})")
-            }
-            (None, None) => "ended in an unknown way".to_owned(),
-        };
+        let (log, ended) = (log.trim(), ended_how(status));
         let error = if log.is_empty() { ended } else { format!("{ended}: {log}") };
         let fatal = status.code().is_some_and(|code| self.0.no_retry_codes.contains(&code));
         Err(match (fatal, retry_after(output)) {
@@ -207,6 +227,18 @@ impl ExecPhase {
             (false, Some(after)) => PhaseError::RetryAfter(error, after),
             (false, None) => PhaseError::Retry(error),
         })
+    }
+}
+
+/// How a process has ended, in words.
+pub(super) fn ended_how(status: ExitStatus) -> String {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("exit code {code}"),
+        (None, Some(signal)) => {
+            let name = Signal::try_from(signal).map_or("unknown", Signal::as_str);
+            format!("ended by signal {signal} ({name})")
+        }
+        (None, None) => "ended in an unknown way".to_owned(),
     }
 }
 
@@ -288,9 +320,13 @@ pub(super) async fn read_items(
 }
 
 /// Passes the log on line by line, which shows that whoever writes it lives; gives its end.
-pub(super) async fn read_log(stderr: impl AsyncRead + Unpin, alive: impl Fn()) -> String {
+pub(super) async fn read_log(
+    stderr: impl AsyncRead + Unpin,
+    mut budget: LogBudget,
+    alive: impl Fn(),
+) -> String {
     let mut reader = BufReader::with_capacity(LINE_BYTES, stderr);
-    let (mut tail, mut total) = (Vec::new(), 0);
+    let mut tail = Vec::new();
     // A line that is too long comes in pieces.
     while let Ok(available) = reader.fill_buf().await {
         if available.is_empty() {
@@ -300,10 +336,9 @@ pub(super) async fn read_log(stderr: impl AsyncRead + Unpin, alive: impl Fn()) -
         let end =
             available.iter().position(|byte| *byte == b'\n').map_or(available.len(), |i| i + 1);
         let line = &available[..end];
-        if total < LOG_BYTES {
+        if budget.takes(end) {
             info!(target: "carbonmesh::phase", "{}", String::from_utf8_lossy(line).trim_end());
         }
-        total += end;
         tail.extend_from_slice(line);
         if tail.len() > TAIL_BYTES {
             tail.drain(..tail.len() - TAIL_BYTES);

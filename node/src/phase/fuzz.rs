@@ -6,8 +6,8 @@ use futures::executor::block_on;
 
 use super::{
     PhaseError,
-    exec::{TAIL_BYTES, parse, read_log, read_output},
-    host::{ERROR_BYTES, concluded},
+    exec::{LogBudget, TAIL_BYTES, parse, read_log, read_output},
+    runner::{ERROR_BYTES, concluded},
 };
 
 const MAX_OUTPUT: usize = 300;
@@ -31,7 +31,7 @@ fn check(input: &[u8]) {
 }
 
 fn check_log(input: &[u8]) {
-    let tail = block_on(read_log(input, || ()));
+    let tail = block_on(read_log(input, LogBudget::once(), || ()));
     // A byte that is no text becomes a character of three.
     assert!(tail.len() <= 3 * TAIL_BYTES);
     if let Ok(text) = std::str::from_utf8(input) {

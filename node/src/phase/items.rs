@@ -5,7 +5,7 @@ use carbonmesh_protocol::id::Token;
 use tokio::sync::{Mutex, Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
-use super::{PhaseError, host::News};
+use super::{PhaseError, runner::News};
 
 /// How much goes on its way at once, in bytes and in number.
 const PART_BYTES: usize = 256 << 10;

@@ -1,16 +1,18 @@
-//! Phases: what a worker runs, in this process or as commands.
+//! Phases: what a worker runs, in this process, in programs that stay, or as commands.
 //!
 //! ```text
 //! PhaseRegistry (Rust)  ─┐
-//! [phases.*] command    ─┴─► OfferedPhase ─► PhaseHost: one task for each attempt
+//! [hosts.*] programs    ─┼─► OfferedPhase ─► PhaseRunner: one task for each attempt
+//! [phases.*] commands   ─┘
 //! ```
 //! Which attempt runs where and when is the core's to decide; a phase only knows its own.
 
 mod context;
 mod exec;
 pub(crate) mod groups;
-mod host;
+pub(crate) mod host;
 mod items;
+mod runner;
 
 use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
@@ -21,7 +23,8 @@ use thiserror::Error;
 
 pub use context::PhaseContext;
 pub use exec::{ExecPhase, ExecSettings};
-pub(crate) use host::{News, PhaseHost};
+pub use host::{HostSettings, RunningHost};
+pub(crate) use runner::{News, PhaseRunner};
 
 /// A JSON object: what a phase gets, and what it gives.
 pub type Fields = Map<String, Value>;
@@ -86,7 +89,14 @@ pub trait Phase: Send + Sync + 'static {
 /// Phases that a program brings along.
 #[derive(Clone, Default)]
 pub struct PhaseRegistry {
-    phases: BTreeMap<String, (u32, Arc<dyn Phase>)>,
+    phases: BTreeMap<String, Registered>,
+}
+
+#[derive(Clone)]
+pub(crate) struct Registered {
+    pub(crate) slots: u32,
+    pub(crate) timeout: Option<Duration>,
+    pub(crate) phase: Arc<dyn Phase>,
 }
 
 impl PhaseRegistry {
@@ -94,13 +104,29 @@ impl PhaseRegistry {
     /// starts.
     #[must_use]
     pub fn with(mut self, name: &str, slots: u32, phase: impl Phase) -> Self {
-        self.phases.insert(name.to_owned(), (slots, Arc::new(phase)));
+        let registered = Registered { slots, timeout: None, phase: Arc::new(phase) };
+        self.phases.insert(name.to_owned(), registered);
         self
     }
 
-    /// Name, slots and phase of each.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, u32, &Arc<dyn Phase>)> {
-        self.phases.iter().map(|(name, (slots, phase))| (name.as_str(), *slots, phase))
+    /// Adds the phases of a running host.
+    ///
+    /// # Errors
+    /// One of them is there already; its name.
+    pub fn with_host(mut self, host: &RunningHost) -> Result<Self, String> {
+        let HostSettings { slots, timeout, .. } = *host.settings();
+        for name in host.phases() {
+            let registered = Registered { slots, timeout, phase: Arc::new(host.phase(name)) };
+            if self.phases.insert(name.clone(), registered).is_some() {
+                return Err(name.clone());
+            }
+        }
+        Ok(self)
+    }
+
+    /// Each with its name.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &Registered)> {
+        self.phases.iter().map(|(name, registered)| (name.as_str(), registered))
     }
 }
 

@@ -13,7 +13,7 @@ use super::*;
 
 const RESULT_BYTES: usize = 1 << 20;
 
-fn attempt(timeout: Option<Duration>) -> Attempt {
+pub(super) fn attempt(timeout: Option<Duration>) -> Attempt {
     let pipeline = PipelineId::of_name("p");
     let term = Term { counter: 1, node: NodeId::from_bytes([1; 16]), boot: 1 };
     Attempt {
@@ -45,23 +45,23 @@ fn sh(script: &str) -> ExecPhase {
 }
 
 /// Runs one attempt to its end.
-async fn run(phase: impl Phase, timeout: Option<Duration>) -> Outcome {
+pub(super) async fn run(phase: impl Phase, timeout: Option<Duration>) -> Outcome {
     let (ends, mut ended) = mpsc::channel(1);
-    let host = host(phase, ends);
-    host.start(attempt(timeout));
+    let runner = runner(phase, ends);
+    runner.start(attempt(timeout));
     match ended.recv().await.unwrap() {
         News::Ended(_, outcome) => outcome,
         other => panic!("{other:?}"),
     }
 }
 
-fn host(phase: impl Phase, ends: mpsc::Sender<News>) -> PhaseHost {
+pub(super) fn runner(phase: impl Phase, ends: mpsc::Sender<News>) -> PhaseRunner {
     let name = "phase".parse().unwrap();
     let offered = OfferedPhase { name, slots: 1, timeout: None, phase: Arc::new(phase) };
-    PhaseHost::new(vec![offered], (RESULT_BYTES, RESULT_BYTES), ends).expect("threads")
+    PhaseRunner::new(vec![offered], (RESULT_BYTES, RESULT_BYTES), ends).expect("threads")
 }
 
-fn failed(outcome: Outcome) -> (String, bool) {
+pub(super) fn failed(outcome: Outcome) -> (String, bool) {
     match outcome {
         Outcome::Failed { error, retry, .. } => (error, retry),
         other => panic!("{other:?}"),
@@ -155,7 +155,7 @@ async fn what_a_command_leaves_behind_is_ended() {
 }
 
 /// Killed, and reaped by whoever is its parent now, or a zombie until then.
-async fn assert_gone(pid: i32) {
+pub(super) async fn assert_gone(pid: i32) {
     for _ in 0..500 {
         let state = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
         let state = state.rsplit(')').next().unwrap_or_default().trim().to_owned();
@@ -185,10 +185,10 @@ async fn a_panic_is_a_failed_attempt() {
 #[tokio::test]
 async fn a_cancelled_attempt_ends_as_such() {
     let (ends, mut ended) = mpsc::channel(1);
-    let host = host(sh("sleep 600"), ends);
+    let runner = runner(sh("sleep 600"), ends);
     let attempt = attempt(None);
-    host.start(attempt.clone());
-    host.cancel(attempt.token);
+    runner.start(attempt.clone());
+    runner.cancel(attempt.token);
     match ended.recv().await.unwrap() {
         News::Ended(token, outcome) => {
             assert_eq!((token, outcome), (attempt.token, Outcome::Cancelled));
@@ -198,17 +198,17 @@ async fn a_cancelled_attempt_ends_as_such() {
 }
 
 /// Runs one attempt that gives items, each part of which is said to be durable at once.
-async fn items_of(phase: impl Phase) -> (Vec<String>, Outcome) {
+pub(super) async fn items_of(phase: impl Phase) -> (Vec<String>, Outcome) {
     let (news, mut heard) = mpsc::channel(1);
-    let host = host(phase, news);
+    let runner = runner(phase, news);
     let attempt = Attempt { gives_items: true, ..attempt(None) };
-    host.start(attempt);
+    runner.start(attempt);
     let mut items = Vec::new();
     loop {
         match heard.recv().await.unwrap() {
             News::Items { token, lines } => {
                 items.extend(String::from_utf8(lines.into()).unwrap().lines().map(str::to_owned));
-                host.items_taken(token);
+                runner.items_taken(token);
             }
             News::Ended(_, outcome) => return (items, outcome),
         }
@@ -256,8 +256,8 @@ async fn what_items_gave_is_grouped_or_listed() {
         let gathered = vec![Gathered { name: "m".parse().unwrap(), combine, results }];
         let attempt = Attempt { gathered, ..attempt(None) };
         let (news, mut heard) = mpsc::channel(1);
-        let host = host(sh("cat"), news);
-        host.start(attempt);
+        let runner = runner(sh("cat"), news);
+        runner.start(attempt);
         match heard.recv().await.unwrap() {
             News::Ended(_, outcome) => assert_eq!(outcome, Outcome::Succeeded(expected.into())),
             other => panic!("{other:?}"),
@@ -265,10 +265,10 @@ async fn what_items_gave_is_grouped_or_listed() {
     }
 }
 
-async fn run_with(phase: impl Phase, handling: Handling) -> Outcome {
+pub(super) async fn run_with(phase: impl Phase, handling: Handling) -> Outcome {
     let (news, mut heard) = mpsc::channel(1);
-    let host = host(phase, news);
-    host.start(Attempt { handling, ..attempt(None) });
+    let runner = runner(phase, news);
+    runner.start(Attempt { handling, ..attempt(None) });
     match heard.recv().await.unwrap() {
         News::Ended(_, outcome) => outcome,
         other => panic!("{other:?}"),
@@ -294,9 +294,9 @@ async fn what_a_phase_gets_and_gives_is_mapped() {
     };
     let mapped = |phase: &'static str, handling: Handling| async move {
         let (news, mut heard) = mpsc::channel(1);
-        let host = host(sh(phase), news);
+        let runner = runner(sh(phase), news);
         let names = Some(vec!["first".parse().unwrap()]);
-        host.start(Attempt { handling, names, ..attempt(None) });
+        runner.start(Attempt { handling, names, ..attempt(None) });
         match heard.recv().await.unwrap() {
             News::Ended(_, outcome) => outcome,
             other => panic!("{other:?}"),
@@ -343,9 +343,9 @@ impl Phase for Attended {
 async fn hooks_hear_how_attempts_begin_and_end() {
     let heard = Arc::default();
     let (news, mut told) = mpsc::channel(1);
-    let host = host(Attended(Arc::clone(&heard)), news);
+    let runner = runner(Attended(Arc::clone(&heard)), news);
     for number in 1..=3 {
-        host.start(Attempt { number, ..attempt(None) });
+        runner.start(Attempt { number, ..attempt(None) });
         let ended = told.recv().await.unwrap();
         let well = matches!(ended, News::Ended(_, Outcome::Succeeded(_)));
         assert_eq!(well, number == 1);

@@ -19,6 +19,7 @@ use crate::{
     name::Name,
     pipeline::{PhaseDef, PhaseInputMode, ancestors, gives_items},
     record::{Control, JobRecord, Progress},
+    requirement::{Requirement, meets_all},
 };
 
 use super::{
@@ -116,13 +117,19 @@ impl Core {
 
     fn dispatch_phase(&mut self, phase: &Name, mut queues: VecDeque<(PipelineId, Name)>) {
         while let Some((pipeline, step)) = queues.pop_front() {
-            if self.least_loaded(phase, None).is_none() {
+            if self.least_loaded(phase, &[], None).is_none() {
                 return;
+            }
+            // Like limits, what a step requires now holds for older jobs too.
+            let requires = self.current(pipeline).and_then(|it| it.named(&step));
+            let requires = requires.map_or_else(Vec::new, |phase| phase.requires.clone());
+            if self.least_loaded(phase, &requires, None).is_none() {
+                continue;
             }
             let name = (phase.clone(), step);
             if let Some((entry, key)) = self.next_ready(pipeline, &name) {
                 let near = self.last_worker(pipeline, entry.job, entry.step);
-                let Some(worker) = self.least_loaded(phase, near) else { return };
+                let Some(worker) = self.least_loaded(phase, &requires, near) else { return };
                 self.assign(pipeline, entry.job, entry.step, (&name, key), worker);
                 queues.push_back((pipeline, name.1));
             }
@@ -137,13 +144,23 @@ impl Core {
         record.controls.get(before)?.attempts.last().map(|attempt| attempt.worker)
     }
 
-    /// The worker with the smallest share of its window taken; of several, the one that is near;
+    /// Of the workers that have what is required, the one with the smallest share of its window taken; of several, the one that is near;
     /// of others, who waited longest.
-    fn least_loaded(&self, phase: &Name, near: Option<NodeId>) -> Option<NodeId> {
+    fn least_loaded(
+        &self,
+        phase: &Name,
+        requires: &[Requirement],
+        near: Option<NodeId>,
+    ) -> Option<NodeId> {
+        let meets = |worker: &NodeId| {
+            requires.is_empty()
+                || self.labels_of(*worker).is_some_and(|labels| meets_all(requires, labels))
+        };
         self.windows
             .iter()
             .filter_map(|(worker, window)| Some((*worker, *window.phases.get(phase)?)))
             .filter(|(worker, slots)| slots.taken < slots.window && self.is_reachable(*worker))
+            .filter(|(worker, _)| meets(worker))
             .min_by_key(|(worker, slots)| {
                 let share = u64::from(slots.taken) * 1_000_000 / u64::from(slots.window);
                 (share, Some(*worker) != near, slots.last)

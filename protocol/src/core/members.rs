@@ -4,7 +4,7 @@
 //! stands and something came over it within a lease. A member that stays away for long is retired:
 //! its place among the replicas goes to another, until it comes back.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     advert::{Advert, PhaseSlots},
@@ -302,6 +302,14 @@ impl Core {
         self.resign();
         for peer in self.connections.clone() {
             self.send_beat_to(peer);
+        }
+    }
+
+    /// What a node says that it has.
+    pub(super) fn labels_of(&self, node: NodeId) -> Option<&BTreeMap<String, String>> {
+        match node == self.me() {
+            true => Some(&self.config.labels),
+            false => self.members.get(&node).map(|member| &member.advert.labels),
         }
     }
 

@@ -7,12 +7,15 @@ use std::{
 };
 
 use crate::{
+    advert::Advert,
     id::{JobId, NodeId, PipelineId},
     io::{Refusal, RequestId, Response},
     message::{Answer, Message, Question, Which},
     mutant::Mutant,
     name::Name,
+    pipeline::PhaseDef,
     record::{JobRecord, Progress},
+    requirement::meets_all,
     store::ReadError,
     time::Timestamp,
     view::{
@@ -756,6 +759,16 @@ impl Core {
         ClusterView { node: self.me(), members, pipelines }
     }
 
+    /// Whether somebody who can be reached runs such a phase, and has what it requires.
+    fn is_offered(&self, phase: &PhaseDef) -> bool {
+        let meets = |labels| meets_all(&phase.requires, labels);
+        let here = self.worker.phases().any(|(offered, _, _)| *offered == phase.phase);
+        let offers = |advert: &Advert| advert.phases.iter().any(|slots| slots.phase == phase.phase);
+        let mut others = self.members.values().filter(|member| member.reachable);
+        here && meets(&self.config.labels)
+            || others.any(|member| offers(&member.advert) && meets(&member.advert.labels))
+    }
+
     fn pipeline_view(&self, pipeline: PipelineId) -> Option<PipelineView> {
         let entry = self.catalog.get(&pipeline)?;
         let definition = entry.definition()?;
@@ -765,16 +778,9 @@ impl Core {
             let own = group.is_coordinator().then(|| group.counts());
             own.or(told.map(|beat| beat.counts))
         });
-        let offered: BTreeSet<&Name> = self
-            .members
-            .values()
-            .filter(|member| member.reachable)
-            .flat_map(|member| member.advert.phases.iter().map(|slots| &slots.phase))
-            .chain(self.worker.phases().map(|(phase, _, _)| phase))
-            .collect();
         let phases = definition.all_phases().into_iter().filter(|phase| phase.has_worker());
-        let phases = phases.map(|phase| &phase.phase);
-        let unoffered: BTreeSet<&Name> = phases.filter(|phase| !offered.contains(phase)).collect();
+        let unoffered = phases.filter(|phase| !self.is_offered(phase));
+        let unoffered: BTreeSet<&Name> = unoffered.map(|phase| &phase.phase).collect();
         Some(PipelineView {
             definition: definition.clone(),
             paused: entry.paused,
@@ -789,7 +795,7 @@ impl Core {
     }
 }
 
-fn member_view(advert: &crate::advert::Advert, liveness: Liveness) -> MemberView {
+fn member_view(advert: &Advert, liveness: Liveness) -> MemberView {
     let advert = advert.clone();
     MemberView {
         node: advert.node,

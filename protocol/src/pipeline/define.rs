@@ -6,6 +6,7 @@ use std::{collections::BTreeSet, time::Duration};
 use crate::{
     condition, mapping,
     name::Name,
+    requirement::{MAX_REQUIREMENTS, Requirement},
     schedule::{MAX_SCHEDULES, Schedule},
 };
 
@@ -47,6 +48,8 @@ pub(super) fn define(
         in_range(name, field, phase.backoff.jitter_percent.into(), 0, 100)?;
         check_limits(name, position, phase)?;
         check_handling(name, position, phase)?;
+        let field = || format!("phases[{position}].requires, in number,");
+        in_range(name, field, phase.requires.len() as u64, 0, MAX_REQUIREMENTS as u64)?;
         if depth > 1 && phase.compensate.is_some() {
             let reason = "what is done with single items cannot be undone by itself: say at the \
                           phase that has these what undoes all of it";
@@ -118,6 +121,7 @@ pub(super) fn define(
             each,
             when: input.when,
             handling: input.handling,
+            requires: input.requires,
             undoes: None,
         });
     }
@@ -214,6 +218,8 @@ pub(super) fn are_sound(phases: &[PhaseDef], depth: usize) -> bool {
             && phase.when.as_ref().is_none_or(|when| condition::check(when).is_ok())
             && mappings.into_iter().flatten().all(|it| mapping::check(it).is_ok())
             && (phase.has_worker() || phase.handling == Handling::default())
+            && phase.requires.len() <= MAX_REQUIREMENTS
+            && phase.requires.iter().all(Requirement::is_sound)
     };
     (1..=MAX_PHASES).contains(&phases.len())
         && depth <= MAX_DEPTH
@@ -286,6 +292,7 @@ pub(super) fn check_limits(
         ("total_timeout", phase.total_timeout.is_some()),
         ("rate", phase.rate.is_some()),
         ("limit", phase.limit.is_some()),
+        ("requires", !phase.requires.is_empty()),
     ];
     match has.into_iter().find(|(_, has)| *has && phase.wait_for.is_some()) {
         Some((key, _)) => Err(PipelineError::Waits { pipeline: pipeline.clone(), position, key }),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::{name::Name, schedule::Schedule};
+use crate::{name::Name, requirement::Requirement, schedule::Schedule};
 
 use super::{Backoff, Combine, Handling, KeyedLimit, PhaseInputMode, Quorum, Rate, Retention};
 #[cfg(doc)]
@@ -39,6 +39,8 @@ pub struct PhaseInput {
     pub when: Option<String>,
     /// See [`PhaseDef::handling`].
     pub handling: Handling,
+    /// See [`PhaseDef::requires`].
+    pub requires: Vec<Requirement>,
     /// What undoes it when its job fails for good; by name, with settings, after nothing.
     pub compensate: Option<Box<PhaseInput>>,
 }
@@ -74,6 +76,7 @@ impl PhaseInput {
             each: None,
             when: None,
             handling: Handling::default(),
+            requires: Vec::new(),
             compensate: None,
         }
     }

@@ -21,6 +21,7 @@ use crate::{
     id::PipelineId,
     name::Name,
     record::JobSpec,
+    requirement::Requirement,
     schedule::{MAX_SCHEDULES, Schedule},
 };
 
@@ -123,6 +124,8 @@ pub struct PhaseDef {
     pub when: Option<String>,
     /// How its worker goes about it.
     pub handling: Handling,
+    /// What a node must have to run it.
+    pub requires: Vec<Requirement>,
     /// Of a phase that undoes another: the position of that one among the pipeline's own.
     pub undoes: Option<u16>,
 }

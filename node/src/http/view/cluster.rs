@@ -84,7 +84,7 @@ pub struct PipelineDoc {
     pub replicas: Vec<NodeRef>,
     /// Its jobs by state, if its coordinator counted them lately.
     pub counts: Option<Counts>,
-    /// Phases that jobs wait for and that no live worker offers.
+    /// Phases that no live worker offers, or none that has what they require.
     pub unoffered: Vec<String>,
 }
 
@@ -252,7 +252,7 @@ pub struct StatusDoc {
     pub members: MembersDoc,
     /// All pipelines.
     pub pipelines: Vec<PipelineDoc>,
-    /// Phases that jobs wait for and that no live worker offers.
+    /// Phases that no live worker offers, or none that has what they require.
     pub unoffered_phases: BTreeSet<String>,
     /// Members that take no jobs at present.
     pub refusing: Vec<RefusingDoc>,

@@ -10,7 +10,7 @@ use std::time::Duration;
 use crate::{
     id::JobId,
     io::{Input, NewJob, Outcome, Refusal, Request, Response},
-    pipeline::{PipelineDef, Quorum, Settings},
+    pipeline::{PhaseInput, PipelineDef, Quorum, Settings},
     record::JobOptions,
     view::JobState,
 };
@@ -217,6 +217,64 @@ fn a_phase_that_nobody_offers_waits_and_is_named() {
     let pipeline = view.pipelines.iter().find(|it| it.definition.name == name("q")).expect("known");
     assert_eq!(pipeline.unoffered, [name("nowhere")]);
     assert_eq!(pipeline.counts.map(|counts| counts.queued), Some(1));
+}
+
+/// A pipeline of one phase that asks this of its worker.
+fn demanding(pipeline: &str, requires: &[&str]) -> PipelineDef {
+    let requires = requires.iter().map(|text| text.parse().expect("a requirement")).collect();
+    let phase = PhaseInput { requires, ..PhaseInput::named(name("a")) };
+    PipelineDef::new(name(pipeline), vec![phase]).expect("a valid pipeline")
+}
+
+#[test]
+fn phases_go_only_to_workers_that_have_what_they_require() {
+    let mut cluster = Cluster::new(3, &[("a", 4)]);
+    let labels = [("gpu", "nvidia"), ("memory", "16GiB")];
+    let labels = labels.map(|(key, value)| (key.to_owned(), value.to_owned()));
+    cluster.kill(1);
+    cluster.nodes[1].config.labels = labels.into();
+    cluster.start(1);
+    cluster.run_for(Duration::from_secs(1));
+    cluster.apply_pipeline(0, demanding("p", &["gpu", "memory>=8GiB"]));
+    cluster.apply_pipeline(0, chain("q", &["a"]));
+    let (demanding_jobs, others) =
+        (cluster.enqueue_many(0, "p", 40), cluster.enqueue_many(2, "q", 40));
+    cluster.run_until("all done", |cluster| {
+        cluster.all_succeeded(&demanding_jobs) && cluster.all_succeeded(&others)
+    });
+    let able = cluster.nodes[1].config.node;
+    let mut elsewhere = 0;
+    for job in &demanding_jobs {
+        let ran = cluster.job(0, *job).invocations[0].attempts[0].worker;
+        assert_eq!(ran, able);
+    }
+    for job in &others {
+        let ran = cluster.job(0, *job).invocations[0].attempts[0].worker;
+        elsewhere += usize::from(ran != able);
+    }
+    // What nobody may do does not hold up what everybody may.
+    assert!(elsewhere >= 20, "{elsewhere}");
+}
+
+#[test]
+fn what_no_worker_has_is_waited_for_and_told() {
+    let mut cluster = three();
+    cluster.apply_pipeline(0, demanding("p", &["gpu"]));
+    let waiting = cluster.enqueue_many(0, "p", 3);
+    cluster.apply_pipeline(0, chain("q", &["a"]));
+    let others = cluster.enqueue_many(0, "q", 3);
+    cluster.run_until("the others are done", |cluster| cluster.all_succeeded(&others));
+    let view = cluster.view(0);
+    let told = |pipeline: &str| {
+        let mut all = view.pipelines.iter();
+        let found = all.find(|one| one.definition.name == name(pipeline)).expect("known");
+        found.unoffered.clone()
+    };
+    assert_eq!((told("p"), told("q")), (vec![name("a")], vec![]));
+    assert_eq!(cluster.job(0, waiting[0]).state, JobState::Queued);
+    // A node that has it comes, or the pipeline asks for it no more.
+    cluster.apply_pipeline(0, demanding("p", &[]));
+    cluster.run_until("all done", |cluster| cluster.all_succeeded(&waiting));
 }
 
 #[test]

@@ -29,7 +29,7 @@ const GRACE: Duration = Duration::from_secs(3);
 pub(super) const ERROR_BYTES: usize = 8 << 10;
 
 /// See the [module](self).
-pub(crate) struct PhaseHost {
+pub(crate) struct PhaseRunner {
     phases: HashMap<Name, OfferedPhase>,
     result_bytes: usize,
     job_bytes: usize,
@@ -65,7 +65,7 @@ impl Running {
     }
 }
 
-impl PhaseHost {
+impl PhaseRunner {
     /// Runs these phases on threads of their own.
     ///
     /// # Errors
@@ -96,7 +96,7 @@ impl PhaseHost {
     }
 
     /// Starts an attempt; its end comes by the channel.
-    pub(crate) fn start(&self, attempt: Attempt) {
+    pub(crate) fn start(&self, mut attempt: Attempt) {
         let (token, news) = (attempt.token, self.news.clone());
         let Some(offered) = self.phases.get(&attempt.phase) else {
             let error = format!("phase {} is not offered here", attempt.phase);
@@ -111,7 +111,7 @@ impl PhaseHost {
         let ears = Ears { cancelled: cancelled.clone(), items: items.clone() };
         self.running.lock().insert(token, ears);
         let (phase, running) = (offered.phase.clone(), self.running.clone());
-        let limit = attempt.timeout.or(offered.timeout);
+        attempt.timeout = attempt.timeout.or(offered.timeout);
         let result_bytes = self.result_bytes;
         let span = info_span!(
             "attempt",
@@ -121,7 +121,7 @@ impl PhaseHost {
         );
         let task = async move {
             let context = PhaseContext::new(attempt, cancelled.clone(), span.clone(), items);
-            let ended = attended(&*phase, context, limit, result_bytes, &cancelled);
+            let ended = attended(&*phase, context, result_bytes, &cancelled);
             let ended = ended.instrument(span).await;
             running.lock().remove(&token);
             let outcome = match ended {
@@ -149,7 +149,7 @@ impl PhaseHost {
 }
 
 /// A node that ends takes its attempts with it: commands must not outlive it.
-impl Drop for PhaseHost {
+impl Drop for PhaseRunner {
     fn drop(&mut self) {
         self.running.lock().values().for_each(|ears| ears.cancelled.cancel());
         if let Some(runtime) = self.runtime.take() {
@@ -168,12 +168,11 @@ enum Ended {
 async fn attended(
     phase: &dyn Phase,
     context: PhaseContext,
-    limit: Option<Duration>,
     result_bytes: usize,
     cancelled: &CancellationToken,
 ) -> Ended {
     hooked(phase.on_started(&context)).await;
-    let ended = guarded(phase, context.clone(), limit, result_bytes, cancelled).await;
+    let ended = guarded(phase, context.clone(), result_bytes, cancelled).await;
     match &ended {
         Ended::Result(Ok(result)) => hooked(phase.on_finished(&context, result)).await,
         Ended::Result(Err(error)) => hooked(phase.on_failed(&context, error)).await,
@@ -195,10 +194,10 @@ async fn hooked(hook: impl Future<Output = ()>) {
 async fn guarded(
     phase: &dyn Phase,
     context: PhaseContext,
-    limit: Option<Duration>,
     result_bytes: usize,
     cancelled: &CancellationToken,
 ) -> Ended {
+    let limit = context.timeout();
     context.heartbeat();
     let run = async {
         let given = phase.run(context.clone()).await?;
