@@ -110,6 +110,20 @@ impl Shared {
         self.stop.cancel();
     }
 
+    /// Waits until the process has ended.
+    async fn ended(&self) -> Over {
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            let over = self.table().over.clone();
+            if let Some(over) = over {
+                return over;
+            }
+            changed.await;
+        }
+    }
+
     /// What an attempt in the process knows of itself.
     fn context(&self, id: u64) -> Option<PhaseContext> {
         self.table().attempts.get(&id).map(|given| given.context.clone())
@@ -167,10 +181,8 @@ impl Process {
         tokio::spawn(attended.instrument(span));
         let hello = match timeout(start_timeout, said_hello).await {
             Ok(Ok(hello)) => hello,
-            Ok(Err(_)) => {
-                let over = shared.table().over.clone();
-                return Err(over.map_or_else(|| "it has ended".to_owned(), |over| over.why));
-            }
+            // It ends without one.
+            Ok(Err(_)) => return Err(shared.ended().await.why),
             Err(_) => {
                 return Err(format!(
                     "it has not said hello within {start_timeout:?} (start_timeout)"
@@ -270,15 +282,7 @@ impl Process {
 
     /// Waits until it has ended.
     pub(super) async fn ended(&self) -> Over {
-        loop {
-            let changed = self.shared.changed.notified();
-            tokio::pin!(changed);
-            changed.as_mut().enable();
-            if let Some(over) = self.over() {
-                return over;
-            }
-            changed.await;
-        }
+        self.shared.ended().await
     }
 }
 
