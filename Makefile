@@ -7,6 +7,7 @@
 # make model     explores elections and takeovers in every order, within wider bounds; JOBS=n MODEL="..."
 # make fuzz      feeds damaged bytes to every decoder; SECONDS=n for each target
 # make chaos     real nodes in namespaces of their own, under faults; MINUTES=n SEED=n OUT=FOLDER
+# make test-sdk  the tests of the SDKs alone; make test-page  the page of a node in a real browser
 # make help      lists these and the long runs
 
 # Dependencies are built once, outside the working copy, and kept between clones.
@@ -30,7 +31,7 @@ endif
 
 BIN := $(CARGO_TARGET_DIR)/debug
 
-.PHONY: help setup setup-peers build demo wordcount test verify verify-peers bench bench-peers simulate model chaos fuzz doc clean
+.PHONY: help setup setup-peers build demo wordcount test test-sdk test-page verify verify-peers bench bench-peers simulate model chaos fuzz doc clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -75,8 +76,18 @@ verify: setup
 test: verify
 	cargo build --locked --workspace --all-targets
 	cargo test --locked --workspace
+	@$(MAKE) --no-print-directory test-sdk
 	cargo test --locked -p carbonmesh-simulations --features mutants --test mutants --test model_mutants
 	@$(MAKE) --no-print-directory chaos SEED=$(or $(SEED),1)
+
+test-sdk:
+	PYTHONPATH=sdk/python python3 -m unittest discover -s sdk/python/tests
+	@if command -v node >/dev/null; then node --test sdk/javascript/carbonmesh.test.mjs; \
+		else echo "not tried: there is no Node.js for sdk/javascript"; fi
+
+# The page of a node in a real browser; what it needs stands in tests/page/README.md.
+test-page: build
+	python3 tests/page/check.py --program $(BIN)/carbonmesh $(if $(OUT),--out $(OUT)) $(if $(AXE),--axe $(AXE))
 
 simulate: setup
 	cargo run --locked --profile simulate -p carbonmesh-simulations -- --seeds $(SEEDS) --jobs $(JOBS) \

@@ -247,13 +247,9 @@ impl Encoded for Control {
 
 impl Ord for Control {
     fn cmp(&self, other: &Self) -> Ordering {
-        let key = |control: &Self| {
-            let rank = if control.strict { 0 } else { control.progress.rank() };
-            (control.generation, control.strict, rank, control.term, control.sequence)
-        };
-        key(self)
-            .cmp(&key(other))
-            // Equal keys mean equal values, since a writer never reuses a sequence; the rest is
+        self.rank()
+            .cmp(&other.rank())
+            // Equal ranks mean equal values, since a writer never reuses a sequence; the rest is
             // compared all the same so that the order is total whatever the bytes say.
             .then_with(|| self.progress.cmp(&other.progress))
             .then_with(|| self.attempt_count.cmp(&other.attempt_count))
@@ -274,6 +270,12 @@ impl PartialOrd for Control {
 }
 
 impl Control {
+    /// What decides which of two values wins.
+    pub(crate) fn rank(&self) -> (u32, bool, u8, Term, u64) {
+        let rank = if self.strict { 0 } else { self.progress.rank() };
+        (self.generation, self.strict, rank, self.term, self.sequence)
+    }
+
     /// Whether the phase is over.
     pub fn is_terminal(&self) -> bool {
         self.progress.rank() > 0

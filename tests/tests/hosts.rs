@@ -112,9 +112,10 @@ async fn phases_and_pipelines_of_a_file_run_on_nodes_of_their_own_and_survive_a_
     let job = json!({ "number": 1, "pids": pids, "seconds": 600 });
     let stuck = text(&world.api("a").enqueue("twice", &job).await.unwrap().body["id"]);
     world.await_runs(1).await;
-    let running =
-        await_job(&world.api("a"), &stuck, |job| job["invocations"][1]["state"] == "running");
-    let worker = text(&running.await["invocations"][1]["attempts"][0]["worker"]["name"]);
+    let api = world.api("a");
+    let runs = |job: &Value| job["invocations"][1]["state"] == "running";
+    let running = await_job(&api, &stuck, runs).await;
+    let worker = text(&running["invocations"][1]["attempts"][0]["worker"]["name"]);
     world.cluster.kill(&worker).unwrap();
     // The host ends with its node, and another node runs the phase.
     let first: i32 = world.runs()[0][0].parse().unwrap();

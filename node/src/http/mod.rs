@@ -15,6 +15,7 @@ mod guard;
 mod jobs;
 mod lines;
 mod listener;
+mod page;
 mod pipelines;
 mod problem;
 pub mod view;
@@ -121,6 +122,7 @@ pub fn router(handle: NodeHandle, limits: HttpLimits) -> Router {
         .route("/v1/status", get(cluster::status))
         .route("/v1/version", get(cluster::version))
         .route("/healthz", get(cluster::health))
+        .merge(page::routes())
         .fallback(unknown_route)
         .method_not_allowed_fallback(wrong_method)
         .layer(guard)

@@ -14,7 +14,7 @@ use crate::{
     mutant::Mutant,
     name::Name,
     pipeline::PhaseDef,
-    record::{JobRecord, Progress},
+    record::{Control, JobRecord, Progress},
     requirement::meets_all,
     store::ReadError,
     time::Timestamp,
@@ -655,15 +655,18 @@ impl Core {
             control.is_none_or(|control| control.state() != JobState::Succeeded)
         });
         let step = open.and_then(|step| phases.get(step)).or(phases.last());
-        let note = record.controls.values().find_map(|control| control.note.clone());
-        let errors = record.controls.values().filter_map(|control| control.attempts.last());
+        // What went well in the end, or was left out, is no error.
+        let failed = record.controls.values().filter(|it| it.state() != JobState::Succeeded);
+        let why = |control: &Control| {
+            control.note.clone().or_else(|| control.attempts.last()?.error.clone())
+        };
         Some(JobSummary {
             job,
             state: record.state(),
             created_ms: spec.created_ms,
             key: spec.key.clone(),
             step: step.map(|phase| phase.name.clone()),
-            error: note.or_else(|| errors.filter_map(|attempt| attempt.error.clone()).next_back()),
+            error: failed.filter_map(why).next_back(),
         })
     }
 

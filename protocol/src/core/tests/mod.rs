@@ -526,6 +526,16 @@ fn a_phase_whose_condition_does_not_hold_is_left_out_and_the_job_goes_on() {
     let runs: Vec<u32> = view.invocations.iter().map(|it| it.attempt_count).collect();
     assert_eq!(runs, [1, 0, 1]);
     assert!(view.invocations[1].note.as_ref().is_some_and(|note| note.contains("left out")));
+    // That is no error.
+    let list = |pipeline: &str| Request::Jobs {
+        pipeline: name(pipeline),
+        of: None,
+        state: None,
+        after: None,
+        limit: 10,
+    };
+    let Response::Jobs { jobs, .. } = cluster.request(0, list("q")) else { panic!("no list") };
+    assert_eq!(jobs[0].error, None);
     // One that cannot be applied fails the job, with the reason.
     let phases = vec![first, when("b", "length(results.a.a)")];
     let pipeline = crate::pipeline::PipelineDef::new(name("r"), phases).expect("valid");
@@ -534,6 +544,8 @@ fn a_phase_whose_condition_does_not_hold_is_left_out_and_the_job_goes_on() {
     let view = cluster.wait_for(2, job);
     assert_eq!(view.state, JobState::Dead);
     assert!(view.invocations[1].note.as_ref().is_some_and(|note| note.contains("condition")));
+    let Response::Jobs { jobs, .. } = cluster.request(0, list("r")) else { panic!("no list") };
+    assert!(jobs[0].error.as_ref().is_some_and(|error| error.contains("condition")));
 }
 
 #[test]
