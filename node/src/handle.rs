@@ -10,6 +10,8 @@ use carbonmesh_protocol::{
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::metrics::Metrics;
+
 /// The node has stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum Stopped {
@@ -36,12 +38,18 @@ pub struct NodeHandle {
     node: NodeId,
     calls: mpsc::Sender<Call>,
     next: Arc<AtomicU64>,
+    metrics: Metrics,
 }
 
 impl NodeHandle {
     /// A handle that feeds `calls`.
     pub(crate) fn new(node: NodeId, calls: mpsc::Sender<Call>) -> Self {
-        Self { node, calls, next: Arc::default() }
+        Self { node, calls, next: Arc::default(), metrics: Metrics::default() }
+    }
+
+    /// What the node counts.
+    pub(crate) fn metrics(&self) -> &Metrics {
+        &self.metrics
     }
 
     /// The node's identity.

@@ -11,6 +11,7 @@ mod driver;
 pub mod handle;
 pub mod http;
 mod key;
+mod metrics;
 pub mod net;
 pub mod node;
 pub mod phase;

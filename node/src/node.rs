@@ -165,7 +165,8 @@ impl Node {
         let node = net.node_id();
         let core = new_core(&settings, node, &data)?;
         let sizes = (settings.limits.result_bytes, settings.limits.job_bytes);
-        let runner = PhaseRunner::new(settings.phases, sizes, news)?;
+        let handle = NodeHandle::new(node, calls);
+        let runner = PhaseRunner::new(settings.phases, sizes, news, handle.metrics().clone())?;
         let inputs = Inputs {
             net: net_inputs,
             calls: call_inputs,
@@ -175,7 +176,6 @@ impl Node {
         let outputs = Outputs { gossip: net.gossip(), runner, storage: data.storage.clone() };
         let ended = driver::spawn(core, inputs, outputs)?;
 
-        let handle = NodeHandle::new(node, calls);
         let limits = HttpLimits { job_bytes: settings.limits.job_bytes, ..HttpLimits::default() };
         let router = http::router(handle.clone(), limits);
         let server = tokio::spawn(http::serve(listener, router, cancel.0.clone()));

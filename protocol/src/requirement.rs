@@ -154,7 +154,7 @@ mod tests {
 
     fn meets(text: &str, labels: &[(&str, &str)]) -> bool {
         let labels = labels.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect();
-        text.parse::<Requirement>().unwrap().is_met_by(&labels)
+        text.parse::<Requirement>().expect("a requirement").is_met_by(&labels)
     }
 
     #[test]
@@ -190,7 +190,7 @@ mod tests {
     #[test]
     fn a_requirement_reads_back_from_its_text() {
         for text in ["gpu", "zone=a", "zone=", "zone!=a=b", "memory>=8GiB", "a<=1", "a>1", "a<1"] {
-            let requirement: Requirement = text.parse().unwrap();
+            let requirement: Requirement = text.parse().expect("a requirement");
             assert_eq!(requirement.to_string(), text);
             assert!(requirement.is_sound(), "{text}");
         }
@@ -198,10 +198,10 @@ mod tests {
 
     #[test]
     fn a_lack_is_told() {
-        let requirement: Requirement = "memory>=8GiB".parse().unwrap();
+        let requirement: Requirement = "memory>=8GiB".parse().expect("a requirement");
         let labels = BTreeMap::from([("memory".to_owned(), "4GiB".to_owned())]);
-        let lack = requirement.lack_of(&labels).unwrap();
+        let lack = requirement.lack_of(&labels).expect("a lack");
         assert_eq!(lack, "memory>=8GiB: its label memory is `4GiB`");
-        assert!(requirement.lack_of(&BTreeMap::new()).unwrap().contains("no label memory"));
+        assert!(requirement.lack_of(&BTreeMap::new()).expect("a lack").contains("no label memory"));
     }
 }

@@ -62,13 +62,13 @@ fn start(world: &mut World, name: &str, file: &Path, command: &[&str]) -> Result
 
 fn handlers(world: &World, text: &str) -> PathBuf {
     let path = world.cluster.folder().join("handlers.py");
-    fs::write(&path, text).unwrap();
+    fs::write(&path, text).expect("room for a file");
     path
 }
 
 async fn await_pipeline(world: &World, node: &str, name: &str) {
     let (api, began) = (world.api(node), Instant::now());
-    while api.get(&format!("/v1/pipelines/{name}")).await.unwrap().status != 200 {
+    while api.get(&format!("/v1/pipelines/{name}")).await.expect("an answer").status != 200 {
         assert!(began.elapsed() < PATIENCE, "pipeline {name} is not known");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }

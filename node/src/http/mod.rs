@@ -122,6 +122,7 @@ pub fn router(handle: NodeHandle, limits: HttpLimits) -> Router {
         .route("/v1/status", get(cluster::status))
         .route("/v1/version", get(cluster::version))
         .route("/healthz", get(cluster::health))
+        .route("/metrics", get(cluster::metrics))
         .merge(page::routes())
         .fallback(unknown_route)
         .method_not_allowed_fallback(wrong_method)

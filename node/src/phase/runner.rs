@@ -5,7 +5,7 @@ use std::{
     io,
     panic::AssertUnwindSafe,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, info_span, warn};
 
 use super::{Fields, OfferedPhase, Phase, PhaseContext, PhaseError, items::ItemSink};
-use crate::document::format_duration;
+use crate::{document::format_duration, metrics::Metrics};
 
 /// How long an attempt that was cancelled may take to end by itself.
 const GRACE: Duration = Duration::from_secs(3);
@@ -34,6 +34,7 @@ pub(crate) struct PhaseRunner {
     result_bytes: usize,
     job_bytes: usize,
     news: mpsc::Sender<News>,
+    metrics: Metrics,
     running: Arc<Running>,
     /// Their own: a phase that keeps a thread busy must not keep the network from its beats. There
     /// until it is dropped.
@@ -74,6 +75,7 @@ impl PhaseRunner {
         phases: Vec<OfferedPhase>,
         (result_bytes, job_bytes): (usize, usize),
         news: mpsc::Sender<News>,
+        metrics: Metrics,
     ) -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .thread_name("phases")
@@ -84,6 +86,7 @@ impl PhaseRunner {
             result_bytes,
             job_bytes,
             news,
+            metrics,
             running: Arc::default(),
             runtime: Some(runtime),
         })
@@ -111,6 +114,7 @@ impl PhaseRunner {
         let ears = Ears { cancelled: cancelled.clone(), items: items.clone() };
         self.running.lock().insert(token, ears);
         let (phase, running) = (offered.phase.clone(), self.running.clone());
+        let (name, metrics) = (attempt.phase.to_string(), self.metrics.clone());
         attempt.timeout = attempt.timeout.or(offered.timeout);
         let result_bytes = self.result_bytes;
         let span = info_span!(
@@ -121,6 +125,7 @@ impl PhaseRunner {
         );
         let task = async move {
             let context = PhaseContext::new(attempt, cancelled.clone(), span.clone(), items);
+            let began = Instant::now();
             let ended = attended(&*phase, context, result_bytes, &cancelled);
             let ended = ended.instrument(span).await;
             running.lock().remove(&token);
@@ -128,6 +133,7 @@ impl PhaseRunner {
                 Ended::Result(result) => concluded(result, result_bytes),
                 Ended::Cancelled => Outcome::Cancelled,
             };
+            metrics.ended(&name, outcome_name(&outcome), began.elapsed());
             let _ = news.send(News::Ended(token, outcome)).await;
         };
         self.spawn(task);
@@ -238,6 +244,14 @@ async fn guarded(
             let _ = timeout(GRACE, run).await;
             Ended::Result(Err(PhaseError::Retry(why)))
         }
+    }
+}
+
+fn outcome_name(outcome: &Outcome) -> &'static str {
+    match outcome {
+        Outcome::Succeeded(_) => "succeeded",
+        Outcome::Failed { .. } => "failed",
+        Outcome::Cancelled => "cancelled",
     }
 }
 

@@ -10,6 +10,7 @@ use carbonmesh_protocol::{
 use tokio::sync::mpsc;
 
 use super::*;
+use crate::metrics::Metrics;
 
 const RESULT_BYTES: usize = 1 << 20;
 
@@ -58,7 +59,8 @@ pub(super) async fn run(phase: impl Phase, timeout: Option<Duration>) -> Outcome
 pub(super) fn runner(phase: impl Phase, ends: mpsc::Sender<News>) -> PhaseRunner {
     let name = "phase".parse().unwrap();
     let offered = OfferedPhase { name, slots: 1, timeout: None, phase: Arc::new(phase) };
-    PhaseRunner::new(vec![offered], (RESULT_BYTES, RESULT_BYTES), ends).expect("threads")
+    PhaseRunner::new(vec![offered], (RESULT_BYTES, RESULT_BYTES), ends, Metrics::default())
+        .expect("threads")
 }
 
 pub(super) fn failed(outcome: Outcome) -> (String, bool) {
