@@ -46,7 +46,8 @@ struct PipelineArgs {
     /// Handlers, in Python (.py) or JavaScript (.js, .mjs)
     file: PathBuf,
     /// Which of its pipelines
-    name: String,
+    #[arg(value_name = "NAME")]
+    pipeline: String,
     #[command(flatten)]
     up: UpArgs,
 }
@@ -59,8 +60,8 @@ pub(super) async fn phase(words: Vec<OsString>, own: PhaseRegistry) -> Result<()
 
 /// What `pipeline` is given beside its own commands.
 pub(super) async fn pipeline(words: Vec<OsString>, own: PhaseRegistry) -> Result<(), Failure> {
-    let PipelineArgs { file, name, up } = parse("pipeline", words)?;
-    run(up.with_file(HandlerFile { path: file, take: Take::Pipeline(name) }), own).await
+    let PipelineArgs { file, pipeline, up } = parse("pipeline", words)?;
+    run(up.with_file(HandlerFile { path: file, take: Take::Pipeline(pipeline) }), own).await
 }
 
 pub(super) async fn run(up: UpArgs, own: PhaseRegistry) -> Result<(), Failure> {
@@ -79,4 +80,17 @@ fn parse<T: Parser>(noun: &str, words: Vec<OsString>) -> Result<T, Failure> {
     }
     let line = std::iter::once(OsString::from("carbonmesh")).chain(words);
     Ok(T::try_parse_from(line).unwrap_or_else(|error| error.exit()))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_lines_are_consistent() {
+        PhaseArgs::command().debug_assert();
+        PipelineArgs::command().debug_assert();
+    }
 }
