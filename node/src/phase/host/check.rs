@@ -238,5 +238,5 @@ fn run_frame(id: u64, phase: &str, instructions: &Value) -> Value {
 }
 
 fn start_of(text: &str) -> String {
-    text.chars().take(80).collect()
+    text.lines().next().unwrap_or_default().chars().take(80).collect()
 }
