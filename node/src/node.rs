@@ -18,6 +18,7 @@ use carbonmesh_protocol::{
     io::{Request, Response},
     pipeline::PipelineDef,
     store::ReadError,
+    view::Liveness,
 };
 use carbonmesh_storage::{DataDir, MarkError, OpenError, StorageError, StoreReader, free_bytes};
 use libp2p::{Multiaddr, multiaddr::Protocol};
@@ -56,6 +57,10 @@ const MARK_EVERY: Duration = Duration::from_secs(1);
 
 /// After how long a pipeline that the cluster could not take is applied again.
 const APPLY_AGAIN: Duration = Duration::from_millis(500);
+
+/// How long a node looks for others before it makes pipelines known, and how often.
+const MEET_TIME: Duration = Duration::from_secs(1);
+const MEET_AGAIN: Duration = Duration::from_millis(50);
 
 /// How often the free space is looked at.
 const SPACE_EVERY: Duration = Duration::from_secs(2);
@@ -269,10 +274,14 @@ pub async fn run(args: UpArgs, phases: PhaseRegistry) -> Result<(), RunError> {
     done
 }
 
-/// Makes pipelines known; goes on until the cluster can take them.
+/// Makes pipelines known, once others were met or had the time to be: what they know comes first. Goes
+/// on until the cluster takes them: a strict pipeline, for one, takes a majority.
 async fn apply_all(handle: NodeHandle, pipelines: Vec<PipelineDef>) {
+    if !pipelines.is_empty() {
+        await_others(&handle).await;
+    }
     for definition in pipelines {
-        let name = definition.name.clone();
+        let (name, mut told) = (definition.name.clone(), String::new());
         loop {
             let problem = match handle.request(Request::Apply(Box::new(definition.clone()))).await {
                 Ok(Response::Applied { copies, .. }) => {
@@ -283,13 +292,25 @@ async fn apply_all(handle: NodeHandle, pipelines: Vec<PipelineDef>) {
                 Ok(other) => Problem::unexpected(&other),
                 Err(Stopped::Before | Stopped::Unanswered) => return,
             };
-            if problem.status < 500 {
-                error!(pipeline = %name, why = problem.detail, "the pipeline cannot be applied");
-                break;
+            if told != problem.detail {
+                warn!(pipeline = %name, why = problem.detail, "the pipeline is not known yet");
+                told = problem.detail;
             }
             tokio::time::sleep(APPLY_AGAIN).await;
         }
     }
+}
+
+async fn await_others(handle: &NodeHandle) {
+    let met = async {
+        while let Ok(Response::Cluster(view)) = handle.request(Request::Cluster).await {
+            if view.members.iter().filter(|it| it.liveness == Liveness::Alive).count() > 1 {
+                return;
+            }
+            tokio::time::sleep(MEET_AGAIN).await;
+        }
+    };
+    let _ = timeout(MEET_TIME, met).await;
 }
 
 /// Each attempt of a command takes some descriptors, and the usual limit is low.

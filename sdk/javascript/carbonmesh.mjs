@@ -125,6 +125,9 @@ class Context {
 
   /** Gives one item, where a phase behind does something for_each. */
   item(value) {
+    if (!this.givesItems) {
+      throw new Fatal(`step ${this.step} gives an item, and no phase has for_each = "${this.step}"`);
+    }
     this.send({ type: 'item', item: value === undefined ? null : value });
   }
 }
@@ -165,7 +168,13 @@ function failure(error) {
 }
 
 function send(frame) {
-  let bytes = Buffer.from(`${JSON.stringify(frame)}\n`);
+  let line = JSON.stringify(frame);
+  // Half a surrogate pair, as of a text that was cut, is no text for others.
+  if (line.includes('\\ud')) {
+    const whole = (text) => text.replace(/[\ud800-\udfff]/gu, '\ufffd');
+    line = JSON.stringify(frame, (_, value) => (typeof value === 'string' ? whole(value) : value));
+  }
+  let bytes = Buffer.from(`${line}\n`);
   while (bytes.length > 0) {
     try {
       bytes = bytes.subarray(writeSync(1, bytes));

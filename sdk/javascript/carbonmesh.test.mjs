@@ -13,6 +13,7 @@ import { phase, run, Retry, Fatal } from ${JSON.stringify(library)};
 phase('shout', (instructions) => { console.log('a line'); return { text: instructions.text.toUpperCase() }; });
 phase('fail', (instructions) => {
   if (instructions.how === 'fatal') throw new Fatal('never');
+  if (instructions.how === 'half') throw new Fatal('\\ud83d');
   if (instructions.how === 'later') throw new Retry('busy', '30s');
   throw new RangeError('odd');
 });
@@ -92,6 +93,8 @@ test('ends say whether to try again', async () => {
   assert.deepEqual(await host.next(), { id: 2, type: 'error', message: 'never', retry: false });
   host.give(3, 'fail', { how: 'later' });
   assert.equal((await host.next()).retry_after, '30s');
+  host.give(6, 'fail', { how: 'half' });
+  assert.equal((await host.next()).message, '\ufffd');
   host.give(4, 'list');
   assert.equal((await host.next()).retry, false);
   host.give(5, 'nobody');

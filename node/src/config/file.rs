@@ -172,7 +172,14 @@ impl HostSection {
                 return Err(wrong(key(name), "must be at least 1"));
             }
         }
-        settings.env.extend(self.env.clone());
+        for (name, value) in &self.env {
+            let value = match settings.env.get(name) {
+                // The SDK has to be found all the same.
+                Some(paths) if name == "PYTHONPATH" => format!("{paths}:{value}"),
+                _ => value.clone(),
+            };
+            settings.env.insert(name.clone(), value);
+        }
         let start_timeout = duration(&key("start_timeout"), self.start_timeout.as_deref())?;
         Ok(HostSettings {
             slots: self.slots.unwrap_or(settings.slots),

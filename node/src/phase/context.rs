@@ -96,7 +96,7 @@ impl PhaseContext {
     }
 
     /// Waits for others: that is not the phase's silence.
-    async fn not_silent<T>(&self, wait: impl Future<Output = T>) -> T {
+    pub(super) async fn not_silent<T>(&self, wait: impl Future<Output = T>) -> T {
         self.heartbeat();
         let Some(longest) = self.attempt.handling.heartbeat else { return wait.await };
         tokio::pin!(wait);

@@ -60,7 +60,7 @@ impl LogBudget {
         Self { every: Some(Duration::from_secs(60)), ..Self::once() }
     }
 
-    fn takes(&mut self, bytes: usize) -> bool {
+    pub(super) fn takes(&mut self, bytes: usize) -> bool {
         if self.every.is_some_and(|every| self.since.elapsed() >= every) {
             (self.left, self.since) = (Self::BYTES, Instant::now());
         }

@@ -660,13 +660,15 @@ impl Core {
         let why = |control: &Control| {
             control.note.clone().or_else(|| control.attempts.last()?.error.clone())
         };
+        // Why it is dead comes before what became of other phases for that.
+        let dead = failed.clone().find(|it| it.state() == JobState::Dead).and_then(why);
         Some(JobSummary {
             job,
             state: record.state(),
             created_ms: spec.created_ms,
             key: spec.key.clone(),
             step: step.map(|phase| phase.name.clone()),
-            error: failed.filter_map(why).next_back(),
+            error: dead.or_else(|| failed.filter_map(why).next_back()),
         })
     }
 

@@ -12,6 +12,7 @@ from typing import List, Optional
 from .host import Host
 from .phase import phases_in
 from .pipeline import pipelines_in
+from .wire import Wire
 
 
 def main(arguments: Optional[List[str]] = None) -> int:
@@ -25,6 +26,8 @@ def main(arguments: Optional[List[str]] = None) -> int:
         parser.error(f"there is no file {options.file}")
     if options.concurrency is not None and options.concurrency < 1:
         parser.error("--concurrency must be 1 or more")
+    # First of all: what the file prints while it is loaded is no frame either.
+    wire = Wire()
     sys.path.insert(0, str(options.file.resolve().parent))
     # Handlers see a command line of their own.
     sys.argv = [str(options.file)]
@@ -47,7 +50,7 @@ def main(arguments: Optional[List[str]] = None) -> int:
             file=sys.stderr,
         )
         return 1
-    Host(phases, pipelines, options.concurrency or min(one.concurrency for one in phases)).run()
+    Host(wire, phases, pipelines, options.concurrency or min(one.concurrency for one in phases)).run()
     return 0
 
 

@@ -22,6 +22,9 @@ DEFAULT_URL = "http://127.0.0.1:7400"
 #: How long one request waits for a job's end, in seconds: short enough to notice a lost node.
 _WAIT_STEP = 30.0
 
+#: How long a node may take until there is a connection, in seconds.
+_CONNECT_TIME = 5.0
+
 #: How long a node may take to answer, beside what it was told to wait, in seconds.
 _ANSWER_TIME = 30.0
 
@@ -152,18 +155,18 @@ class Client:
         self._call("POST", f"/v1/jobs/{quote(job, safe='')}/cancel", {}, _given(reason=reason))
 
     def retry(self, job: str, *, from_start: bool = False) -> None:
-        """Runs a dead or cancelled job again."""
+        """Runs a dead or cancelled job again. Asked once: see ``Unreachable``."""
         document = {"from_start": from_start}
-        self._call("POST", f"/v1/jobs/{quote(job, safe='')}/retry", {}, document)
+        self._call("POST", f"/v1/jobs/{quote(job, safe='')}/retry", {}, document, again=False)
 
     def discard(self, job: str) -> None:
-        """Forgets a finished job."""
-        self._call("DELETE", f"/v1/jobs/{quote(job, safe='')}")
+        """Forgets a finished job. Asked once: see ``Unreachable``."""
+        self._call("DELETE", f"/v1/jobs/{quote(job, safe='')}", again=False)
 
     def signal(self, job: str, name: str, data: Optional[Dict[str, Any]] = None) -> None:
-        """Gives a job the signal that a phase of it waits for."""
+        """Gives a job the signal that a phase of it waits for. Asked once: see ``Unreachable``."""
         path = f"/v1/jobs/{quote(job, safe='')}/signals/{quote(name, safe='')}"
-        self._call("POST", path, {}, data or {})
+        self._call("POST", path, {}, data or {}, again=False)
 
     # The cluster.
 
@@ -190,10 +193,12 @@ class Client:
         document: Optional[Dict[str, Any]] = None,
         headers: Optional[Dict[str, str]] = None,
         waits: float = 0.0,
+        again: bool = True,
     ) -> Dict[str, Any]:
         body = None if document is None else _json(document)
         kind = {} if body is None else {"Content-Type": "application/json"}
-        text = self._exchange(method, path, query or {}, body, {**kind, **(headers or {})}, waits=waits)
+        all_headers = {**kind, **(headers or {})}
+        text = self._exchange(method, path, query or {}, body, all_headers, waits, again)
         return dict(json.loads(text)) if text else {}
 
     def _exchange(
@@ -211,7 +216,8 @@ class Client:
         What may not be asked again goes to the next node only if it was not taken.
         """
         target = path + ("?" + urlencode(query) if query else "")
-        end, pause, turn = time.monotonic() + self._patience, 0.05, 0
+        end: Optional[float] = None
+        pause, turn = 0.05, 0
         while True:
             url = self._urls[turn % len(self._urls)]
             turn += 1
@@ -233,7 +239,9 @@ class Client:
                 pause = max(pause, retry_after)
             # Nodes that were found busy together should not be asked together again.
             wait = pause * random.uniform(0.5, 1.0) if turn % len(self._urls) == 0 else 0.0
-            if time.monotonic() + wait >= end:
+            # A node that answers late has not used up the patience for the others.
+            end = end or time.monotonic() + self._patience
+            if turn >= len(self._urls) and time.monotonic() + wait >= end:
                 raise failure
             time.sleep(wait)
             pause = min(pause * 2, 5.0)
@@ -276,8 +284,10 @@ def _ask(
     parts = urlsplit(url)
     secure = parts.scheme == "https"
     kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
-    connection = kind(parts.hostname or "", parts.port, timeout=_ANSWER_TIME + waits)
+    connection = kind(parts.hostname or "", parts.port, timeout=_CONNECT_TIME)
     try:
+        connection.connect()
+        connection.sock.settimeout(_ANSWER_TIME + waits)
         connection.request(method, parts.path + target, body, headers)
         answer = connection.getresponse()
         retry_after = answer.getheader("Retry-After") or ""

@@ -14,7 +14,7 @@ import queue
 import threading
 import traceback
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Dict, List, Optional, Type
+from typing import Any, Dict, List, Optional, Tuple, Type
 
 from .phase import Cancelled, Context, Fatal, Phase, Retry
 from .wire import Wire
@@ -52,12 +52,18 @@ class _AttemptLogger(logging.LoggerAdapter):
 class Host:
     """Speaks with a node until it ends."""
 
-    def __init__(self, phases: List[Type[Phase]], pipelines: List[Dict[str, Any]], concurrency: int):
-        self._wire = Wire()
+    def __init__(
+        self,
+        wire: Wire,
+        phases: List[Type[Phase]],
+        pipelines: List[Dict[str, Any]],
+        concurrency: int,
+    ) -> None:
+        self._wire = wire
         self._phases = {one.job_type: one for one in phases}
         self._pipelines = pipelines
         self._concurrency = concurrency
-        self._inbox: "queue.SimpleQueue[Optional[Dict[str, Any]]]" = queue.SimpleQueue()
+        self._inbox: "queue.SimpleQueue[Tuple[Dict[str, Any], Context]]" = queue.SimpleQueue()
         self._running: Dict[int, Context] = {}
         self._loop: Optional[asyncio.AbstractEventLoop] = None
         self._loop_lock = threading.Lock()
@@ -91,7 +97,9 @@ class Host:
             for frame in self._wire.frames():
                 kind = frame.get("type")
                 if kind == "run":
-                    self._inbox.put(frame)
+                    # Known before it begins: a cancel may follow at once.
+                    context = self._running[frame["id"]] = self._context(frame)
+                    self._inbox.put((frame, context))
                 elif kind == "cancel":
                     context = self._running.get(frame.get("id", -1))
                     if context is not None:
@@ -107,36 +115,37 @@ class Host:
 
     def _serve_one_by_one(self) -> None:
         while True:
-            frame = self._inbox.get()
             # Ends that follow each other closely leave together.
-            self._attempt(frame, more=lambda: not self._inbox.empty())
+            self._attempt(*self._inbox.get(), more=lambda: not self._inbox.empty())
 
     def _serve_together(self) -> None:
         with ThreadPoolExecutor(self._concurrency, thread_name_prefix="phase") as pool:
             while True:
-                pool.submit(self._attempt, self._inbox.get(), lambda: False)
+                pool.submit(self._attempt, *self._inbox.get(), more=lambda: False)
 
-    def _attempt(self, frame: Dict[str, Any], more: Any) -> None:
+    def _attempt(self, frame: Dict[str, Any], context: Context, more: Any) -> None:
         attempt = frame["id"]
         try:
-            end = self._run(frame)
+            end = self._run(frame, context)
             try:
                 self._wire.send(end, more=more())
                 return
-            except (TypeError, ValueError) as error:
+            except Exception as error:  # No JSON, nested too deep, or made of strange objects.
                 message = f"its result is no JSON: {error}"
             end = {"type": "error", "id": attempt, "message": message, "retry": False}
             self._wire.send(end, more=more())
+        except BaseException:
+            # An attempt without an end would hold its slot for ever; one whose process ends does not.
+            traceback.print_exc()
+            os._exit(1)
         finally:
             self._running.pop(attempt, None)
 
-    def _run(self, frame: Dict[str, Any]) -> Dict[str, Any]:
+    def _run(self, frame: Dict[str, Any], context: Context) -> Dict[str, Any]:
         attempt, instructions = frame["id"], frame["instructions"]
         kind = self._phases.get(frame["phase"])
         if kind is None:
             return _error(attempt, f"phase {frame['phase']!r} is not in this file", retry=False)
-        context = self._context(frame)
-        self._running[attempt] = context
         try:
             one = kind()
             one.context = context
@@ -179,7 +188,18 @@ class Host:
                 # One loop for all attempts, so that what handlers keep open stays usable.
                 self._loop = asyncio.new_event_loop()
                 threading.Thread(target=self._loop.run_forever, name="loop", daemon=True).start()
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+        async def guarded() -> Any:
+            # The loop is for all attempts: sys.exit() in one must not end it.
+            try:
+                return await coroutine, None
+            except BaseException as error:
+                return None, error
+
+        result, error = asyncio.run_coroutine_threadsafe(guarded(), self._loop).result()
+        if error is not None:
+            raise error
+        return result
 
     def _context(self, frame: Dict[str, Any]) -> Context:
         attempt = frame["id"]

@@ -75,6 +75,8 @@ class Context:
 
     def item(self, value: Any) -> None:
         """Gives one item, where a phase behind does something ``for_each``."""
+        if not self.gives_items:
+            raise Fatal(f"step {self.step!r} gives an item, and no phase has for_each = {self.step!r}")
         self._send({"type": "item", "item": value})
 
 

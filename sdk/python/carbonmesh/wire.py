@@ -15,7 +15,7 @@ from typing import Any, Dict, Iterator
 #: What waits is written at the latest when it has grown to this.
 MOST_WAITING = 64 * 1024
 
-_encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False, ensure_ascii=True).encode
+_encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False, ensure_ascii=False).encode
 
 
 class Wire:
@@ -42,7 +42,8 @@ class Wire:
 
         Raises ``TypeError`` or ``ValueError`` if it is no JSON; nothing is written then.
         """
-        line = _encode(frame).encode()
+        # Half a surrogate pair, as in the name of a file that is no UTF-8, is no text for others.
+        line = _encode(frame).encode("utf-8", "replace")
         with self._lock:
             self._waiting += line
             self._waiting += b"\n"

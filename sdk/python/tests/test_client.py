@@ -82,6 +82,14 @@ class ClientTest(unittest.TestCase):
         with self.assertRaises(Unreachable):
             Client(gone.url, patience=0.1).status()
 
+    def test_what_must_not_be_done_twice_is_asked_once(self) -> None:
+        node = self.node((0, None))
+        for call in (lambda c: c.signal("7", "go"), lambda c: c.retry("7"), lambda c: c.discard("7")):
+            node.asked.clear()
+            with self.assertRaises(Unreachable):
+                call(Client(node.url))
+            self.assertEqual(len(node.asked), 1)
+
     def test_a_wait_may_be_over_first(self) -> None:
         node = self.node((200, {"id": "7", "state": "running"}))
         with self.assertRaises(TimeOver) as caught:

@@ -16,6 +16,7 @@ SDK = Path(__file__).resolve().parent.parent
 
 HANDLERS = """
 import asyncio, logging, os, subprocess, sys, threading, time
+os.system('echo loading'); print('loading', flush=True)
 from carbonmesh import Fatal, Phase, Pipeline, Retry, phase
 
 class Double(Phase):
@@ -36,6 +37,11 @@ class Fails(Phase):
         if how == 'list': return [1]
         if how == 'nan': return {'x': float('nan')}
         if how == 'object': return {'x': object()}
+        if how == 'deep':
+            deep = []
+            for _ in range(100000): deep = [deep]
+            return {'x': deep}
+        if how == 'half': raise FileNotFoundError('no file \\udce9')
         raise ValueError('odd')
 
 class Hooked(Phase):
@@ -51,6 +57,11 @@ class Awaited(Phase):
     async def execute(self, instructions):
         await asyncio.sleep(0)
         return {'awaited': True}
+
+class Leaves(Phase):
+    job_type = 'leaves'
+    async def execute(self, instructions):
+        sys.exit(3)
 
 class Items(Phase):
     job_type = 'items'
@@ -132,7 +143,8 @@ class Host:
         )
 
     def run(self, phase: str, **instructions: Any) -> Dict[str, Any]:
-        self.give(1, phase, **instructions)
+        self.ids = getattr(self, "ids", 100) + 1
+        self.give(self.ids, phase, **instructions)
         return self.next("log")
 
     def logged(self) -> str:
@@ -183,7 +195,9 @@ class HostTest(unittest.TestCase):
         self.assertFalse(host.run("fails", how="fatal")["retry"])
         self.assertEqual(host.run("fails", how="later")["retry_after"], "1500ms")
         self.assertIn("SystemExit", host.run("fails", how="exit")["message"])
-        for how, reason in [("list", "not a dict"), ("nan", "no JSON"), ("object", "no JSON")]:
+        self.assertEqual(host.run("fails", how="half")["message"], "FileNotFoundError: no file ?")
+        cases = [("list", "not a dict"), ("nan", "no JSON"), ("object", "no JSON"), ("deep", "no JSON")]
+        for how, reason in cases:
             end = host.run("fails", how=how)
             self.assertIn(reason, end["message"])
             self.assertFalse(end["retry"], how)
@@ -198,6 +212,7 @@ class HostTest(unittest.TestCase):
 
     def test_coroutines_and_functions_run_too(self) -> None:
         host = self.host()
+        self.assertIn("SystemExit", host.run("leaves")["message"])
         self.assertEqual(host.run("awaited")["result"], {"awaited": True})
         self.assertEqual(host.run("plain", a="\u2028")["result"], {"plain": {"a": "\u2028"}})
         told = {"job": "j", "attempt": 1, "timeout": 1.5}

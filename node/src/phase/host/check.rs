@@ -101,6 +101,7 @@ impl Talk {
             .args(arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
+            .env_remove("CARBONMESH_SECRET")
             .process_group(0)
             .kill_on_drop(true)
             .spawn()

@@ -5,7 +5,7 @@
 
 use std::borrow::Cow;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Value, value::RawValue};
 
 use crate::document::parse_duration;
@@ -13,6 +13,9 @@ use crate::phase::PhaseError;
 
 /// The version of the protocol that is spoken here.
 pub(super) const PROTOCOL: u32 = 1;
+
+/// More would be a mistake, as more slots would be.
+const MAX_CONCURRENCY: usize = 10_000;
 
 /// What a host offers.
 #[derive(Clone, Debug, PartialEq)]
@@ -60,15 +63,20 @@ struct Keys<'a> {
     #[serde(borrow)]
     message: Option<Cow<'a, str>>,
     done: Option<f32>,
-    #[serde(borrow)]
+    // What is `null` is there all the same.
+    #[serde(default, borrow, deserialize_with = "present")]
     item: Option<&'a RawValue>,
-    #[serde(borrow)]
+    #[serde(default, borrow, deserialize_with = "present")]
     result: Option<&'a RawValue>,
     retry: Option<bool>,
     #[serde(borrow)]
     retry_after: Option<Cow<'a, str>>,
     #[serde(borrow)]
     traceback: Option<Cow<'a, str>>,
+}
+
+fn present<'de, D: Deserializer<'de>>(value: D) -> Result<Option<&'de RawValue>, D::Error> {
+    <&RawValue>::deserialize(value).map(Some)
 }
 
 #[derive(Deserialize)]
@@ -102,7 +110,8 @@ impl<'a> FromHost<'a> {
             "heartbeat" => Self::Heartbeat(id?),
             "progress" => Self::Progress {
                 id: id?,
-                done: keys.done.ok_or_else(|| lacks("done"))?,
+                // No number, as 0 / 0 is none in JSON, says nothing.
+                done: keys.done.unwrap_or_default(),
                 message: keys.message.unwrap_or_default(),
             },
             "item" => Self::Item { id: id?, item: keys.item.ok_or_else(|| lacks("item"))? },
@@ -118,14 +127,18 @@ impl<'a> FromHost<'a> {
                 let end = match (keys.retry, keys.retry_after.as_deref()) {
                     (Some(false), _) => PhaseError::Fatal(error),
                     (_, None) => PhaseError::Retry(error),
+                    // A handler's slip in this must not hide why it failed.
                     (_, Some(after)) => match parse_duration(after) {
                         Ok(after) => PhaseError::RetryAfter(error, after),
-                        Err(wrong) => return Err(format!("its retry_after: {wrong}")),
+                        Err(wrong) => PhaseError::Retry(format!("{error} (retry_after: {wrong})")),
                     },
                 };
                 Self::Ended { id: id?, end: Err(end) }
             }
-            other => return Err(format!("it wrote a frame of a type that is none: `{other}`")),
+            other => {
+                let start: String = other.chars().take(80).collect();
+                return Err(format!("it wrote a frame of a type that is none: `{start}`"));
+            }
         })
     }
 }
@@ -145,7 +158,9 @@ fn hello(keys: Keys<'_>) -> Result<Hello, String> {
     let concurrency = keys.concurrency.unwrap_or(1);
     match (phases.is_empty(), concurrency) {
         (true, _) => Err("it offers no phases: its `hello` must name one at least".to_owned()),
-        (_, 0) => Err("its `concurrency` is 0: it must be 1 at least".to_owned()),
+        (_, 0) | (_, MAX_CONCURRENCY..) => {
+            Err(format!("its `concurrency` is {concurrency}: 1 to {MAX_CONCURRENCY} are possible"))
+        }
         _ => Ok(Hello { phases, concurrency, pipelines: keys.pipelines }),
     }
 }
@@ -204,13 +219,27 @@ mod tests {
             (r#"{"type": "hello", "protocol": 2, "phases": [{"name": "a"}]}"#, "protocol 2"),
             (r#"{"type": "hello", "protocol": 1, "phases": []}"#, "no phases"),
             (r#"{"type": "log", "level": "loud", "message": ""}"#, "loud"),
-            (r#"{"type": "error", "id": 1, "message": "", "retry_after": "soon"}"#, "retry_after"),
+            (
+                r#"{"type": "hello", "protocol": 1, "concurrency": 0, "phases": [{"name": "a"}]}"#,
+                "`concurrency` is 0",
+            ),
         ] {
             let error = FromHost::parse(line.as_bytes()).expect_err(line);
             assert!(error.contains(reason), "{line}: {error}");
         }
         let error = FromHost::parse(b"{\"type\": \"log\xff\"}").expect_err("no UTF-8");
         assert!(error.contains("no frame"), "{error}");
+    }
+
+    #[test]
+    fn null_is_an_item_too() {
+        let line = br#"{"type": "item", "id": 1, "item": null}"#;
+        match FromHost::parse(line).expect("a frame") {
+            FromHost::Item { id: 1, item } => assert_eq!(item.get(), "null"),
+            other => panic!("{other:?}"),
+        }
+        let lacks = FromHost::parse(br#"{"type": "item", "id": 1}"#).expect_err("no item");
+        assert!(lacks.contains("no `item`"), "{lacks}");
     }
 
     #[test]
@@ -226,6 +255,8 @@ mod tests {
         assert_eq!(end(r#""retry": false,"#), PhaseError::Fatal("no".into()));
         let after = PhaseError::RetryAfter("no".into(), std::time::Duration::from_secs(3));
         assert_eq!(end(r#""retry_after": "3s","#), after);
+        let PhaseError::Retry(error) = end(r#""retry_after": "soon","#) else { panic!("it may") };
+        assert!(error.starts_with("no (retry_after: "), "{error}");
         assert_eq!(end(r#""traceback": "at 7\n","#), PhaseError::Retry("no\nat 7".into()));
     }
 }

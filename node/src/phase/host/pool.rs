@@ -45,6 +45,18 @@ struct Member {
     process: Arc<Process>,
     running: usize,
     served: u64,
+    /// It is to be replaced once nothing runs in it.
+    worn: bool,
+}
+
+impl Member {
+    fn of(process: Process) -> Self {
+        Self { process: Arc::new(process), running: 0, served: 0, worn: false }
+    }
+
+    fn takes_more(&self) -> bool {
+        !self.worn && self.process.is_well()
+    }
 }
 
 /// What comes next for an attempt without a place.
@@ -78,14 +90,17 @@ impl Members {
 
     fn next(&mut self, concurrency: usize) -> Next {
         self.bury();
-        let well = self.all.iter_mut().filter(|member| member.process.is_well());
+        let well = self.all.iter_mut().filter(|member| member.takes_more());
         let free = well.filter(|member| member.running < concurrency);
         if let Some(member) = free.min_by_key(|member| member.running) {
             member.running += 1;
             return Next::Run(member.process.clone());
         }
-        let well = self.all.iter().filter(|member| member.process.is_well()).count();
-        if (well + self.starting) * concurrency >= self.wanted {
+        let well = self.all.iter().filter(|member| member.takes_more());
+        let places = (well.count() + self.starting) * concurrency;
+        // What runs in worn processes has a place there.
+        let elsewhere = self.all.iter().filter(|member| !member.takes_more());
+        if places + elsewhere.map(|member| member.running).sum::<usize>() >= self.wanted {
             return Next::Wait;
         }
         match self.not_before.filter(|at| *at > Instant::now()) {
@@ -107,8 +122,8 @@ impl Pool {
         let (settings, changed) = (Arc::new(settings), Arc::new(Notify::new()));
         let first = Process::start(settings.clone(), changed.clone()).await?;
         let hello = first.hello.clone();
-        let all = vec![Member { process: Arc::new(first), running: 0, served: 0 }];
-        let members = Mutex::new(Members { all, ..Members::default() });
+        let members = Members { all: vec![Member::of(first)], ..Members::default() };
+        let members = Mutex::new(members);
         Ok(Self { settings, hello, members, changed })
     }
 
@@ -122,24 +137,23 @@ impl Pool {
     /// # Errors
     /// The attempt has failed, or its process.
     pub(super) async fn run(
-        &self,
+        self: &Arc<Self>,
         phase: &str,
         context: &PhaseContext,
     ) -> Result<Fields, PhaseError> {
         let wanted = Wanted::by(self);
         let process = tokio::select! {
-            process = self.place() => process?,
+            // Until there is a process, the attempt's silence is not the handler's.
+            process = context.not_silent(self.place()) => process?,
             () = context.cancelled().cancelled() => {
                 return Err(PhaseError::Retry("the attempt was cancelled".to_owned()));
             }
         };
         let place = Place { wanted, process };
-        // Until there is a process, the attempt's silence is not the handler's.
-        context.heartbeat();
         place.process.run(phase, context).await
     }
 
-    async fn place(&self) -> Result<Arc<Process>, PhaseError> {
+    async fn place(self: &Arc<Self>) -> Result<Arc<Process>, PhaseError> {
         loop {
             let changed = self.changed.notified();
             tokio::pin!(changed);
@@ -148,34 +162,40 @@ impl Pool {
             match next {
                 Next::Run(process) => return Ok(process),
                 Next::Wait => changed.await,
-                Next::WaitUntil(at) => sleep_until(at).await,
+                Next::WaitUntil(at) => tokio::select! {
+                    () = sleep_until(at) => {}
+                    () = changed => {}
+                },
                 Next::Start => self.start_another().await?,
             }
         }
     }
 
-    async fn start_another(&self) -> Result<(), PhaseError> {
-        let starting = Starting(self);
-        let started = Process::start(self.settings.clone(), self.changed.clone()).await;
-        let started = started.and_then(|process| match process.hello.phases == self.hello.phases {
-            true => Ok(process),
-            false => Err("it offers other phases than when the node started: restart it".into()),
+    /// Starts a process, by itself: an attempt whose time is over before must not take that with it, or
+    /// a host that starts slowly would never start again.
+    async fn start_another(self: &Arc<Self>) -> Result<(), PhaseError> {
+        let starting = Starting(self.clone());
+        let started = tokio::spawn(async move {
+            let pool = &starting.0;
+            let started = Process::start(pool.settings.clone(), pool.changed.clone()).await;
+            let started =
+                started.and_then(|process| match process.hello.phases == pool.hello.phases {
+                    true => Ok(process),
+                    false => {
+                        Err("it offers other phases than when the node started: restart it".into())
+                    }
+                });
+            let mut members = pool.members();
+            match started {
+                Ok(process) => members.all.push(Member::of(process)),
+                Err(why) => {
+                    members.died();
+                    return Err(PhaseError::Retry(why));
+                }
+            }
+            Ok(())
         });
-        let mut members = self.members();
-        let failed = match started {
-            Ok(process) => {
-                let process = Arc::new(process);
-                members.all.push(Member { process, running: 0, served: 0 });
-                Ok(())
-            }
-            Err(why) => {
-                members.died();
-                Err(PhaseError::Retry(why))
-            }
-        };
-        drop(members);
-        drop(starting);
-        failed
+        started.await.unwrap_or_else(|_| Err(PhaseError::Retry("the node ends".to_owned())))
     }
 
     fn members(&self) -> MutexGuard<'_, Members> {
@@ -191,10 +211,10 @@ impl Pool {
         member.running -= 1;
         member.served += 1;
         let settings = &self.settings;
-        let worn = settings.recycle_after.is_some_and(|most| member.served >= most)
+        member.worn |= settings.recycle_after.is_some_and(|most| member.served >= most)
             || settings.recycle_memory.is_some_and(|most| process.memory() > Some(most));
         let well = process.is_well();
-        if worn && member.running == 0 && well {
+        if member.worn && member.running == 0 && well {
             let process = members.all.swap_remove(index).process;
             tokio::spawn(async move { process.retire().await });
         }
@@ -222,9 +242,9 @@ impl Drop for Wanted<'_> {
 }
 
 /// A process that is being started.
-struct Starting<'a>(&'a Pool);
+struct Starting(Arc<Pool>);
 
-impl Drop for Starting<'_> {
+impl Drop for Starting {
     fn drop(&mut self) {
         self.0.members().starting -= 1;
         self.0.changed.notify_waiters();

@@ -68,7 +68,6 @@ struct Shared {
     changed: Arc<Notify>,
 }
 
-#[derive(Default)]
 struct Table {
     /// The last attempt that was given.
     last: u64,
@@ -79,9 +78,29 @@ struct Table {
     hello: Option<oneshot::Sender<Hello>>,
     /// It was told to end.
     retired: bool,
+    /// Its end has begun.
+    closing: bool,
+    /// How much it may log by frames.
+    budget: LogBudget,
     /// Why it is killed.
     fault: Option<String>,
     over: Option<Over>,
+}
+
+impl Table {
+    fn new(hello: oneshot::Sender<Hello>) -> Self {
+        Self {
+            last: 0,
+            attempts: HashMap::new(),
+            given_up: HashSet::new(),
+            hello: Some(hello),
+            retired: false,
+            closing: false,
+            budget: LogBudget::renewed(),
+            fault: None,
+            over: None,
+        }
+    }
 }
 
 /// How a process has ended.
@@ -108,6 +127,11 @@ impl Shared {
     fn kill(&self, why: String) {
         self.table().fault.get_or_insert(why);
         self.stop.cancel();
+    }
+
+    /// Whether there is room for that in the log, of which a process has so much a minute.
+    fn may_log(&self, message: &str) -> bool {
+        self.table().budget.takes(message.len().min(LINE_BYTES))
     }
 
     /// Waits until the process has ended.
@@ -162,7 +186,7 @@ impl Process {
         let answers = frames.downgrade();
         let stop = CancellationToken::new();
         let alive = stop.clone().drop_guard();
-        let table = Mutex::new(Table { hello: Some(hello), ..Table::default() });
+        let table = Mutex::new(Table::new(hello));
         let start_timeout = settings.start_timeout;
         let (id, span) = (child.id(), info_span!("host", name = settings.name));
         let shared = Arc::new(Shared { settings, id, table, stop, changed });
@@ -198,7 +222,7 @@ impl Process {
     /// Whether it can be given attempts.
     pub(super) fn is_well(&self) -> bool {
         let table = self.shared.table();
-        table.over.is_none() && table.fault.is_none() && !table.retired
+        !table.closing && table.fault.is_none() && !table.retired
     }
 
     /// How it has ended, if it has.
@@ -274,8 +298,11 @@ impl Process {
     /// Tells it to end, and sees to it that it does.
     pub(super) async fn retire(&self) {
         self.shared.table().retired = true;
-        let _ = self.frames.send(ToHost::Shutdown.line()).await;
-        if timeout(TERM_GRACE, self.ended()).await.is_err() {
+        let ended = async {
+            let _ = self.frames.send(ToHost::Shutdown.line()).await;
+            self.ended().await
+        };
+        if timeout(TERM_GRACE, ended).await.is_err() {
             self.shared.kill(format!("it did not end within {TERM_GRACE:?} of `shutdown`"));
         }
     }
@@ -335,6 +362,8 @@ fn spawn(settings: &HostSettings) -> Result<Child, String> {
 /// Limits what the process may take, before it was given anything to do.
 fn limit(settings: &HostSettings, id: Option<u32>) -> Result<(), String> {
     let pid = id.and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
+    // Without one, the limits would be this process's own.
+    let pid = Some(pid.ok_or("it has ended at once")?);
     for (resource, name, most) in [
         (Resource::As, "max_memory", settings.max_memory),
         (Resource::Cpu, "max_cpu_seconds", settings.max_cpu_seconds),
@@ -374,6 +403,7 @@ async fn attend(
             () = sleep_until(late), if exited => break (None, false),
         }
     };
+    shared.table().closing = true;
     if broken.is_none() && !killed {
         // It has closed its output: that it ends is what comes next.
         let _ = timeout(TERM_GRACE, child.wait()).await;
@@ -463,7 +493,10 @@ async fn heard(
         }
         (FromHost::Progress { id, done, message }, None) => {
             if let Some(context) = shared.context(id) {
-                context.progress(done, &message);
+                context.heartbeat();
+                if shared.may_log(&message) {
+                    context.progress(done, cut(&message));
+                }
             }
         }
         (FromHost::Item { id, item }, None) => return take_item(shared, id, item, frames).await,
@@ -512,13 +545,21 @@ async fn take_item(
         }
     };
     let (Err(error), false) = (given, context.cancelled().is_cancelled()) else { return Ok(()) };
-    if let Some(given) = shared.table().attempts.get_mut(&id) {
-        given.verdict.get_or_insert(error);
+    match shared.table().attempts.get_mut(&id) {
+        Some(given) if given.verdict.is_none() => given.verdict = Some(error),
+        // It was told already.
+        _ => return Ok(()),
     }
     if let Some(frames) = frames.upgrade() {
-        let _ = frames.send(ToHost::Cancel { id }.line()).await;
+        // Never waited for: a host that does not read while it writes would wait for us.
+        let _ = frames.try_send(ToHost::Cancel { id }.line());
     }
     Ok(())
+}
+
+/// The most of a text that goes into a log.
+fn cut(text: &str) -> &str {
+    &text[..text.floor_char_boundary(LINE_BYTES)]
 }
 
 fn log(shared: &Shared, id: Option<u64>, level: Level, message: &str) {
@@ -527,7 +568,10 @@ fn log(shared: &Shared, id: Option<u64>, level: Level, message: &str) {
         context.heartbeat();
     }
     let span = context.map_or_else(Span::current, |context| context.span().clone());
-    let message = &message[..message.floor_char_boundary(LINE_BYTES)];
+    if !shared.may_log(message) {
+        return;
+    }
+    let message = cut(message);
     match level {
         Level::Debug => debug!(target: "carbonmesh::phase", parent: &span, "{message}"),
         Level::Info => info!(target: "carbonmesh::phase", parent: &span, "{message}"),

@@ -3,7 +3,10 @@
 //! They are unpacked once into the user's cache, in a folder named after what is in it.
 
 use std::{
-    env, fs, io,
+    env,
+    fs::{self, DirBuilder},
+    io,
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
 };
 
@@ -28,10 +31,10 @@ const PYTHON: [(&str, &str); 8] = [
 /// # Errors
 /// There is no such file or no SDK for it, or the SDK cannot be unpacked; the text says which.
 pub(crate) fn host_of(name: &str, file: &Path) -> Result<HostSettings, String> {
-    if !file.is_file() {
-        return Err(format!("there is no file {}", file.display()));
-    }
-    let path = file.to_str().ok_or("its name is no UTF-8: rename it")?.to_owned();
+    // It may be run in another folder.
+    let full = file.canonicalize().ok().filter(|full| full.is_file());
+    let full = full.ok_or_else(|| format!("there is no file {}", file.display()))?;
+    let path = full.to_str().ok_or("its name is no UTF-8: rename it")?.to_owned();
     match file.extension().and_then(|extension| extension.to_str()) {
         Some("py") => {
             let sdk = unpacked("python", &PYTHON)?;
@@ -68,24 +71,36 @@ fn unpacked(language: &str, files: &[(&str, &str)]) -> Result<PathBuf, String> {
     let digest: String =
         digest.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
     let folder = base.join("carbonmesh/sdk").join(format!("{language}-{digest}"));
-    if folder.is_dir() {
-        return Ok(folder);
+    // A power cut, or somebody else, may have left other files there.
+    if !is_whole(&folder, files) {
+        unpack(&folder, files)
+            .map_err(|error| format!("cannot unpack the SDK into {}: {error}", folder.display()))?;
     }
-    unpack(&folder, files)
-        .map_err(|error| format!("cannot unpack the SDK into {}: {error}", folder.display()))?;
     Ok(folder)
+}
+
+fn is_whole(folder: &Path, files: &[(&str, &str)]) -> bool {
+    let same = |(name, text): &(&str, &str)| {
+        fs::read_to_string(folder.join("carbonmesh").join(name)).is_ok_and(|found| found == *text)
+    };
+    files.iter().all(same)
 }
 
 /// All of it or nothing: another node of this user may do the same.
 fn unpack(folder: &Path, files: &[(&str, &str)]) -> io::Result<()> {
-    let fresh = folder.with_extension(format!("new-{}", std::process::id()));
+    let fresh = folder.with_extension(format!("new-{:016x}", rand::random::<u64>()));
     let package = fresh.join("carbonmesh");
-    fs::create_dir_all(&package)?;
+    DirBuilder::new().recursive(true).mode(0o700).create(&package)?;
     for (name, text) in files {
         fs::write(package.join(name), text)?;
     }
-    match fs::rename(&fresh, folder) {
-        Err(_) if folder.is_dir() => fs::remove_dir_all(&fresh),
-        renamed => renamed,
+    if fs::rename(&fresh, folder).is_ok() {
+        return Ok(());
     }
+    // What is there is another node's, and whole, or has to go.
+    if !is_whole(folder, files) {
+        fs::remove_dir_all(folder)?;
+        return fs::rename(&fresh, folder);
+    }
+    fs::remove_dir_all(&fresh)
 }

@@ -287,3 +287,20 @@ async fn what_is_given_to_many_attempts_ends_with_its_process() {
         }
     }
 }
+
+#[tokio::test]
+async fn a_host_that_starts_more_slowly_than_an_attempt_may_take_starts_all_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let once = folder.path().join("once");
+    let path = once.display();
+    // The first process is there at once and dies of its first attempt; the next takes its time.
+    let mut slow = settings("next; [ $fast ] && exit 1; while true; do give 1; next; done");
+    let begin = format!("if [ -e {path} ]; then sleep 0.8; fast=; else :> {path}; fast=1; fi\n");
+    slow.command[2].insert_str(0, &begin);
+    let host = start(slow).await;
+    assert!(failed(ask(&host).await).0.contains("exit code 1"));
+    let hasty = run(host.phase("phase"), Some(Duration::from_millis(200))).await;
+    assert!(failed(hasty).0.contains("timed out"));
+    let patient = run(host.phase("phase"), Some(Duration::from_secs(20))).await;
+    assert_eq!(fields(patient)["n"], 1);
+}
