@@ -12,6 +12,7 @@ use crate::{
     id::{DiskId, NodeId, PipelineId},
     name::Name,
     pipeline::{MAX_PHASES, PipelineDef, Revision},
+    requirement::Requirement,
     view::RevisionView,
 };
 
@@ -104,6 +105,17 @@ impl CatalogEntry {
         }
         changed.generation += u64::from(changed != *self);
         changed
+    }
+
+    /// What a phase requires of its worker: by the current definition, also for older jobs; where that
+    /// has no such phase, by the last one that had it.
+    pub fn requires(&self, step: &Name) -> &[Requirement] {
+        let last = || {
+            let with = self.revisions.iter().filter_map(|(at, it)| Some((at, it.named(step)?)));
+            with.max_by_key(|(at, _)| self.applied.get(at)).map(|(_, phase)| phase)
+        };
+        let current = self.definition().and_then(|definition| definition.named(step));
+        current.or_else(last).map_or(&[], |phase| &phase.requires)
     }
 
     /// Whether work of a phase may be given out.

@@ -90,7 +90,7 @@ impl Core {
         let own = self.worker.held(|_| true);
         self.drop_removed_ends();
         self.match_loaded(self.me(), u64::MAX, &own)?;
-        let demand = self.demand();
+        let demand = self.demand_on(self.me());
         self.note_demand(self.me(), demand);
         self.grant_to_coordinators();
         self.publish_advert();
@@ -135,7 +135,7 @@ impl Core {
             sequence,
             catalog: self.catalog_digest,
             groups: self.coordinated(),
-            demand: self.demand(),
+            demand: self.demand_on(peer),
             busy: self.worker.phases().map(|(phase, _, busy)| (phase.clone(), busy)).collect(),
         };
         self.send(peer, Message::Beat(beat));

@@ -120,10 +120,9 @@ impl Core {
             if self.least_loaded(phase, &[], None).is_none() {
                 return;
             }
-            // Like limits, what a step requires now holds for older jobs too.
-            let requires = self.current(pipeline).and_then(|it| it.named(&step));
-            let requires = requires.map_or_else(Vec::new, |phase| phase.requires.clone());
-            if self.least_loaded(phase, &requires, None).is_none() {
+            let requires = self.catalog.get(&pipeline).map(|entry| entry.requires(&step).to_vec());
+            let requires = requires.unwrap_or_default();
+            if !requires.is_empty() && self.least_loaded(phase, &requires, None).is_none() {
                 continue;
             }
             let name = (phase.clone(), step);
@@ -465,13 +464,18 @@ impl Core {
         }
     }
 
-    /// Phases for which work waits here.
-    pub(super) fn demand(&self) -> Vec<Name> {
+    /// Phases for which work waits here that a worker could do.
+    pub(super) fn demand_on(&self, worker: NodeId) -> Vec<Name> {
         let mut demand = BTreeSet::new();
+        let Some(labels) = self.labels_of(worker) else { return Vec::new() };
         for group in self.groups.values() {
             if let Role::Coordinator(reign) = &group.role {
                 let entry = self.catalog.get(&group.id);
-                let given = |step: &Name| entry.is_some_and(|entry| entry.gives_out(step));
+                let given = |step: &Name| {
+                    entry.is_some_and(|entry| {
+                        entry.gives_out(step) && meets_all(entry.requires(step), labels)
+                    })
+                };
                 let waiting = reign.ready.iter();
                 let waiting = waiting.filter(|((_, step), it)| !it.is_empty() && given(step));
                 demand.extend(waiting.map(|((phase, _), _)| phase.clone()));

@@ -272,6 +272,10 @@ fn what_no_worker_has_is_waited_for_and_told() {
     };
     assert_eq!((told("p"), told("q")), (vec![name("a")], vec![]));
     assert_eq!(cluster.job(0, waiting[0]).state, JobState::Queued);
+    // Jobs of a phase that is not there any more keep what it required.
+    cluster.apply_pipeline(0, chain("p", &["b"]));
+    cluster.run_for(Duration::from_secs(2));
+    assert_eq!(cluster.job(0, waiting[0]).state, JobState::Queued);
     // A node that has it comes, or the pipeline asks for it no more.
     cluster.apply_pipeline(0, demanding("p", &[]));
     cluster.run_until("all done", |cluster| cluster.all_succeeded(&waiting));
