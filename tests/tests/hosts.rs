@@ -93,6 +93,19 @@ async fn a_file_of_handlers_is_a_whole_node() {
 }
 
 #[tokio::test]
+async fn the_example_of_the_sdk_does_what_it_says() {
+    let mut world = World::default();
+    start(&mut world, "a", &sdk("python/examples/files.py"), &["bundle"]).unwrap();
+    await_pipeline(&world, "a", "example-one").await;
+    let job = json!({ "size": 100_000 });
+    let done = world.api("a").enqueue_with("example-one", &job, "?wait=30s").await.unwrap().body;
+    let result = &done["result"];
+    assert_eq!((&done["state"], &result["removed"]), (&"succeeded".into(), &true.into()), "{done}");
+    assert_eq!(text(&result["sha256"]).len(), 64);
+    assert!(!Path::new(&text(&result["path"])).exists());
+}
+
+#[tokio::test]
 async fn phases_and_pipelines_of_a_file_run_on_nodes_of_their_own_and_survive_a_kill() {
     let mut world = World::default();
     let file = handlers(&world, HANDLERS);

@@ -2,6 +2,8 @@
 
     carbonmesh bundle files.py
     carbonmesh enqueue example-one '{"size": 1024}' --wait
+
+On several machines the file would have to lie where all of them see it.
 """
 
 import hashlib
