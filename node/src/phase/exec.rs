@@ -6,8 +6,9 @@
 
 use std::{
     collections::BTreeMap,
+    io,
     os::unix::process::ExitStatusExt,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
     time::Duration,
 };
@@ -123,16 +124,8 @@ impl ExecPhase {
             .env("CARBONMESH_TOKEN", context.token())
             .env("CARBONMESH_IDEMPOTENCY_KEY", context.idempotency_key())
             .env_remove("CARBONMESH_SECRET")
-            .envs(&settings.env)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .process_group(0)
-            .kill_on_drop(true);
-        if let Some(directory) = &settings.directory {
-            command.current_dir(directory);
-        }
-        command.spawn().map_err(|error| {
+            .envs(&settings.env);
+        spawn_attached(&mut command, settings.directory.as_deref()).map_err(|error| {
             // Another node may have the program, or descriptors left.
             PhaseError::Retry(format!("cannot run {program}: {error}; check the phase's command"))
         })
@@ -228,6 +221,20 @@ impl ExecPhase {
             (false, None) => PhaseError::Retry(error),
         })
     }
+}
+
+/// Starts a process whose streams end here, in a group of its own.
+pub(super) fn spawn_attached(command: &mut Command, folder: Option<&Path>) -> io::Result<Child> {
+    command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .process_group(0)
+        .kill_on_drop(true);
+    if let Some(folder) = folder {
+        command.current_dir(folder);
+    }
+    command.spawn()
 }
 
 /// How a process has ended, in words.

@@ -8,7 +8,6 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    process::Stdio,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -31,7 +30,7 @@ use super::{
 };
 use crate::phase::{
     Fields, PhaseContext, PhaseError,
-    exec::{LINE_BYTES, LogBudget, PIPE_GRACE, TERM_GRACE, ended_how, read_log},
+    exec::{LINE_BYTES, LogBudget, PIPE_GRACE, TERM_GRACE, ended_how, read_log, spawn_attached},
     groups::Group,
 };
 
@@ -343,20 +342,9 @@ fn spawn(settings: &HostSettings) -> Result<Child, String> {
     let passed = settings.pass_env.iter().map(String::as_str).chain(PASSED_ENV);
     let passed = passed.filter_map(|name| Some((name, std::env::var_os(name)?)));
     let mut command = Command::new(program);
-    command
-        .args(arguments)
-        .env_clear()
-        .envs(passed)
-        .envs(&settings.env)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .process_group(0)
-        .kill_on_drop(true);
-    if let Some(directory) = &settings.directory {
-        command.current_dir(directory);
-    }
-    command.spawn().map_err(|error| format!("cannot run {program}: {error}; check its command"))
+    command.args(arguments).env_clear().envs(passed).envs(&settings.env);
+    spawn_attached(&mut command, settings.directory.as_deref())
+        .map_err(|error| format!("cannot run {program}: {error}; check its command"))
 }
 
 /// Limits what the process may take, before it was given anything to do.
