@@ -17,7 +17,31 @@ phase('fail', (instructions) => {
   if (instructions.how === 'later') throw new Retry('busy', '30s');
   throw new RangeError('odd');
 });
+console.log('a line while the file is loaded');
+process.stdout.write('and another\\n');
 phase('list', () => [1]);
+phase('odd', ({ how }) => {
+  if (how === 'big') return { x: 1n };
+  if (how === 'date') return new Date(0);
+  if (how === 'half') return { x: '\\ud800' };
+  if (how === 'escaped') return { x: '\\\\ud800' };
+  if (how === 'cycle') { const a = {}; a.a = a; return a; }
+  if (how === 'long') return { x: 'x'.repeat(100_000) };
+  if (how === 'soon') throw new Retry('busy', 'soon');
+  if (how === 'seconds') throw new Retry('busy', 1.5);
+  if (how === 'mute') throw { toString() { throw new Error('no'); } };
+  if (how === 'nothing') throw undefined;
+  if (how === 'half-message') throw new Error('\\udc80');
+});
+phase('told', (_, context) => {
+  context.log('\\ud800', 'warn');
+  context.log('x', 'loud');
+  context.progress(0 / 0);
+  context.progress(7, 'most');
+});
+phase('pour', async function* () { for (;;) { yield 1; await new Promise(setImmediate); } });
+phase('plain-items', function* () { yield 1; });
+phase('function', (_, context) => { context.item(() => 1); });
 phase('items', async function* () { yield 1; yield { two: 2 }; });
 phase('wait', (_, context) => new Promise((resolve) => {
   context.signal.addEventListener('abort', () => resolve({ stopped: true }));
@@ -53,8 +77,8 @@ class Host {
     this.child.stdin.write(`${JSON.stringify(frame)}\n`);
   }
 
-  give(id, phase, instructions = {}) {
-    this.say({ type: 'run', id, phase, instructions, attempt: 1, gives_items: true });
+  give(id, phase, instructions = {}, more = {}) {
+    this.say({ type: 'run', id, phase, step: 's', instructions, attempt: 1, gives_items: true, ...more });
   }
 
   async close() {
@@ -92,7 +116,7 @@ test('ends say whether to try again', async () => {
   host.give(2, 'fail', { how: 'fatal' });
   assert.deepEqual(await host.next(), { id: 2, type: 'error', message: 'never', retry: false });
   host.give(3, 'fail', { how: 'later' });
-  assert.equal((await host.next()).retry_after, '30s');
+  assert.equal((await host.next()).retry_after, '30000ms');
   host.give(6, 'fail', { how: 'half' });
   assert.equal((await host.next()).message, '\ufffd');
   host.give(4, 'list');
@@ -115,6 +139,69 @@ test('items are given, and what is cancelled hears of it', async () => {
   host.say({ type: 'cancel', id: 2 });
   assert.deepEqual(await host.next(), { type: 'result', id: 2, result: { stopped: true } });
   host.say({ type: 'shutdown' });
+  assert.equal(await host.ended, 0);
+  await host.close();
+});
+
+test('whatever a handler gives or throws is one frame', async () => {
+  const host = new Host();
+  await host.next();
+  host.say({ type: 'welcome', protocol: 1, max_frame: 50_000 });
+  const ends = {
+    big: /BigInt/, date: /no object in JSON/, cycle: /circular/, long: /too long/,
+  };
+  for (const [how, reason] of Object.entries(ends)) {
+    host.give(1, 'odd', { how });
+    const end = await host.next();
+    assert.match(end.message, reason);
+    assert.equal(end.retry, false);
+  }
+  host.give(2, 'odd', { how: 'half' });
+  assert.deepEqual((await host.next()).result, { x: '\ufffd' });
+  host.give(2, 'odd', { how: 'escaped' });
+  assert.deepEqual((await host.next()).result, { x: '\\ud800' });
+  host.give(3, 'odd', { how: 'soon' });
+  assert.match((await host.next()).message, /soon is no duration/);
+  host.give(3, 'odd', { how: 'seconds' });
+  assert.equal((await host.next()).retry_after, '1500ms');
+  for (const [how, message] of [['mute', /cannot be shown/], ['nothing', /undefined/], ['half-message', /\ufffd/]]) {
+    host.give(4, 'odd', { how });
+    assert.match((await host.next()).message, message);
+  }
+  host.give(5, 'told');
+  assert.deepEqual(await host.next(), { type: 'log', level: 'warning', message: '\ufffd', id: 5 });
+  assert.equal((await host.next()).level, 'info');
+  assert.equal((await host.next()).done, 0);
+  assert.deepEqual(await host.next(), { type: 'progress', done: 1, message: 'most', id: 5 });
+  assert.deepEqual((await host.next()).result, {});
+  assert.equal(await host.close(), 0);
+});
+
+test('items end where nobody takes them', async () => {
+  const host = new Host();
+  await host.next();
+  host.give(1, 'plain-items');
+  assert.equal((await host.next()).item, 1);
+  assert.equal((await host.next()).type, 'result');
+  host.give(2, 'plain-items', {}, { gives_items: false });
+  assert.match((await host.next()).message, /for_each = "s"/);
+  host.give(3, 'function');
+  assert.match((await host.next()).message, /an item is no JSON/);
+  host.give(4, 'pour');
+  await host.next();
+  host.say({ type: 'cancel', id: 4 });
+  let frame;
+  do frame = await host.next(); while (frame.type === 'item');
+  assert.equal(frame.message, 'the attempt was cancelled');
+  assert.equal(await host.close(), 0);
+});
+
+test('what runs when the node ends is told, and does not hold it up', async () => {
+  const host = new Host();
+  await host.next();
+  host.give(1, 'wait');
+  host.say({ type: 'shutdown' });
+  assert.deepEqual(await host.next(), { type: 'result', id: 1, result: { stopped: true } });
   assert.equal(await host.ended, 0);
   await host.close();
 });

@@ -1,7 +1,7 @@
 """A client of a cluster: enqueues jobs through any node, waits for them, changes them.
 
-It needs nothing but the standard library. What may have been done although no answer came is asked
-again: a job has an idempotency key for that, given or made here.
+It needs nothing but the standard library. Jobs are enqueued again if no answer came, as each has an
+idempotency key, given or made here; changes of jobs are not, as they may have been made.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ import os
 import random
 import time
 import uuid
-from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, Type, Union
+from datetime import datetime
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Tuple, Type, Union, overload
 from urllib.parse import quote, urlencode, urlsplit
 
+from .phase import duration
 from .pipeline import Pipeline
 
 DEFAULT_URL = "http://127.0.0.1:7400"
@@ -22,11 +24,24 @@ DEFAULT_URL = "http://127.0.0.1:7400"
 #: How long one request waits for a job's end, in seconds: short enough to notice a lost node.
 _WAIT_STEP = 30.0
 
-#: How long a node may take until there is a connection, in seconds.
-_CONNECT_TIME = 5.0
-
 #: How long a node may take to answer, beside what it was told to wait, in seconds.
 _ANSWER_TIME = 30.0
+
+#: How long a connection may take: a node that is there answers at once.
+_CONNECT_TIME = 5.0
+
+#: How long a pause between two tries may become, in seconds.
+_LONGEST_PAUSE = 5.0
+
+#: What goes in one request of many, at most; and how long the first may wait for the last, in seconds.
+_BATCH_JOBS = 1000
+_BATCH_BYTES = 4 << 20
+_BATCH_TIME = 0.2
+
+_ENDS = ("succeeded", "dead", "cancelled")
+
+#: A length of time: seconds, or a text such as ``"1h 30m"``.
+Time = Union[float, str]
 
 
 class CarbonMeshError(Exception):
@@ -50,6 +65,16 @@ class Refused(CarbonMeshError):
         return int(self.problem.get("status", 0))
 
     @property
+    def title(self) -> str:
+        """The kind in words."""
+        return str(self.problem.get("title", ""))
+
+    @property
+    def detail(self) -> str:
+        """What was wrong this time, and the way out."""
+        return str(self.problem.get("detail", ""))
+
+    @property
     def kind(self) -> str:
         """The last word of the problem's type, such as ``busy``."""
         return str(self.problem.get("type", "")).rsplit(":", 1)[-1]
@@ -67,7 +92,7 @@ class Client:
     """Talks to the nodes at these URLs: to the first that answers.
 
     Without any, to ``CARBONMESH_API`` or the node of this machine. ``patience`` is how many seconds a
-    call goes on trying while nodes are busy, away or without a coordinator.
+    call goes on trying once nodes are busy, away or without a coordinator. Threads may share it.
     """
 
     def __init__(self, *urls: str, patience: float = 30.0) -> None:
@@ -80,71 +105,105 @@ class Client:
 
     # Jobs.
 
+    @overload
+    def enqueue(
+        self, pipeline: str, instructions: Dict[str, Any], *, wait: None = None, **options: Any
+    ) -> str: ...
+
+    @overload
+    def enqueue(
+        self, pipeline: str, instructions: Dict[str, Any], *, wait: Time, **options: Any
+    ) -> Dict[str, Any]: ...
+
     def enqueue(
         self,
         pipeline: str,
         instructions: Dict[str, Any],
         *,
+        wait: Optional[Time] = None,
         key: Optional[str] = None,
-        delay: Optional[str] = None,
-        run_at: Optional[str] = None,
-        timeout: Optional[str] = None,
-        deadline: Optional[str] = None,
-        priority: Optional[int] = None,
-    ) -> str:
-        """Enqueues a job; it is on disk when this returns its id."""
-        query = _given(
-            delay=delay, run_at=run_at, timeout=timeout, deadline=deadline, priority=priority
-        )
+        **options: Any,
+    ) -> Union[str, Dict[str, Any]]:
+        """Enqueues a job; it is on disk when this returns its id.
+
+        With ``wait``, returns the job once it has ended, or raises ``TimeOver`` as ``wait`` does.
+        The options: ``delay`` and ``timeout`` are seconds or texts such as ``"10m"``; ``run_at`` and
+        ``deadline`` are moments, as texts (RFC 3339) or as ``datetime`` with a time zone; ``priority`` is
+        from -100 to 100.
+        """
         # Asked again after a lost answer, it is the same job.
-        headers = {"Idempotency-Key": key or uuid.uuid4().hex}
-        path = f"/v1/pipelines/{quote(pipeline, safe='')}/jobs"
-        return str(self._call("POST", path, query, instructions, headers)["id"])
+        headers = {"Idempotency-Key": uuid.uuid4().hex if key is None else key}
+        path, query = _path("pipelines", pipeline, "jobs"), _options(**options)
+        job = str(self._call("POST", path, query, _instructions(instructions), headers)["id"])
+        return job if wait is None else self.wait(job, wait)
 
     def enqueue_many(
-        self, pipeline: str, jobs: Iterable[Dict[str, Any]], *, key: Optional[str] = None, **options: Any
+        self,
+        pipeline: str,
+        jobs: Iterable[Dict[str, Any]],
+        *,
+        key: Optional[str] = None,
+        **options: Any,
     ) -> Iterator[Dict[str, Any]]:
         """Enqueues jobs as they come, and yields an answer for each, in their order.
 
         ``key`` names the field of each that is its idempotency key; only with it may all of it be
-        done again after a failure. An answer has ``id``, or ``error``. Up to 1,000 jobs go in one
-        request.
+        done again after a failure. An answer has ``line``, from 1, and ``id`` or ``error``. Up to 1,000
+        jobs go in one request; the options are those of ``enqueue``.
         """
-        query = _given(key=key, **options)
-        path = f"/v1/pipelines/{quote(pipeline, safe='')}/jobs"
+        query, before = {**_options(**options), **_given(key=key)}, 0
         for batch in _batches(jobs):
-            body = b"".join(_json(job) + b"\n" for job in batch)
-            headers = {"Content-Type": "application/x-ndjson"}
-            text = self._exchange("POST", path, query, body, headers, again=key is not None)
-            for line in text.splitlines():
-                yield json.loads(line)
+            for answer in self._enqueue_all(_path("pipelines", pipeline, "jobs"), query, batch):
+                yield {**answer, "line": answer["line"] + before}
+            before += len(batch)
+
+    def _enqueue_all(
+        self, path: str, query: Dict[str, Any], batch: List[bytes]
+    ) -> List[Dict[str, Any]]:
+        """The answers to a batch; what nodes were too busy for is sent again while there is patience."""
+        answers: Dict[int, Dict[str, Any]] = {}
+        open_lines, tries = list(range(1, len(batch) + 1)), _Tries(self._patience)
+        headers, keyed = {"Content-Type": "application/x-ndjson"}, "key" in query
+        while open_lines:
+            body = b"".join(batch[line - 1] for line in open_lines)
+            text = self._exchange("POST", path, query, body, headers, again=keyed)
+            found = [json.loads(line) for line in text.splitlines()]
+            if [answer.get("line") for answer in found] != list(range(1, len(open_lines) + 1)):
+                raise CarbonMeshError(f"{len(open_lines)} jobs were sent, and not all were answered")
+            for line, answer in zip(open_lines, found):
+                answers[line] = {**answer, "line": line}
+            refused = [line for line in open_lines if _may_go_again(answers[line], keyed)]
+            problem = answers[refused[0]]["error"] if refused else {}
+            if refused and not tries.pause(float(problem.get("retry_after_s") or 0)):
+                break
+            open_lines = refused
+        return [answers[line] for line in sorted(answers)]
 
     def job(self, job: str) -> Dict[str, Any]:
         """Where a job stands."""
-        return self._call("GET", f"/v1/jobs/{quote(job, safe='')}")
+        return self._call("GET", _path("jobs", job))
 
-    def wait(self, job: str, timeout: Optional[float] = None) -> Dict[str, Any]:
+    def wait(self, job: str, timeout: Optional[Time] = None) -> Dict[str, Any]:
         """Waits for a job's end, and returns it. Raises ``TimeOver`` after so many seconds."""
-        end = None if timeout is None else time.monotonic() + timeout
+        end = None if timeout is None else time.monotonic() + _seconds(timeout)
         while True:
             left = _WAIT_STEP if end is None else min(_WAIT_STEP, max(0.0, end - time.monotonic()))
-            path = f"/v1/jobs/{quote(job, safe='')}"
-            found = self._call("GET", path, {"wait": f"{int(left * 1000)}ms"}, waits=left)
-            if found["state"] in ("succeeded", "dead", "cancelled"):
+            found = self._call("GET", _path("jobs", job), {"wait": duration(left)}, waits=left)
+            if found["state"] in _ENDS:
                 return found
             if end is not None and time.monotonic() >= end:
                 raise TimeOver(found)
 
     def explain(self, job: str) -> Dict[str, Any]:
         """Why a job waits."""
-        return self._call("GET", f"/v1/jobs/{quote(job, safe='')}/explain")
+        return self._call("GET", _path("jobs", job, "explain"))
 
-    def jobs(self, pipeline: str, *, state: Optional[str] = None) -> Iterator[Dict[str, Any]]:
+    def jobs(self, pipeline: str, state: Optional[str] = None) -> Iterator[Dict[str, Any]]:
         """The jobs of a pipeline, page by page."""
         after = None
         while True:
-            query = _given(state=state, after=after)
-            page = self._call("GET", f"/v1/pipelines/{quote(pipeline, safe='')}/jobs", query)
+            query = _given(state=state, after=after, limit=1000)
+            page = self._call("GET", _path("pipelines", pipeline, "jobs"), query)
             yield from page["jobs"]
             after = page.get("next")
             if after is None:
@@ -152,36 +211,48 @@ class Client:
 
     def cancel(self, job: str, reason: Optional[str] = None) -> None:
         """Ends a job."""
-        self._call("POST", f"/v1/jobs/{quote(job, safe='')}/cancel", {}, _given(reason=reason))
+        self._call("POST", _path("jobs", job, "cancel"), {}, _given(reason=reason))
 
     def retry(self, job: str, *, from_start: bool = False) -> None:
         """Runs a dead or cancelled job again. Asked once: see ``Unreachable``."""
         document = {"from_start": from_start}
-        self._call("POST", f"/v1/jobs/{quote(job, safe='')}/retry", {}, document, again=False)
+        self._call("POST", _path("jobs", job, "retry"), {}, document, again=False)
 
     def discard(self, job: str) -> None:
         """Forgets a finished job. Asked once: see ``Unreachable``."""
-        self._call("DELETE", f"/v1/jobs/{quote(job, safe='')}", again=False)
+        self._call("DELETE", _path("jobs", job), again=False)
 
-    def signal(self, job: str, name: str, data: Optional[Dict[str, Any]] = None) -> None:
-        """Gives a job the signal that a phase of it waits for. Asked once: see ``Unreachable``."""
-        path = f"/v1/jobs/{quote(job, safe='')}/signals/{quote(name, safe='')}"
-        self._call("POST", path, {}, data or {}, again=False)
+    def signal(
+        self,
+        job: str,
+        name: str,
+        data: Optional[Dict[str, Any]] = None,
+        *,
+        fail: Optional[str] = None,
+    ) -> None:
+        """Gives a job the signal that a phase of it waits for; ``fail`` fails it for that reason.
+
+        Asked once: see ``Unreachable``.
+        """
+        path = _path("jobs", job, "signals", name)
+        self._call("POST", path, _given(fail=fail), _instructions(data or {}), again=False)
 
     # The cluster.
 
     def apply(self, pipeline: Union[Dict[str, Any], Type[Pipeline]]) -> Dict[str, Any]:
         """Makes a pipeline known, or changes it for jobs to come."""
         document = pipeline if isinstance(pipeline, dict) else pipeline.document()
-        return self._call("PUT", f"/v1/pipelines/{quote(document['name'], safe='')}", {}, document)
+        if not isinstance(document.get("name"), str):
+            raise ValueError("name: the pipeline document has none")
+        return self._call("PUT", _path("pipelines", document["name"]), {}, document)
 
     def pipelines(self) -> List[Dict[str, Any]]:
         """All pipelines."""
-        return list(self._call("GET", "/v1/pipelines")["pipelines"])
+        return list(self._call("GET", _path("pipelines"))["pipelines"])
 
     def status(self) -> Dict[str, Any]:
         """The cluster at a glance."""
-        return self._call("GET", "/v1/status")
+        return self._call("GET", _path("status"))
 
     # How it is said.
 
@@ -197,8 +268,8 @@ class Client:
     ) -> Dict[str, Any]:
         body = None if document is None else _json(document)
         kind = {} if body is None else {"Content-Type": "application/json"}
-        all_headers = {**kind, **(headers or {})}
-        text = self._exchange(method, path, query or {}, body, all_headers, waits, again)
+        headers = {**kind, **(headers or {})}
+        text = self._exchange(method, path, query or {}, body, headers, waits, again)
         return dict(json.loads(text)) if text else {}
 
     def _exchange(
@@ -216,15 +287,14 @@ class Client:
         What may not be asked again goes to the next node only if it was not taken.
         """
         target = path + ("?" + urlencode(query) if query else "")
-        end: Optional[float] = None
-        pause, turn = 0.05, 0
+        tries, turn, at_least = _Tries(self._patience), 0, 0.0
         while True:
             url = self._urls[turn % len(self._urls)]
             turn += 1
             failure: CarbonMeshError
             try:
                 status, retry_after, text = _ask(url, method, target, body, headers, waits)
-            except ConnectionRefusedError as error:
+            except _NotConnected as error:
                 failure = Unreachable(f"no node answers at {url}: {error}")
             except (OSError, http.client.HTTPException) as error:
                 failure = Unreachable(f"the connection to {url} broke: {error!r}")
@@ -236,21 +306,39 @@ class Client:
                 failure = Refused(_problem(status, text))
                 if status not in (429, 503) and not (status == 504 and again):
                     raise failure
-                pause = max(pause, retry_after)
-            # Nodes that were found busy together should not be asked together again.
-            wait = pause * random.uniform(0.5, 1.0) if turn % len(self._urls) == 0 else 0.0
-            # A node that answers late has not used up the patience for the others.
-            end = end or time.monotonic() + self._patience
-            if turn >= len(self._urls) and time.monotonic() + wait >= end:
-                raise failure
-            time.sleep(wait)
-            pause = min(pause * 2, 5.0)
+                at_least = max(at_least, retry_after)
+            # Others may do better at once, and each is asked; nodes that were found busy together may not.
+            if turn % len(self._urls) == 0:
+                if not tries.pause(at_least):
+                    raise failure
+                at_least = 0.0
+
+
+class _Tries:
+    """Longer and longer pauses between tries, no two clients' alike, until the patience is over."""
+
+    def __init__(self, patience: float) -> None:
+        self._patience = patience
+        self._end: Optional[float] = None
+        self._pause = 0.05
+
+    def pause(self, at_least: float) -> bool:
+        """Waits, unless the patience would be over then; it begins with the first failure."""
+        if self._end is None:
+            self._end = time.monotonic() + self._patience
+        pause = at_least + self._pause * random.uniform(0.5, 1.0)
+        if time.monotonic() + pause >= self._end:
+            return False
+        time.sleep(pause)
+        self._pause = min(self._pause * 2, _LONGEST_PAUSE)
+        return True
 
 
 class PipelineClient:
     """The client of CarbonTube: ``enqueue_job`` says whether it was done, and what became of it."""
 
-    def __init__(self, *urls: str) -> None:
+    def __init__(self, *urls: str, hwm: int = 10) -> None:
+        # Addresses of brokers, and how much may wait for them, mean nothing any more.
         self._client = Client(*(url for url in urls if url.startswith("http")))
 
     def connect(self) -> None:
@@ -273,6 +361,10 @@ class PipelineClient:
         return True, {"job_id": job, "id": job, **data}
 
 
+class _NotConnected(Exception):
+    """Nothing was sent."""
+
+
 def _ask(
     url: str,
     method: str,
@@ -286,7 +378,10 @@ def _ask(
     kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
     connection = kind(parts.hostname or "", parts.port, timeout=_CONNECT_TIME)
     try:
-        connection.connect()
+        try:
+            connection.connect()
+        except OSError as error:
+            raise _NotConnected(str(error)) from error
         connection.sock.settimeout(_ANSWER_TIME + waits)
         connection.request(method, parts.path + target, body, headers)
         answer = connection.getresponse()
@@ -295,6 +390,11 @@ def _ask(
         return answer.status, seconds, answer.read()
     finally:
         connection.close()
+
+
+def _may_go_again(answer: Dict[str, Any], keyed: bool) -> bool:
+    status = (answer.get("error") or {}).get("status")
+    return status in (429, 503) or (status == 504 and keyed)
 
 
 def _problem(status: int, text: bytes) -> Dict[str, Any]:
@@ -308,22 +408,68 @@ def _problem(status: int, text: bytes) -> Dict[str, Any]:
     return {"status": status, "title": "no CarbonMesh node", "detail": detail}
 
 
+def _path(*parts: str) -> str:
+    return "/".join(("/v1", *(quote(part, safe="") for part in parts)))
+
+
 def _json(document: Dict[str, Any]) -> bytes:
-    if not isinstance(document, dict):
-        raise TypeError(f"a job's instructions are a dict, not {type(document).__name__}")
     return json.dumps(document, separators=(",", ":"), allow_nan=False).encode()
+
+
+def _instructions(given: Dict[str, Any]) -> Dict[str, Any]:
+    if not isinstance(given, dict):
+        raise TypeError(f"a job's instructions are a dict, not {type(given).__name__}")
+    return given
 
 
 def _given(**values: Any) -> Dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _batches(jobs: Iterable[Dict[str, Any]], most: int = 1000) -> Iterator[Sequence[Dict[str, Any]]]:
-    batch: List[Dict[str, Any]] = []
+def _seconds(value: Time) -> float:
+    return int(duration(value)[:-2]) / 1000
+
+
+def _moment(name: str, value: Union[str, datetime]) -> str:
+    if isinstance(value, str):
+        return value
+    if value.tzinfo is None:
+        raise ValueError(f"{name}: {value} has no time zone: give it one, such as timezone.utc")
+    return value.isoformat()
+
+
+def _options(
+    *,
+    delay: Optional[Time] = None,
+    run_at: Union[None, str, datetime] = None,
+    timeout: Optional[Time] = None,
+    deadline: Union[None, str, datetime] = None,
+    priority: Optional[int] = None,
+) -> Dict[str, Any]:
+    return _given(
+        delay=None if delay is None else duration(delay),
+        run_at=None if run_at is None else _moment("run_at", run_at),
+        timeout=None if timeout is None else duration(timeout),
+        deadline=None if deadline is None else _moment("deadline", deadline),
+        priority=priority,
+    )
+
+
+def _batches(jobs: Iterable[Dict[str, Any]]) -> Iterator[List[bytes]]:
+    """Jobs as lines, so many as come in a short time."""
+    batch: List[bytes] = []
+    size, since = 0, 0.0
     for job in jobs:
-        batch.append(job)
-        if len(batch) == most:
+        line = _json(_instructions(job)) + b"\n"
+        if batch and size + len(line) > _BATCH_BYTES:
             yield batch
-            batch = []
+            batch, size = [], 0
+        if not batch:
+            since = time.monotonic()
+        batch.append(line)
+        size += len(line)
+        if len(batch) == _BATCH_JOBS or time.monotonic() - since > _BATCH_TIME:
+            yield batch
+            batch, size = [], 0
     if batch:
         yield batch

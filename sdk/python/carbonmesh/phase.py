@@ -1,13 +1,54 @@
 """What a worker does: phases, as classes or as functions, and what an attempt knows of itself.
 
-This knows nothing of frames: the host gives each attempt a context, through which it speaks.
+This knows nothing of how frames are written: the host gives each attempt a context, through which it
+speaks. Without a host, as in a test, nobody hears it.
 """
 
 from __future__ import annotations
 
+import inspect
 import logging
+import re
 from dataclasses import dataclass, field
-from typing import Any, Callable, ClassVar, Dict, List, Optional, Type, Union
+from typing import Any, Callable, ClassVar, Dict, List, Optional, Type, TypeVar, Union
+
+_UNITS_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+_DURATION = re.compile(r"(?:\d+(?:\.\d+)?\s*(?:ms|s|m|h|d)\s*)+", re.ASCII)
+_PART = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)", re.ASCII)
+
+#: The longest duration, in milliseconds: a thousand years.
+_LONGEST_MS = 1000 * 366 * 86_400_000
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def duration(value: Union[float, str]) -> str:
+    """Seconds, or a text such as ``"30s"`` or ``"1h 30m"``, as nodes read it.
+
+    Raises ``ValueError`` if it is neither.
+    """
+    if isinstance(value, str):
+        parts = _PART.findall(value) if _DURATION.fullmatch(value.strip()) else []
+        ms = sum(float(number) * _UNITS_MS[unit] for number, unit in parts) if parts else -1.0
+    else:
+        ms = float(value) * 1000
+    if not 0 <= ms <= _LONGEST_MS:
+        raise ValueError(f"{value!r} is no duration: give seconds, or a text such as '30s' or '1h 30m'")
+    return f"{round(ms)}ms"
+
+
+def checked_name(name: str) -> str:
+    """The name, if a phase or a pipeline may have it. Raises ``TypeError`` if not."""
+    if not isinstance(name, str):
+        raise TypeError(f"must be a text, not {name!r}")
+    if not _NAME.fullmatch(name):
+        raise TypeError(
+            f"may not be {name!r}: 1 to 63 of a-z A-Z 0-9 - _ . are allowed, and the first must be a "
+            "letter or a digit"
+        )
+    return name
 
 
 class Retry(Exception):
@@ -17,9 +58,9 @@ class Retry(Exception):
     pipeline's backoff.
     """
 
-    def __init__(self, message: str, after: Union[None, float, str] = None) -> None:
+    def __init__(self, message: str = "", after: Union[None, float, str] = None) -> None:
         super().__init__(message)
-        self.after = after if after is None or isinstance(after, str) else f"{int(after * 1000)}ms"
+        self.after = None if after is None else duration(after)
 
 
 class Fatal(Exception):
@@ -30,27 +71,48 @@ class Cancelled(Exception):
     """Nobody wants the attempt's end any more."""
 
 
+class _AttemptLogger(logging.LoggerAdapter):  # type: ignore[type-arg]
+    def process(self, msg: Any, kwargs: Any) -> Any:
+        kwargs["extra"] = {**(kwargs.get("extra") or {}), **(self.extra or {})}
+        return msg, kwargs
+
+
+def _unheard(_frame: Dict[str, Any]) -> None:
+    pass
+
+
 @dataclass
 class Context:
     """What one attempt knows of itself, and how it is heard."""
 
-    job: str
-    pipeline: str
-    step: str
-    phase: str
+    job: str = ""
+    pipeline: str = ""
+    step: str = ""
+    phase: str = "carbonmesh"
     #: Which attempt of this step of this job it is, from 1.
-    attempt: int
+    attempt: int = 1
     #: Fences: later attempts have greater ones.
-    token: str
+    token: str = ""
     #: The same for all attempts of this step of this job.
-    idempotency_key: str
+    idempotency_key: str = ""
     #: Whether something is done with each item that it gives.
-    gives_items: bool
+    gives_items: bool = True
     #: How long it may take, in seconds.
-    timeout: Optional[float]
-    logger: logging.LoggerAdapter
-    _send: Callable[[Dict[str, Any]], None] = field(repr=False)
-    _is_cancelled: bool = False
+    timeout: Optional[float] = None
+    #: What the node calls it.
+    _id: Any = field(default=None, repr=False)
+    _send: Callable[[Dict[str, Any]], None] = field(default=_unheard, repr=False)
+    #: What ends it from outside, if anything can.
+    _stop: Optional[Callable[[], Any]] = field(default=None, repr=False)
+    _is_cancelled: bool = field(default=False, repr=False)
+    _logger: Optional[logging.LoggerAdapter[logging.Logger]] = field(default=None, repr=False)
+
+    @property
+    def logger(self) -> logging.LoggerAdapter[logging.Logger]:
+        """A logger whose lines go into the log of the node that runs it."""
+        if self._logger is None:
+            self._logger = _AttemptLogger(logging.getLogger(self.phase), {"attempt_id": self._id})
+        return self._logger
 
     @property
     def cancelled(self) -> bool:
@@ -64,20 +126,37 @@ class Context:
 
     def heartbeat(self) -> None:
         """Shows that it lives, for phases with a ``heartbeat_timeout``."""
-        self._send({"type": "heartbeat"})
+        self._send({"type": "heartbeat", "id": self._id})
 
     def progress(self, done: float, message: Optional[str] = None) -> None:
         """Says how far it has come: a part of 1, and what is being done."""
-        frame: Dict[str, Any] = {"type": "progress", "done": float(done)}
+        # Sums of parts may be a little more than 1.
+        within = max(0.0, min(1.0, float(done)))
+        frame: Dict[str, Any] = {"type": "progress", "id": self._id, "done": within}
         if message is not None:
             frame["message"] = str(message)
         self._send(frame)
 
     def item(self, value: Any) -> None:
         """Gives one item, where a phase behind does something ``for_each``."""
+        # A generator that does not look would otherwise go on for nobody.
+        self.raise_if_cancelled()
         if not self.gives_items:
-            raise Fatal(f"step {self.step!r} gives an item, and no phase has for_each = {self.step!r}")
-        self._send({"type": "item", "item": value})
+            raise Fatal(
+                f"step {self.step!r} gives an item, and no phase of the pipeline has "
+                f"for_each = {self.step!r}"
+            )
+        try:
+            self._send({"type": "item", "id": self._id, "item": value})
+        except ValueError as error:
+            raise Fatal(f"an item {error}") from error
+
+    def _cancel(self) -> None:
+        # In this order: whoever sets `_stop` looks at the other afterwards.
+        self._is_cancelled = True
+        stop = self._stop
+        if stop is not None:
+            stop()
 
 
 class Phase:
@@ -93,7 +172,10 @@ class Phase:
     #: ``execute`` is one. The file's host takes the least of all its phases.
     concurrency: ClassVar[int] = 1
 
-    context: Context
+    #: What the attempt knows of itself.
+    context: Context = Context()
+
+    _logger: Any = None
 
     def execute(self, instructions: Dict[str, Any]) -> Any:
         """Does the work; what it returns is merged into the next phase's instructions.
@@ -102,19 +184,23 @@ class Phase:
         """
         raise NotImplementedError(f"{type(self).__name__} has no execute(self, instructions)")
 
-    def on_started(self, instructions: Dict[str, Any]) -> None:
-        """An attempt begins."""
+    def on_started(self, instructions: Dict[str, Any]) -> Any:
+        """An attempt begins. Hooks may be ``async``, too."""
 
-    def on_finished(self, instructions: Dict[str, Any], result: Dict[str, Any]) -> None:
+    def on_finished(self, instructions: Dict[str, Any], result: Dict[str, Any]) -> Any:
         """An attempt has ended well, with this."""
 
-    def on_failed(self, instructions: Dict[str, Any], error: BaseException) -> None:
+    def on_failed(self, instructions: Dict[str, Any], error: BaseException) -> Any:
         """An attempt has failed."""
 
     @property
-    def logger(self) -> logging.LoggerAdapter:
-        """A logger whose lines go into the log of the node that runs it."""
-        return self.context.logger
+    def logger(self) -> Any:
+        """A logger whose lines go into the log of the node that runs it, unless another was set."""
+        return self.context.logger if self._logger is None else self._logger
+
+    @logger.setter
+    def logger(self, logger: Any) -> None:
+        self._logger = logger
 
     @property
     def cancelled(self) -> bool:
@@ -138,14 +224,30 @@ class Phase:
         self.context.item(value)
 
 
-def phase(job_type: str, concurrency: int = 1) -> Callable[[Callable[..., Any]], Type[Phase]]:
-    """Makes a phase of a function of instructions, or of instructions and a ``Context``."""
+def phase(job_type: str, concurrency: int = 1) -> Callable[[_Function], _Function]:
+    """Makes a phase of a function of instructions, or of instructions and a ``Context``.
 
-    def make(function: Callable[..., Any]) -> Type[Phase]:
-        takes_context = function.__code__.co_argcount > 1
+    The function itself stays as it was, so that tests may call it.
+    """
+    if not isinstance(job_type, str):
+        raise TypeError("a phase needs its job type: write @phase('resize-image')")
+
+    def make(function: _Function) -> _Function:
+        if not inspect.isfunction(function):
+            raise TypeError(f"@phase({job_type!r}) makes phases of functions, not of {function!r}")
+        needed = [
+            one
+            for one in inspect.signature(function).parameters.values()
+            if one.default is one.empty
+            and one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)
+        ]
+        if len(needed) not in (1, 2):
+            raise TypeError(
+                f"{function.__name__} must take instructions, or instructions and a context"
+            )
 
         def execute(self: Phase, instructions: Dict[str, Any]) -> Any:
-            return function(instructions, self.context) if takes_context else function(instructions)
+            return function(instructions, *([self.context] if len(needed) == 2 else []))
 
         attributes = {
             "job_type": job_type,
@@ -154,9 +256,22 @@ def phase(job_type: str, concurrency: int = 1) -> Callable[[Callable[..., Any]],
             "__doc__": function.__doc__,
             "__module__": function.__module__,
         }
-        return type(function.__name__, (Phase,), attributes)
+        setattr(function, _MARK, type(function.__name__, (Phase,), attributes))
+        return function
 
     return make
+
+
+#: Where a function keeps the phase that was made of it.
+_MARK = "_carbonmesh_phase"
+
+
+def phase_of(value: Any) -> Optional[Type[Phase]]:
+    """The phase that a class or a function is, if it is one."""
+    if inspect.isfunction(value):
+        return getattr(value, _MARK, None)
+    is_phase = isinstance(value, type) and issubclass(value, Phase) and value is not Phase
+    return value if is_phase else None
 
 
 def phases_in(namespace: Dict[str, Any]) -> List[Type[Phase]]:
@@ -164,11 +279,7 @@ def phases_in(namespace: Dict[str, Any]) -> List[Type[Phase]]:
 
     Raises ``TypeError`` for a class that cannot be one.
     """
-    found = [
-        value
-        for value in namespace.values()
-        if isinstance(value, type) and issubclass(value, Phase) and value is not Phase
-    ]
+    found = [one for one in map(phase_of, list(namespace.values())) if one is not None]
     named: Dict[str, Type[Phase]] = {}
     for one in dict.fromkeys(found):
         if one.job_type is None:
@@ -178,8 +289,10 @@ def phases_in(namespace: Dict[str, Any]) -> List[Type[Phase]]:
             raise TypeError(
                 f"class {one.__name__} has no job_type: add, for example, job_type = 'resize-image'"
             )
-        if not isinstance(one.job_type, str):
-            raise TypeError(f"class {one.__name__}: job_type must be a text, not {one.job_type!r}")
+        try:
+            checked_name(one.job_type)
+        except TypeError as error:
+            raise TypeError(f"class {one.__name__}: job_type {error}") from None
         if not isinstance(one.concurrency, int) or one.concurrency < 1:
             raise TypeError(
                 f"class {one.__name__}: concurrency must be 1 or more, not {one.concurrency!r}"

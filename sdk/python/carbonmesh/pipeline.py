@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import logging
-from typing import Any, ClassVar, Dict, List, Optional, Sequence, Type, Union
+from typing import Any, ClassVar, Dict, List, Optional, Sequence
 
-from .phase import Phase
+from .phase import checked_name, phase_of
+
+#: What pipelines of CarbonTube have to say where jobs are kept.
+_NOT_NEEDED = ("backend", "initialize")
 
 
 class Pipeline:
-    """Phases in their order: classes, job types, or tables as in a pipeline document.
+    """Phases in their order: classes or functions, job types, or tables as in a pipeline document.
 
     Whatever else a document may say (``replicas``, ``preset``, ``retention``...) goes into
     ``options``.
     """
 
     name: ClassVar[Optional[str]] = None
-    phases: ClassVar[Sequence[Union[Type[Phase], str, Dict[str, Any]]]] = ()
+    phases: ClassVar[Sequence[Any]] = ()
     options: ClassVar[Dict[str, Any]] = {}
 
     @classmethod
@@ -25,26 +28,47 @@ class Pipeline:
 
         Raises ``TypeError`` if it has no name or no phases.
         """
-        if not isinstance(cls.name, str):
+        if cls.name is None:
             raise TypeError(f"class {cls.__name__} has no name: add, for example, name = 'invoices'")
+        try:
+            checked_name(cls.name)
+        except TypeError as error:
+            raise TypeError(f"class {cls.__name__}: name {error}") from None
         if not cls.phases:
             raise TypeError(f"pipeline {cls.name!r} has no phases: add phases = [FirstPhase]")
-        if getattr(cls, "backend", None) is not None:
-            logging.getLogger("carbonmesh").info(
-                "pipeline %r: `backend` is not needed any more: nodes keep jobs themselves", cls.name
-            )
-        return {"name": cls.name, **cls.options, "phases": [cls._phase(one) for one in cls.phases]}
+        for name in _NOT_NEEDED:
+            if getattr(cls, name, None) is not None:
+                logging.getLogger("carbonmesh").warning(
+                    "pipeline %r: `%s` is not needed any more: nodes keep jobs themselves",
+                    cls.name,
+                    name,
+                )
+        phases = [cls._phase(one) for one in cls.phases]
+        return {**cls._plain(cls.options), "name": cls.name, "phases": phases}
 
     @classmethod
-    def _phase(cls, one: Union[Type[Phase], str, Dict[str, Any]]) -> Union[str, Dict[str, Any]]:
-        if isinstance(one, (str, dict)):
-            return one
-        if isinstance(one, type) and issubclass(one, Phase) and one.job_type is not None:
-            return one.job_type
+    def _phase(cls, one: Any) -> Any:
+        plain = cls._plain(one)
+        if isinstance(plain, (str, dict)):
+            return plain
         raise TypeError(
             f"pipeline {cls.name!r}: {one!r} is no phase: give a class with a job_type, a job type, "
             "or a table"
         )
+
+    @classmethod
+    def _plain(cls, value: Any) -> Any:
+        """The value with the job type in the place of each phase in it."""
+        if isinstance(value, dict):
+            return {key: cls._plain(one) for key, one in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [cls._plain(one) for one in value]
+        found = phase_of(value)
+        if found is None:
+            return value
+        if found.job_type is None:
+            raise TypeError(f"pipeline {cls.name!r}: class {found.__name__} has no job_type")
+        return found.job_type
 
 
 def pipelines_in(namespace: Dict[str, Any]) -> List[Dict[str, Any]]:

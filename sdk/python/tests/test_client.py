@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import unittest
+import uuid
+from datetime import datetime, timedelta, timezone
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from typing import Any, Dict, List, Tuple
+from typing import Any, Callable, Dict, List, Tuple
 
 from carbonmesh import Client, Phase, Pipeline, PipelineClient, Refused, TimeOver, Unreachable
 
@@ -62,7 +65,7 @@ class ClientTest(unittest.TestCase):
         self.assertEqual(len(node.asked), 3)
         keys = {it["headers"]["Idempotency-Key"] for it in node.asked}
         self.assertEqual(len(keys), 1)
-        self.assertEqual(node.asked[0]["path"], "/v1/pipelines/p%20q/jobs?delay=10s&priority=3")
+        self.assertEqual(node.asked[0]["path"], "/v1/pipelines/p%20q/jobs?delay=10000ms&priority=3")
         self.assertEqual(json.loads(node.asked[0]["body"]), {"a": 1})
 
     def test_refusals_say_why(self) -> None:
@@ -77,18 +80,14 @@ class ClientTest(unittest.TestCase):
     def test_another_node_is_asked_if_one_is_away(self) -> None:
         gone = Node((200, {}))
         gone.close()
+        # Nothing was sent to it, so that even what may not be done twice goes to the other.
+        other = self.node((200, {"changed": 1}))
+        Client(gone.url, other.url).retry("7")
+        self.assertEqual(len(other.asked), 1)
         node = self.node((200, {"id": "7", "state": "dead"}))
         self.assertEqual(Client(gone.url, node.url).wait("7")["state"], "dead")
         with self.assertRaises(Unreachable):
             Client(gone.url, patience=0.1).status()
-
-    def test_what_must_not_be_done_twice_is_asked_once(self) -> None:
-        node = self.node((0, None))
-        for call in (lambda c: c.signal("7", "go"), lambda c: c.retry("7"), lambda c: c.discard("7")):
-            node.asked.clear()
-            with self.assertRaises(Unreachable):
-                call(Client(node.url))
-            self.assertEqual(len(node.asked), 1)
 
     def test_a_wait_may_be_over_first(self) -> None:
         node = self.node((200, {"id": "7", "state": "running"}))
@@ -109,10 +108,65 @@ class ClientTest(unittest.TestCase):
             list(Client(node.url).enqueue_many("p", [{}]))
         self.assertEqual(len(node.asked), 1)
 
+    def test_only_what_nodes_were_too_busy_for_is_sent_again(self) -> None:
+        def answers(*lines: Any) -> bytes:
+            return b"".join(json.dumps(line).encode() + b"\n" for line in lines)
+
+        busy = {"status": 429, "detail": "later"}
+        first = answers({"line": 1, "id": "a"}, {"line": 2, "error": busy}, {"line": 3, "id": "c"})
+        node = self.node((200, first), (200, answers({"line": 1, "id": "b"})))
+        found = list(Client(node.url).enqueue_many("p", ({"n": n} for n in range(3))))
+        self.assertEqual([(it["line"], it["id"]) for it in found], [(1, "a"), (2, "b"), (3, "c")])
+        self.assertEqual([it["body"].count(b"\n") for it in node.asked], [3, 1])
+        self.assertEqual(node.asked[1]["body"], b'{"n":1}\n')
+        # Whoever has no patience gets the refusals.
+        node = self.node((200, answers({"line": 1, "error": busy})))
+        [refused] = Client(node.url, patience=0).enqueue_many("p", [{}])
+        self.assertEqual(refused["error"], busy)
+        # Lines count on from one request to the next.
+        thousand = answers(*({"line": line, "id": "x"} for line in range(1, 1001)))
+        node = self.node((200, thousand), (200, answers({"line": 1, "id": "y"})))
+        found = list(Client(node.url).enqueue_many("p", [{}] * 1001))
+        self.assertEqual([it["line"] for it in found[-2:]], [1000, 1001])
+
+    def test_changes_that_may_have_been_made_are_not_asked_for_again(self) -> None:
+        changes: List[Callable[[Client], None]] = [
+            lambda client: client.retry("7"),
+            lambda client: client.discard("7"),
+            lambda client: client.signal("7", "s"),
+        ]
+        for change in changes:
+            node = self.node((0, None))
+            with self.assertRaises(Unreachable):
+                change(Client(node.url))
+            self.assertEqual(len(node.asked), 1)
+
+    def test_signals_say_what_the_phase_gives_or_why_it_fails(self) -> None:
+        node = self.node((200, {"changed": 1}))
+        Client(node.url).signal("7", "approval", {"by": "me"})
+        Client(node.url).signal("7", "approval", fail="too late")
+        self.assertEqual(node.asked[0]["path"], "/v1/jobs/7/signals/approval")
+        self.assertEqual(json.loads(node.asked[0]["body"]), {"by": "me"})
+        self.assertEqual(node.asked[1]["path"], "/v1/jobs/7/signals/approval?fail=too+late")
+
+    def test_a_job_may_be_waited_for_at_once(self) -> None:
+        node = self.node((202, {"id": "7"}), (200, {"id": "7", "state": "succeeded"}))
+        self.assertEqual(Client(node.url).enqueue("p", {}, wait="5s")["state"], "succeeded")
+        self.assertTrue(node.asked[1]["path"].startswith("/v1/jobs/7?wait="))
+
+    def test_moments_have_time_zones(self) -> None:
+        node = self.node((202, {"id": "7"}))
+        moment = datetime(2030, 1, 31, 12, tzinfo=timezone.utc)
+        Client(node.url).enqueue("p", {}, run_at=moment, timeout=1.5)
+        self.assertIn("run_at=2030-01-31T12%3A00%3A00%2B00%3A00&timeout=1500ms", node.asked[0]["path"])
+        for wrong in ({"run_at": datetime(2030, 1, 31)}, {"delay": "soon"}):
+            with self.assertRaises(ValueError):
+                Client(node.url).enqueue("p", {}, **wrong)
+
     def test_pages_of_jobs_follow_each_other(self) -> None:
         node = self.node((200, {"jobs": [{"id": "1"}], "next": "1"}), (200, {"jobs": [{"id": "2"}]}))
         self.assertEqual([job["id"] for job in Client(node.url).jobs("p", state="dead")], ["1", "2"])
-        self.assertTrue(node.asked[1]["path"].endswith("?state=dead&after=1"))
+        self.assertTrue(node.asked[1]["path"].endswith("?state=dead&after=1&limit=1000"))
 
     def test_pipelines_are_applied_as_documents(self) -> None:
         class A(Phase):
@@ -134,13 +188,67 @@ class ClientTest(unittest.TestCase):
         self.assertEqual((done, payload["job_id"], payload["name"]), (True, "7", "p"))
         done, payload = client.enqueue_job({"name": "p", "instructions": {}})
         self.assertEqual((done, payload["error"]), (False, "no pipeline"))
-        self.assertEqual(client.enqueue_job({"name": "p"}), (False, {"error": "the job has no 'instructions'"}))
+        lacking = (False, {"error": "the job has no 'instructions'"})
+        self.assertEqual(client.enqueue_job({"name": "p"}), lacking)
+        # Brokers' addresses mean this machine's node.
+        PipelineClient("tcp://127.0.0.1:5050", hwm=10).connect()
 
     def test_wrong_addresses_are_named(self) -> None:
         with self.assertRaises(ValueError):
             Client("localhost:7400")
         with self.assertRaises(TypeError):
-            Client("http://127.0.0.1:1").enqueue("p", [1])  # type: ignore[arg-type]
+            Client("http://127.0.0.1:1").enqueue("p", [1])  # type: ignore[call-overload]
+
+
+@unittest.skipUnless(os.environ.get("CARBONMESH_TEST_API"), "CARBONMESH_TEST_API names no node")
+class NodeTest(unittest.TestCase):
+    """Against a real node, which needs to run no phases."""
+
+    def setUp(self) -> None:
+        self.client = Client(os.environ["CARBONMESH_TEST_API"])
+        self.pipeline = f"test-{uuid.uuid4().hex[:8]}"
+        signal = {"name": "asked", "wait_for": "answer"}
+        self.client.apply({"name": self.pipeline, "replicas": 1, "phases": [signal]})
+
+    def test_a_job_from_its_begin_to_its_end(self) -> None:
+        job = self.client.enqueue(self.pipeline, {"a": 1}, key="k", delay=0, timeout="1h", priority=-5)
+        self.assertEqual(self.client.enqueue(self.pipeline, {"a": 1}, key="k"), job)
+        with self.assertRaises(TimeOver):
+            self.client.wait(job, 0.05)
+        self.client.signal(job, "answer", {"b": 2})
+        self.assertEqual(self.client.wait(job, 30)["result"], {"a": 1, "b": 2})
+        self.assertEqual([one["id"] for one in self.client.jobs(self.pipeline, "succeeded")], [job])
+        self.client.discard(job)
+        with self.assertRaises(Refused) as caught:
+            self.client.job(job)
+        self.assertEqual(caught.exception.kind, "unknown-job")
+
+    def test_jobs_are_cancelled_and_tried_again(self) -> None:
+        moment = datetime.now(timezone.utc) + timedelta(hours=1)
+        job = self.client.enqueue(self.pipeline, {}, run_at=moment, deadline=moment + timedelta(hours=1))
+        self.client.cancel(job, "for the test")
+        self.assertEqual(self.client.job(job)["state"], "cancelled")
+        self.client.retry(job, from_start=True)
+        self.assertNotEqual(self.client.explain(job), {})
+        self.client.cancel(job)
+
+    def test_many(self) -> None:
+        jobs = [{"n": str(n)} for n in range(2500)] + [{"m": "no key"}]
+        for expected in (False, True):
+            found = list(self.client.enqueue_many(self.pipeline, jobs, key="n", priority=1))
+            self.assertEqual([answer["line"] for answer in found], list(range(1, 2502)))
+            self.assertEqual({answer["existed"] for answer in found[:-1]}, {expected})
+            self.assertEqual(found[-1]["error"]["status"], 422)
+        self.assertEqual(len({one["id"] for one in self.client.jobs(self.pipeline)}), 2500)
+
+    def test_the_cluster(self) -> None:
+        names = [one["name"] for one in self.client.pipelines()]
+        self.assertIn(self.pipeline, names)
+        self.assertNotEqual(self.client.status(), {})
+        done, payload = PipelineClient(os.environ["CARBONMESH_TEST_API"]).enqueue_job(
+            {"name": "nobody-has-this", "instructions": {}}
+        )
+        self.assertEqual((done, payload["status"]), (False, 404))
 
 
 if __name__ == "__main__":

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
 import tempfile
 import textwrap
+import time
 import unittest
 from pathlib import Path
 from typing import Any, Dict, List
 
+from carbonmesh import Context, Phase, Pipeline, Retry, phase
+
 SDK = Path(__file__).resolve().parent.parent
 
 HANDLERS = """
-import asyncio, logging, os, subprocess, sys, threading, time
-os.system('echo loading'); print('loading', flush=True)
+import asyncio, atexit, dataclasses, logging, os, pickle, subprocess, sys, threading, time
 from carbonmesh import Fatal, Phase, Pipeline, Retry, phase
+
+print('no frame, while the file is loaded')
+os.system('echo no frame either')
+print('where', sys.argv, __name__)
+atexit.register(lambda: print('ended in order', file=sys.stderr))
 
 class Double(Phase):
     job_type = 'double'
@@ -27,21 +35,38 @@ class Double(Phase):
         self.logger.warning('doubling %d', instructions['number'])
         return {'number': instructions['number'] * 2}
 
+class Mute(Exception):
+    def __str__(self): raise KeyError('no text')
+
+class Wild(dict):
+    def items(self): raise KeyError('no items')
+
+@dataclasses.dataclass
+class Point:
+    x: 'int'
+
 class Fails(Phase):
     job_type = 'fails'
     def execute(self, instructions):
         how = instructions['how']
         if how == 'fatal': raise Fatal('never')
-        if how == 'later': raise Retry('busy', after=1.5)
-        if how == 'exit': sys.exit(3)
-        if how == 'list': return [1]
-        if how == 'nan': return {'x': float('nan')}
-        if how == 'object': return {'x': object()}
+        if how == 'later': raise Retry('busy', after='1m 1.5s')
+        if how == 'whenever': raise Retry('busy', after='soon')
+        if how == 'mute': raise Mute()
+        if how == 'half': raise FileNotFoundError('no file \\udce9')
         if how == 'deep':
             deep = []
             for _ in range(100000): deep = [deep]
             return {'x': deep}
-        if how == 'half': raise FileNotFoundError('no file \\udce9')
+        if how == 'wild': return Wild(a=1)
+        if how == 'endless':
+            endless = {}
+            endless['x'] = endless
+            return endless
+        if how == 'exit': sys.exit(3)
+        if how == 'list': return [1]
+        if how == 'nan': return {'x': float('nan')}
+        if how == 'object': return {'x': object()}
         raise ValueError('odd')
 
 class Hooked(Phase):
@@ -51,6 +76,15 @@ class Hooked(Phase):
     def on_started(self, instructions): self.logger.info('started')
     def on_finished(self, instructions, result): self.logger.info('finished %s', result)
     def on_failed(self, instructions, error): self.logger.info('failed %s', error); raise KeyError('hook')
+
+class AsyncHooked(Phase):
+    job_type = 'async-hooked'
+    def __init__(self, *arguments, **settings):
+        super().__init__(*arguments, **settings)
+        self.logger.info('made')
+    async def on_started(self, instructions): self.logger.info('started')
+    async def on_finished(self, instructions, result): self.logger.info('finished'); sys.exit()
+    async def execute(self, instructions): return {}
 
 class Awaited(Phase):
     job_type = 'awaited'
@@ -81,6 +115,52 @@ class Waits(Phase):
         while not self.cancelled:
             time.sleep(0.01)
         self.raise_if_cancelled()
+
+class AsyncWaits(Phase):
+    job_type = 'async-waits'
+    async def execute(self, instructions):
+        try:
+            self.progress(2)
+            await asyncio.Event().wait()
+        finally:
+            self.logger.info('cleaned up')
+
+class Pours(Phase):
+    job_type = 'pours'
+    def execute(self, instructions):
+        while True: yield {'text': 'x' * 1000}
+
+class Loads(Phase):
+    job_type = 'loads'
+    def execute(self, instructions):
+        return {'text': 'x' * instructions['bytes']}
+
+class Spawns(Phase):
+    job_type = 'spawns'
+    def execute(self, instructions):
+        child = os.fork()
+        if child == 0:
+            self.logger.warning('from a child')
+            self.progress(0.5)
+            os._exit(0)
+        os.waitpid(child, 0)
+        thread = threading.Thread(target=self.logger.info, args=('from a thread',))
+        thread.start()
+        thread.join()
+        sys.stdin.close()
+        os.close(0)
+        point = pickle.loads(pickle.dumps(Point(3)))
+        return {'x': point.x, 'task': asyncio.new_event_loop().run_until_complete(exits())}
+
+async def exits(): return 1
+
+class Exits(Phase):
+    job_type = 'exits'
+    async def execute(self, instructions):
+        task = asyncio.ensure_future(self.leave())
+        await asyncio.wait([task])
+        return {}
+    async def leave(self): sys.exit(1)
 
 @phase('plain')
 def plain(instructions):
@@ -135,10 +215,10 @@ class Host:
         self.child.stdin.write(json.dumps(frame, ensure_ascii=False).encode() + b"\n")
         self.child.stdin.flush()
 
-    def give(self, id: int, phase: str, **instructions: Any) -> None:
+    def give(self, id: int, phase: str, gives_items: bool = True, **instructions: Any) -> None:
         self.say(
             type="run", id=id, phase=phase, instructions=instructions, job="j", pipeline="p",
-            step="s", attempt=1, token="t", idempotency_key="j/s", gives_items=True,
+            step="s", attempt=1, token="t", idempotency_key="j/s", gives_items=gives_items,
             timeout_ms=1500, unknown=[1],
         )
 
@@ -153,7 +233,10 @@ class Host:
 
     def close(self) -> int:
         assert self.child.stdin is not None and self.child.stdout is not None
-        self.child.stdin.close()
+        try:
+            self.child.stdin.close()
+        except BrokenPipeError:
+            pass
         code = self.child.wait(20)
         self.child.stdout.close()
         self.log.close()
@@ -193,11 +276,13 @@ class HostTest(unittest.TestCase):
         self.assertEqual((odd["message"], odd["retry"]), ("ValueError: odd", True))
         self.assertIn("handlers.py", odd["traceback"])
         self.assertFalse(host.run("fails", how="fatal")["retry"])
-        self.assertEqual(host.run("fails", how="later")["retry_after"], "1500ms")
-        self.assertIn("SystemExit", host.run("fails", how="exit")["message"])
+        self.assertEqual(host.run("fails", how="later")["retry_after"], "61500ms")
+        self.assertIn("'soon' is no duration", host.run("fails", how="whenever")["message"])
+        self.assertEqual(host.run("fails", how="mute")["message"], "Mute: it cannot say why")
         self.assertEqual(host.run("fails", how="half")["message"], "FileNotFoundError: no file ?")
-        cases = [("list", "not a dict"), ("nan", "no JSON"), ("object", "no JSON"), ("deep", "no JSON")]
-        for how, reason in cases:
+        self.assertIn("SystemExit", host.run("fails", how="exit")["message"])
+        for how, reason in [("list", "not a dict"), ("nan", "no JSON"), ("object", "no JSON"),
+                            ("deep", "no JSON"), ("wild", "no JSON"), ("endless", "no JSON")]:
             end = host.run("fails", how=how)
             self.assertIn(reason, end["message"])
             self.assertFalse(end["retry"], how)
@@ -209,6 +294,11 @@ class HostTest(unittest.TestCase):
         said = [host.next() for _ in range(3)]
         self.assertEqual([it.get("message") for it in said], ["started", "finished {}", None])
         self.assertEqual(host.run("hooked", fail=True)["message"], "ValueError: no")
+        host.give(2, "async-hooked")
+        said = [host.next() for _ in range(5)]
+        self.assertEqual([it.get("message") for it in said[:3]], ["made", "started", "finished"])
+        self.assertIn("a hook failed", said[3]["message"])
+        self.assertEqual(said[4], {"type": "result", "id": 2, "result": {}})
 
     def test_coroutines_and_functions_run_too(self) -> None:
         host = self.host()
@@ -233,6 +323,87 @@ class HostTest(unittest.TestCase):
         host.say(type="cancel", id=1)
         self.assertEqual(host.next("log")["message"], "the attempt was cancelled")
         self.assertEqual(host.run("plain")["type"], "result")
+        # One that waits for its turn: the node does not give it, and takes it back all the same.
+        host.give(1, "waits")
+        host.next()
+        host.give(2, "waits")
+        host.say(type="cancel", id=2)
+        host.say(type="cancel", id=1)
+        self.assertEqual([host.next("log")["id"], host.next("log")["id"]], [1, 2])
+
+    def test_a_cancel_ends_coroutines_and_what_gives_items(self) -> None:
+        for arguments in [(), ("--concurrency", "4")]:
+            host = self.host(*arguments)
+            host.give(1, "async-waits")
+            self.assertEqual(host.next()["done"], 1)
+            host.say(type="cancel", id=1)
+            self.assertEqual(host.next()["message"], "cleaned up")
+            self.assertEqual(host.next()["message"], "the attempt was cancelled")
+            host.give(2, "pours")
+            host.next()
+            host.say(type="cancel", id=2)
+            self.assertEqual(host.next("item")["message"], "the attempt was cancelled")
+            self.assertEqual(host.run("plain")["type"], "result")
+
+    def test_a_cancel_that_comes_with_its_attempt_is_not_lost(self) -> None:
+        host = self.host()
+        for id in range(1, 50):
+            host.give(id, ("waits", "async-waits")[id % 2])
+            host.say(type="cancel", id=id)
+            end = host.next("log", "progress")
+            self.assertEqual((end["id"], end["message"]), (id, "the attempt was cancelled"))
+
+    def test_children_threads_and_tasks_of_handlers_do_no_harm(self) -> None:
+        for arguments in [(), ("--concurrency", "4")]:
+            host = self.host(*arguments)
+            host.give(1, "spawns")
+            self.assertEqual(host.next()["message"], "from a thread")
+            self.assertEqual(host.next()["result"], {"x": 3, "task": 1})
+            self.assertIn("from a child", host.logged())
+            self.assertEqual(host.run("exits")["result"], {})
+            self.assertEqual(host.run("awaited")["result"], {"awaited": True})
+
+    def test_frames_are_no_longer_than_the_node_takes(self) -> None:
+        host = self.host()
+        host.say(type="welcome", protocol=1, max_frame=100_000)
+        self.assertEqual(host.run("loads", bytes=99_000)["type"], "result")
+        end = host.run("loads", bytes=100_000)
+        self.assertIn("too long", end["message"])
+        self.assertFalse(end["retry"])
+
+    def test_items_are_refused_where_nobody_takes_them(self) -> None:
+        host = self.host()
+        host.give(1, "items", gives_items=False)
+        end = host.next()
+        self.assertIn("for_each = 's'", end["message"])
+        self.assertFalse(end["retry"])
+
+    def test_a_node_that_speaks_otherwise_is_left(self) -> None:
+        for line in [b"no frame\n", b"[]\n", b'{"type": "run", "id": 1}\n']:
+            host = Host()
+            host.next("log")
+            assert host.child.stdin is not None
+            host.child.stdin.write(line)
+            host.child.stdin.flush()
+            self.assertEqual(host.child.wait(20), 1)
+            self.assertIn("Traceback", host.logged())
+            host.close()
+
+    def test_a_node_that_is_lost_within_a_frame_is_gone(self) -> None:
+        host = Host()
+        host.next("log")
+        assert host.child.stdin is not None
+        host.child.stdin.write(b'{"type": "run", "id"')
+        self.assertEqual(host.close(), 0)
+
+    def test_a_node_that_reads_no_more_is_gone(self) -> None:
+        host = Host()
+        host.next("log")
+        assert host.child.stdout is not None
+        host.child.stdout.close()
+        host.give(1, "pours")
+        self.assertEqual(host.child.wait(20), 0)
+        host.close()
 
     def test_many_run_at_once_where_they_may(self) -> None:
         host = self.host("--concurrency", "3")
@@ -259,11 +430,65 @@ class HostTest(unittest.TestCase):
         host.next("log")
         host.say(type="shutdown")
         self.assertEqual(host.child.wait(20), 0)
+        self.assertIn("ended in order", host.logged())
+        host.close()
+        host = Host(HANDLERS, "--concurrency", "4")
+        host.next("log")
+        host.give(1, "waits")
+        host.give(2, "async-waits")
+        host.next(), host.next()
+        told = time.monotonic()
+        host.say(type="shutdown")
+        ends = [host.next("log")["message"] for _ in range(2)]
+        self.assertEqual(ends, ["the attempt was cancelled"] * 2)
+        self.assertEqual(host.child.wait(20), 0)
+        self.assertLess(time.monotonic() - told, 2)
         host.close()
 
     def test_only_some_phases_are_offered(self) -> None:
         self.host("--phase", "plain", "--phase", "told")
         self.assertEqual(self.hello["phases"], [{"name": "plain"}, {"name": "told"}])
+
+
+class AloneTest(unittest.TestCase):
+    def test_phases_may_be_tried_without_a_host(self) -> None:
+        @phase("double")
+        def double(instructions: Dict[str, Any], context: Context) -> Dict[str, Any]:
+            context.progress(0.5)
+            return {"number": instructions["number"] * 2}
+
+        class Half(Phase):
+            job_type = "half"
+
+            def __init__(self) -> None:
+                self.logger = logging.getLogger("mine")
+
+            def execute(self, instructions: Dict[str, Any]) -> Any:
+                self.logger.info("half of %d", instructions["number"])
+                self.heartbeat()
+                self.item(1)
+                self.raise_if_cancelled()
+                return {"number": instructions["number"] / 2, "job": self.context.job}
+
+        class Both(Pipeline):
+            name = "both"
+            phases = [double, {"name": "again", "phase": Half, "compensate": double}]
+
+        self.assertEqual(double({"number": 2}, Context()), {"number": 4})
+        self.assertEqual(Half().execute({"number": 2}), {"number": 1, "job": ""})
+        again = {"name": "again", "phase": "half", "compensate": "double"}
+        self.assertEqual(Both.document(), {"name": "both", "phases": ["double", again]})
+
+    def test_durations_are_seconds_or_texts(self) -> None:
+        durations: List[Any] = [(0, "0ms"), (1.5, "1500ms"), ("500ms", "500ms"), ("1h 30m", "5400000ms"),
+                                ("7d", "604800000ms"), ("1.5s", "1500ms")]
+        for given, ms in durations:
+            self.assertEqual(Retry("", after=given).after, ms)
+        texts: List[Any] = ["", "30", "-5s", "soon", "1h later", "9" * 400 + "d"]
+        wrongs = [*texts, -1, float("nan"), float("inf")]
+        for wrong in wrongs:
+            with self.assertRaises(ValueError):
+                Retry("", after=wrong)
 
 
 class BadFileTest(unittest.TestCase):
@@ -277,11 +502,17 @@ class BadFileTest(unittest.TestCase):
     def test_what_is_wrong_is_named(self) -> None:
         start = "from carbonmesh import Phase, Pipeline, phase\n"
         named = "class A(Phase):\n    job_type = 'a'\n"
+        pipeline = "class P(Pipeline):\n    name = 'p'\n    phases = [A]\n"
         cases: List[Any] = [
             ("import nowhere", "No module named 'nowhere'"),
             ("x = 1", "has no handlers"),
             (start + "class A(Phase): pass", "class A has no job_type"),
             (start + "class A(Phase):\n    job_type = 7", "job_type must be a text"),
+            (start + "class A(Phase):\n    job_type = 'a b'", "class A: job_type may not be 'a b'"),
+            (start + "@phase\ndef a(instructions): pass", "write @phase('resize-image')"),
+            (start + "@phase('a')\ndef a(): pass", "a must take instructions"),
+            (start + named + "import sys; sys.exit(0)", "SystemExit"),
+            (start + named + pipeline + "    options = {'x': {1}}", "is no JSON"),
             (start + named + named.replace("class A", "class B"), "both have job_type 'a'"),
             (start + named + "    concurrency = 0", "concurrency must be 1 or more"),
             (start + named + "class P(Pipeline): phases = [A]", "class P has no name"),
