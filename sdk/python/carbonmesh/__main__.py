@@ -47,13 +47,13 @@ def main(arguments: Optional[List[str]] = None) -> int:
             if name not in known:
                 parser.error(f"--phase {name}: the file has {', '.join(sorted(known)) or 'none'}")
         phases = [one for one in phases if one.job_type in options.phase]
-    if not phases:
+    if not phases and not pipelines:
         print(
             f"{options.file} has no handlers: it must have a class of Phase with a job_type",
             file=sys.stderr,
         )
         return 1
-    concurrency = options.concurrency or min(one.concurrency for one in phases)
+    concurrency = options.concurrency or min((one.concurrency for one in phases), default=1)
     try:
         Host(wire, phases, pipelines, concurrency).run()
     except ValueError as error:

@@ -491,6 +491,15 @@ class AloneTest(unittest.TestCase):
                 Retry("", after=wrong)
 
 
+class FileTest(unittest.TestCase):
+    def test_a_file_may_have_pipelines_alone(self) -> None:
+        host = Host("from carbonmesh import Pipeline\nclass P(Pipeline):\n    name, phases = 'p', ['a']\n")
+        hello = host.next("log")
+        self.assertEqual((hello["phases"], hello["concurrency"]), ([], 1))
+        self.assertEqual(hello["pipelines"], [{"name": "p", "phases": ["a"]}])
+        host.close()
+
+
 class BadFileTest(unittest.TestCase):
     def refused(self, text: str, *arguments: str) -> str:
         host = Host(text, *arguments)

@@ -156,8 +156,10 @@ fn hello(keys: Keys<'_>) -> Result<Hello, String> {
     let phases = keys.phases.unwrap_or_default();
     let phases: Vec<String> = phases.into_iter().map(|phase| phase.name.into_owned()).collect();
     let concurrency = keys.concurrency.unwrap_or(1);
-    match (phases.is_empty(), concurrency) {
-        (true, _) => Err("it offers no phases: its `hello` must name one at least".to_owned()),
+    match (phases.is_empty() && keys.pipelines.is_empty(), concurrency) {
+        (true, _) => {
+            Err("it offers neither phases nor pipelines: its `hello` must name one".into())
+        }
         (_, 0) | (_, MAX_CONCURRENCY..) => {
             Err(format!("its `concurrency` is {concurrency}: 1 to {MAX_CONCURRENCY} are possible"))
         }
@@ -217,7 +219,7 @@ mod tests {
             (r#"{"type": "sing", "id": 1}"#, "`sing`"),
             (r#"{"type": "hello", "phases": [{"name": "a"}]}"#, "no `protocol`"),
             (r#"{"type": "hello", "protocol": 2, "phases": [{"name": "a"}]}"#, "protocol 2"),
-            (r#"{"type": "hello", "protocol": 1, "phases": []}"#, "no phases"),
+            (r#"{"type": "hello", "protocol": 1, "phases": []}"#, "neither phases nor pipelines"),
             (r#"{"type": "log", "level": "loud", "message": ""}"#, "loud"),
             (
                 r#"{"type": "hello", "protocol": 1, "concurrency": 0, "phases": [{"name": "a"}]}"#,
