@@ -106,6 +106,22 @@ async fn the_example_of_the_sdk_does_what_it_says() {
 }
 
 #[tokio::test]
+async fn the_client_in_python_speaks_with_a_real_node() {
+    let mut world = World::default();
+    world.start("a", "", String::new());
+    let done = std::process::Command::new("python3")
+        .args(["-m", "unittest", "discover", "-p", "test_client.py", "-s"])
+        .arg(sdk("python/tests"))
+        .env("PYTHONPATH", sdk("python"))
+        .env("PYTHONDONTWRITEBYTECODE", "1")
+        .env("CARBONMESH_TEST_API", world.cluster.http("a").unwrap())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&done.stderr);
+    assert!(done.status.success() && !said.contains("skipped"), "{said}");
+}
+
+#[tokio::test]
 async fn phases_and_pipelines_of_a_file_run_on_nodes_of_their_own_and_survive_a_kill() {
     let mut world = World::default();
     let file = handlers(&world, HANDLERS);

@@ -258,6 +258,10 @@ async fn a_host_is_checked_against_the_protocol() {
     let findings = check::check(&command(&good), &serde_json::json!({}), patience).await;
     let wrong: Vec<_> = findings.iter().filter(|finding| finding.found.is_err()).collect();
     assert!(wrong.is_empty() && findings.len() == 8, "{findings:?}");
+    let pipelines =
+        r#"echo '{"type": "hello", "protocol": 1, "phases": [], "pipelines": [{}]}'; cat"#;
+    let findings = check::check(&command(pipelines), &serde_json::json!({}), patience).await;
+    assert_eq!(findings.len(), 2, "{findings:?}");
     // One that minds what it does not know, and does not hear `shutdown`.
     let bad = good.replace("*shutdown*) exit 0;;", "*weather*) echo what;;");
     let findings = check::check(&command(&bad), &serde_json::json!({}), patience).await;
