@@ -22,6 +22,7 @@ use std::{
 };
 
 use crate::{
+    config::Timing,
     id::{DiskId, NodeId, PipelineId, Term},
     io::Effect,
     message::{Ballot, Message},
@@ -193,14 +194,21 @@ impl Core {
     }
 
     /// How long a candidate waits for its votes before it stands again: longer each time, since a
-    /// slow link may need more than was granted so far.
+    /// slow link may need more than was granted so far; but no longer than until those who are here
+    /// may decide alone.
     fn retry_after(&mut self, pipeline: PipelineId) -> Duration {
-        let (step, lease) = (self.config.timing.election_step, self.config.timing.lease);
+        let Timing { election_step: step, lease, minority_wait, .. } = self.config.timing;
+        let (now, strict) = (self.now, self.is_strict(pipeline));
         let Some(group) = self.groups.get_mut(&pipeline) else { return step };
         let doubled = 1u32 << group.stood.min(10);
         group.stood += 1;
+        let alone = (group.leaderless_since + minority_wait).since(now);
         let wait = (step * 3).saturating_mul(doubled).min(lease);
-        wait + self.jitter(wait / 2)
+        let wait = wait + self.jitter(wait / 2);
+        match alone.is_zero() || strict {
+            true => wait,
+            false => wait.min(alone + self.jitter(step)),
+        }
     }
 
     /// Changes the part that this node plays while it is not elected.
