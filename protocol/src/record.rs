@@ -15,6 +15,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use litemap::LiteMap;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::Xxh3;
 
@@ -301,13 +302,17 @@ impl Control {
     }
 }
 
+/// The control values of a job's phases, by position. Most jobs have a few, and there are many jobs: a
+/// tree would make room for eleven at once.
+pub type Controls = LiteMap<u16, Control>;
+
 /// A job's record.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct JobRecord {
     /// What was enqueued, once it is known here.
     pub spec: Option<Arc<JobSpec>>,
     /// The phases that were tried, by position.
-    pub controls: BTreeMap<u16, Control>,
+    pub controls: Controls,
     /// What the id was used for, if for more than one payload.
     payloads: Payloads,
     /// What was forgotten of it.
@@ -401,9 +406,18 @@ impl JobRecord {
             _ if self.has_reaped(control.generation) => false,
             Some(mine) if *mine >= control => false,
             _ => {
+                self.make_room();
                 self.controls.insert(step, control);
                 true
             }
+        }
+    }
+
+    /// Before the first control value: makes room for those of a short job, and no more.
+    pub(crate) fn make_room(&mut self) {
+        if self.controls.is_empty() {
+            let phases = self.spec.as_ref().map_or(1, |spec| spec.phases);
+            self.controls = LiteMap::with_capacity(usize::from(phases.clamp(1, 4)));
         }
     }
 

@@ -26,6 +26,9 @@ const NODES: usize = 3;
 /// How many attempts a node runs at once.
 const SLOTS: u32 = 256;
 
+/// How many jobs are enqueued by one request, as the interface does.
+const REQUEST_JOBS: usize = 1000;
+
 /// A cluster of cores on one clock.
 pub struct Cluster {
     nodes: Vec<Node>,
@@ -77,8 +80,10 @@ impl Cluster {
             options: JobOptions::default(),
             instructions: Bytes::from_static(b"{\"at\":1}"),
         };
-        let jobs = (0..count).map(|_| job()).collect();
-        self.ask(1, Request::Enqueue { pipeline: name("p"), jobs });
+        for from in (0..count).step_by(REQUEST_JOBS) {
+            let jobs = (from..count.min(from + REQUEST_JOBS)).map(|_| job()).collect();
+            self.ask(1, Request::Enqueue { pipeline: name("p"), jobs });
+        }
         for _ in 0..60_000 {
             if self.done() - before == count * self.phases {
                 return;

@@ -12,9 +12,10 @@ use rocksdb::{
 
 use crate::storage::{Statistics, Storage, StorageError};
 
-/// An idle node shall fit into 80 MiB: these two are most of what RocksDB takes.
+/// These two are most of what RocksDB takes, the second only while much is written: a job's state is
+/// written several times within seconds, and what is overwritten in the buffer never gets to a table.
 const CACHE_BYTES: usize = 16 << 20;
-const WRITE_BUFFER_BYTES: usize = 16 << 20;
+const WRITE_BUFFER_BYTES: usize = 64 << 20;
 
 /// Among how many rows in a row those that are gone are counted.
 const DELETION_WINDOW: usize = 10_000;

@@ -503,6 +503,10 @@ pub(super) fn push_attempt(control: &mut Control, worker: NodeId, token: Token, 
         control.attempts.remove(0);
     }
     control.attempt_count = control.attempt_count.saturating_add(1);
+    if control.attempts.is_empty() {
+        // Most have no second one.
+        control.attempts.reserve_exact(1);
+    }
     control.attempts.push(AttemptView {
         number: control.attempt_count,
         worker,

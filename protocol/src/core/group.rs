@@ -404,7 +404,8 @@ pub(super) struct Group {
     pub(super) election_at: Option<Timestamp>,
     /// How often it stood since somebody coordinated last.
     pub(super) stood: u32,
-    pub(super) jobs: BTreeMap<JobId, Job>,
+    /// Boxed, so that the nodes of the tree are small, and what is moved within them.
+    pub(super) jobs: BTreeMap<JobId, Box<Job>>,
     pub(super) live: Digest,
     pub(super) finished: Finished,
     pub(super) finished_dirty: bool,
@@ -553,7 +554,7 @@ impl Group {
         let counted = Some((Standing::of(&record), record.digest() ^ job_hash(id)));
         let size = record.size();
         self.bytes += size;
-        self.jobs.insert(id, Job { record, counted, size, ..Job::default() });
+        self.jobs.insert(id, Box::new(Job { record, counted, size, ..Job::default() }));
     }
 
     /// Puts an unfinished job that was read at the start into memory.

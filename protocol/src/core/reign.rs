@@ -227,6 +227,7 @@ impl Core {
         let (strict, written_ms) = (self.is_strict(pipeline), self.wall_ms());
         let group = self.groups.get_mut(&pipeline)?;
         let record = &mut group.jobs.get_mut(&job)?.record;
+        record.make_room();
         let control = record.controls.entry(step).or_insert_with(|| Control {
             generation: record.spec.as_ref().map_or(0, |spec| spec.generation),
             term,
