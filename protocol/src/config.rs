@@ -109,6 +109,12 @@ pub struct Limits {
     pub pipelines: usize,
     /// How many requests may wait in a node. Default 10,000.
     pub requests: usize,
+    /// How many events of one pipeline its coordinator keeps, and a node of the cluster; 0 keeps
+    /// none. Default 16,384.
+    pub events: usize,
+    /// How many bytes of memory the events and log lines may take that a node keeps for all
+    /// pipelines that it coordinates together. Default 64 MiB.
+    pub event_bytes: usize,
 }
 
 impl Limits {
@@ -121,6 +127,8 @@ impl Limits {
         waiting_bytes: 1 << 30,
         pipelines: 1000,
         requests: 10_000,
+        events: 16_384,
+        event_bytes: 64 << 20,
     };
 }
 

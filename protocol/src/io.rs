@@ -3,13 +3,15 @@
 //! Inputs are facts, effects are orders; both are plain values, so that a run can be written down
 //! and replayed.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use bytes::Bytes;
 use thiserror::Error;
 
 use crate::{
     advert::Advert,
+    event::{EventPage, EventQuery, LogsPage, Said},
+    handler::{Handler, HandlerEntry, HandlerVersion, MAX_HANDLERS},
     id::{JobId, NodeId, Token},
     message::{Gathered, Message},
     name::Name,
@@ -27,6 +29,9 @@ pub enum Input {
     PeerUp(NodeId),
     /// The connection is gone; what was on the way may be lost.
     PeerDown(NodeId),
+    /// The node was shut out of the cluster, for good: it is no member, no replica and no worker any
+    /// more. Not written down here: the shell says it again at each start.
+    Expelled(NodeId),
     /// A message came over a connection.
     Message {
         /// From whom; the shell has checked that it is.
@@ -64,10 +69,19 @@ pub enum Input {
         /// What.
         lines: Bytes,
     },
+    /// A running attempt says something. Nothing waits for it.
+    Said {
+        /// Which.
+        token: Token,
+        /// What, in its order.
+        said: Vec<Said>,
+    },
     /// Whether the disk has room for more jobs; the reason if not.
     Accepting(Result<(), String>),
     /// The operator wants the node to stop: it takes no new work and hands over what it can.
     Draining,
+    /// The phases that this node offers from now on, each with its slots. What runs goes on.
+    Offers(Vec<(Name, u32)>),
 }
 
 /// Something to do.
@@ -202,6 +216,16 @@ pub enum Request {
         /// Whether to pause.
         paused: bool,
     },
+    /// Give up members of a strict pipeline's group whose majority is lost for good, so that the
+    /// others may go on. Asked of one that is left.
+    Recover {
+        /// The pipeline.
+        pipeline: Name,
+        /// Those that are given up: all that cannot be reached.
+        lost: BTreeSet<NodeId>,
+        /// Whether the operator knows what may be lost; it is only told otherwise.
+        accept_loss: bool,
+    },
     /// A page of jobs, newest key last.
     Jobs {
         /// Of which pipeline.
@@ -219,6 +243,31 @@ pub enum Request {
     Cluster,
     /// The definitions that a pipeline has and had, as far as they are kept.
     Revisions(Name),
+    /// Keep a handler for a phase, in place of the one before.
+    PutHandler {
+        /// The phase.
+        phase: Name,
+        /// What runs it.
+        handler: Box<Handler>,
+    },
+    /// Forget the handler of a phase.
+    RemoveHandler {
+        /// The phase.
+        phase: Name,
+        /// Even if a pipeline uses it.
+        force: bool,
+    },
+    /// All handlers.
+    Handlers,
+    /// What happens; with `wait` in the query, as soon as something does or that time is over.
+    Events {
+        /// To which pipeline and its jobs; otherwise in the cluster, as this node sees it.
+        pipeline: Option<Name>,
+        /// Which.
+        query: EventQuery,
+    },
+    /// What is kept of a job's logs.
+    Logs(JobId),
 }
 
 /// Which jobs a request changes.
@@ -299,6 +348,13 @@ pub enum Response {
     },
     /// The pipeline is gone.
     Removed,
+    /// A group goes on with those that are left, as soon as they have elected a coordinator.
+    Recovered {
+        /// They.
+        members: BTreeSet<NodeId>,
+        /// Those that were given up.
+        lost: BTreeSet<NodeId>,
+    },
     /// One answer per job, in their order.
     Enqueued(Vec<Result<Receipt, Refusal>>),
     /// The job.
@@ -314,6 +370,21 @@ pub enum Response {
     Changed(Changed),
     /// The cluster.
     Cluster(Box<ClusterView>),
+    /// The handler is on disk.
+    HandlerPut {
+        /// Which source it has.
+        version: HandlerVersion,
+        /// Whether that is new.
+        changed: bool,
+        /// On how many nodes it is on disk.
+        copies: u32,
+    },
+    /// All handlers, in order of their phases.
+    Handlers(Vec<HandlerEntry>),
+    /// Events.
+    Events(Box<EventPage>),
+    /// What is kept of a job's logs.
+    Logs(Box<LogsPage>),
     /// It was not done.
     Refused(Refusal),
 }
@@ -482,6 +553,36 @@ pub enum Refusal {
     /// The node is about to stop.
     #[error("this node is stopping: ask another")]
     Stopping,
+    /// A group is not to be recovered, or not so.
+    #[error("{0}")]
+    NotRecoverable(String),
+    /// The handler cannot be kept.
+    #[error("{0}")]
+    InvalidHandler(String),
+    /// No such handler.
+    #[error("phase `{phase}` has no handler in the cluster{}", known_handlers(.known))]
+    UnknownHandler {
+        /// The phase.
+        phase: String,
+        /// What there is, some of it.
+        known: Vec<String>,
+    },
+    /// Pipelines need it.
+    #[error(
+        "phase `{phase}` is used by {}: change these first, or use --force",
+        .pipelines.join(", ")
+    )]
+    HandlerInUse {
+        /// The phase.
+        phase: String,
+        /// The pipelines, some of them.
+        pipelines: Vec<String>,
+    },
+    /// Too many handlers.
+    #[error(
+        "there are {0} handlers already, at most {MAX_HANDLERS} are possible: remove one first"
+    )]
+    TooManyHandlers(usize),
 }
 
 /// What was to be done to a job, as its refusal says it.
@@ -509,6 +610,13 @@ impl std::fmt::Display for ChangeName {
 }
 
 const _: () = assert!(MAX_PHASES <= u16::MAX as usize);
+
+fn known_handlers(known: &[String]) -> String {
+    match known {
+        [] => ": no phase has one".to_owned(),
+        names => format!(": these have one: {}", names.join(", ")),
+    }
+}
 
 fn known_pipelines(known: &[String]) -> String {
     match known {

@@ -5,6 +5,7 @@
 //! coordinator ─Replicate─► replica  replica ─ReplicateAck─► coordinator
 //! coordinator ─Assign─► worker      worker ─Completed─► coordinator ─CompletionAck─► worker
 //!                                   worker ─Items─► coordinator ─ItemsAck─► worker
+//!                                   worker ─Said─► coordinator
 //! node ─Beat─► node                 node ─BeatAck─► node        (the lease, both ways)
 //! candidate ─PreVote, Vote─► voter  voter ─Ballot─► candidate
 //! holder ─SyncPage─► holder         ◄─SyncReply─, ─SyncPush─►, ◄─SyncPushAck─
@@ -20,7 +21,9 @@ use crate::{
     advert::Advert,
     catalog::CatalogEntry,
     codec::{Encoded, Kind},
+    event::{EventPage, EventQuery, LogsPage, Said},
     group_view::GroupView,
+    handler::HandlerEntry,
     id::{DiskId, JobId, PipelineId, Term, Token},
     io::{Change, Changed, Outcome, Refusal},
     name::Name,
@@ -181,6 +184,14 @@ pub enum Message {
         /// How many.
         count: u32,
     },
+    /// Handlers that the sender knows.
+    Handlers(Vec<HandlerEntry>),
+    /// The sender has these handlers on disk, at least in this state.
+    HandlersAck(Vec<(Name, u64)>),
+    /// The sender has these handlers, and wants those that differ.
+    HandlersPull(Vec<(Name, u64)>),
+    /// An attempt says something. Nobody answers.
+    Said(Box<SaidBatch>),
 }
 
 impl Encoded for Message {
@@ -201,7 +212,7 @@ fn step<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u16, D::Error> {
 pub struct Beat {
     /// Counts the sender's beats.
     pub sequence: u64,
-    /// A digest of the pipelines that it knows.
+    /// A digest of the pipelines and the handlers that it knows.
     pub catalog: u64,
     /// What it coordinates.
     pub groups: Vec<BeatGroup>,
@@ -478,6 +489,24 @@ pub struct Items {
     pub lines: Bytes,
 }
 
+/// What an attempt said, from its worker to the coordinator.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SaidBatch {
+    /// The attempt.
+    pub token: Token,
+    /// The pipeline.
+    pub pipeline: PipelineId,
+    /// The job.
+    pub job: JobId,
+    /// Which of its phases.
+    #[serde(deserialize_with = "step")]
+    pub step: u16,
+    /// Which attempt of that phase, from 1.
+    pub number: u32,
+    /// In their order.
+    pub lines: Vec<Said>,
+}
+
 /// What a phase's items gave, for the phase behind it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Gathered {
@@ -523,6 +552,20 @@ pub enum Question {
         /// How.
         change: Change,
     },
+    /// Events, which only the coordinator has.
+    Events {
+        /// The pipeline.
+        pipeline: PipelineId,
+        /// Which.
+        query: EventQuery,
+    },
+    /// What is kept of a job's logs.
+    Logs {
+        /// The pipeline.
+        pipeline: PipelineId,
+        /// The job.
+        job: JobId,
+    },
 }
 
 impl Question {
@@ -531,7 +574,9 @@ impl Question {
         match self {
             Self::Job { pipeline, .. }
             | Self::Jobs { pipeline, .. }
-            | Self::Change { pipeline, .. } => *pipeline,
+            | Self::Change { pipeline, .. }
+            | Self::Events { pipeline, .. }
+            | Self::Logs { pipeline, .. } => *pipeline,
         }
     }
 }
@@ -568,4 +613,8 @@ pub enum Answer {
     Elsewhere,
     /// What was changed, or why nothing was.
     Changed(Result<Changed, Refusal>),
+    /// Events.
+    Events(Box<EventPage>),
+    /// What is kept of a job's logs, if there is such a job.
+    Logs(Option<Box<LogsPage>>),
 }

@@ -10,12 +10,14 @@ use carbonmesh_protocol::{
     advert::{Advert, PhaseSlots, Roles},
     catalog::CatalogEntry,
     codec::{self, DecodeError},
+    event::{About, Event, EventPage, EventQuery, EventToken, EventsFrom, LogLevel, Said, What},
     group_view::GroupView,
+    handler::{Handler, HandlerEntry, Language},
     id::{DiskId, JobId, NodeId, PipelineId, Term, Token},
     io::Outcome,
     message::{
-        Assignment, BeatAck, Completion, Gathered, GroupUpdate, Held, Items, JobUpdate, Message,
-        Replicate,
+        Answer, Assignment, BeatAck, Completion, Gathered, GroupUpdate, Held, Items, JobUpdate,
+        Message, Question, Replicate, SaidBatch,
     },
     name::Name,
     pipeline::{Combine, Each, Handling, PhaseInput, PipelineDef},
@@ -80,6 +82,16 @@ fn control() -> Control {
         note: None,
         attempts: Vec::new(),
     }
+}
+
+fn handler() -> HandlerEntry {
+    let handler = Handler {
+        language: Language::Shell,
+        requires: BTreeSet::from(["gpu".parse().expect("a requirement")]),
+        slots: 2,
+        source: Bytes::from_static(b"true"),
+    };
+    HandlerEntry::new(name("a")).changed(Some(handler), 1_700_000_000_000)
 }
 
 fn messages() -> Vec<Message> {
@@ -167,6 +179,42 @@ fn messages() -> Vec<Message> {
             lines: Bytes::from_static(b"{}"),
         }),
         Message::ItemsAck { token: token(), count: 9 },
+        Message::Handlers(vec![handler()]),
+        Message::HandlersAck(vec![(name("a"), 7)]),
+        Message::HandlersPull(vec![(name("a"), 7)]),
+        Message::Said(Box::new(SaidBatch {
+            token: token(),
+            pipeline: pipeline(),
+            job: job(),
+            step: 1,
+            number: 2,
+            lines: vec![Said {
+                line: 3,
+                at_ms: 7,
+                level: LogLevel::Warning,
+                done: Some(5000),
+                text: "half".into(),
+            }],
+        })),
+        Message::Query {
+            query: 5,
+            question: Question::Events {
+                pipeline: pipeline(),
+                query: EventQuery::all(EventsFrom::Oldest, std::time::Duration::from_secs(1)),
+            },
+        },
+        Message::Answer {
+            query: 5,
+            answer: Answer::Events(Box::new(EventPage {
+                events: vec![Event {
+                    token: EventToken { term: token().term, number: 4 },
+                    at_ms: 7,
+                    about: About { job: Some(job()), ..About::default() },
+                    what: What::Dead { error: "no".into() },
+                }],
+                next: EventToken { term: token().term, number: 4 },
+            })),
+        },
     ]
 }
 

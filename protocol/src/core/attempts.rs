@@ -40,6 +40,11 @@ impl Core {
         attempts: &[HeldAttempt],
     ) {
         for held in attempts {
+            if self.is_anothers(held.pipeline, (held.job, held.step), held.token, worker) {
+                // Its end would not count from here.
+                self.cancel_at(worker, held.token);
+                continue;
+            }
             let Some(reign) = self.groups.get_mut(&held.pipeline).and_then(|group| group.reign())
             else {
                 continue;
@@ -107,6 +112,7 @@ impl Core {
                 let Some(queue) = self.queue_of(pipeline, job, step) else { return };
                 let key = self.limit_key(pipeline, job, &queue.1);
                 let wall_ms = self.wall_ms();
+                let mut unknown = false;
                 self.update_control(pipeline, job, step, |control| {
                     match control.attempts.iter_mut().find(|attempt| attempt.token == token) {
                         // It was given up too early.
@@ -115,7 +121,10 @@ impl Core {
                                 (false, None, None);
                             control.lost_count = control.lost_count.saturating_sub(1);
                         }
-                        None => push_attempt(control, worker, token, wall_ms),
+                        None => {
+                            unknown = true;
+                            push_attempt(control, worker, token, wall_ms);
+                        }
                     }
                     control.progress = Progress::Running { worker, token };
                 });
@@ -123,6 +132,9 @@ impl Core {
                 let given = Running::new((job, step), queue, key, worker);
                 let running = Running { after_beat, ..given };
                 self.add_running(pipeline, token, running);
+                if unknown {
+                    self.note_attempt(pipeline, (job, step), worker);
+                }
             }
         }
     }
@@ -186,6 +198,7 @@ impl Core {
 
     /// An attempt will not end: the phase waits for another worker.
     pub(super) fn lose_attempt(&mut self, pipeline: PipelineId, token: Token, why: &str) {
+        self.counted.attempts_lost += 1;
         let wall_ms = self.wall_ms();
         self.requeue(pipeline, token, |control| {
             control.lost_count = control.lost_count.saturating_add(1);
@@ -244,6 +257,9 @@ impl Core {
         if !self.groups.get(&pipeline).is_some_and(|group| group.is_coordinator()) {
             return Ok(());
         }
+        if self.is_anothers(pipeline, (job, step), token, from) {
+            return Ok(());
+        }
         self.remove_running(pipeline, token);
         // Without the job nothing can be said of it: the worker keeps the outcome and asks again.
         if !self.load_job(pipeline, job)? {
@@ -261,6 +277,11 @@ impl Core {
         let entry = self.groups.get(&pipeline).and_then(|group| group.jobs.get(&job));
         if entry.is_some_and(|entry| entry.record.is_reaped()) {
             self.hold_until_durable(pipeline, Held::Completed { worker: from, token });
+            self.forget_if_settled(pipeline, job);
+            return Ok(());
+        }
+        // It may have been on disk only until now.
+        if self.is_anothers(pipeline, (job, step), token, from) {
             self.forget_if_settled(pipeline, job);
             return Ok(());
         }
@@ -324,6 +345,28 @@ impl Core {
         }
         self.forget_if_settled(pipeline, job);
         Ok(())
+    }
+
+    /// Whether an attempt is known to have been given to another worker: nobody else tells its end.
+    fn is_anothers(
+        &self,
+        pipeline: PipelineId,
+        (job, step): (JobId, u16),
+        token: Token,
+        from: NodeId,
+    ) -> bool {
+        let role = self.groups.get(&pipeline).map(|group| &group.role);
+        let running = match role {
+            Some(Role::Coordinator(reign)) => reign.running.get(&token),
+            _ => None,
+        };
+        let mut attempts = self
+            .control(pipeline, job, step)
+            .into_iter()
+            .flat_map(|control| &control.attempts)
+            .filter(|attempt| attempt.token == token);
+        running.is_some_and(|running| running.worker != from)
+            || attempts.any(|attempt| attempt.worker != from)
     }
 
     /// Whether a job is known to have fewer phases than that.

@@ -66,6 +66,8 @@ impl Core {
             self.members.values_mut().for_each(|member| member.heard = now);
         }
         self.drop_silent_peers();
+        self.tell_liveness();
+        self.share_event_bytes();
         if self.is_disk_stalled() {
             self.abdicate();
         }
@@ -133,7 +135,7 @@ impl Core {
         let sequence = self.beats.count(self.now, self.config.timing.lease);
         let beat = Beat {
             sequence,
-            catalog: self.catalog_digest,
+            catalog: self.shared_digest(),
             groups: self.coordinated(),
             demand: self.demand_on(peer),
             busy: self.worker.phases().map(|(phase, _, busy)| (phase.clone(), busy)).collect(),
@@ -196,8 +198,9 @@ impl Core {
             member.last_beat = beat.sequence;
             member.busy = beat.busy;
         }
-        if beat.catalog != self.catalog_digest {
+        if beat.catalog != self.shared_digest() {
             self.send(from, Message::CatalogPull);
+            self.pull_handlers(from);
         }
         self.note_demand(from, beat.demand);
         let led: Vec<PipelineId> = beat.groups.iter().map(|group| group.pipeline).collect();

@@ -245,6 +245,8 @@ impl Core {
     /// Takes over what an entry says. Says whether that was news.
     fn learn(&mut self, entry: &CatalogEntry) -> bool {
         let (id, full) = (entry.id(), self.is_catalog_full());
+        let coordinates = self.groups.get(&id).is_some_and(Group::is_coordinator);
+        let before = self.catalog.get(&id).filter(|_| coordinates).cloned();
         let changed = match self.catalog.get_mut(&id) {
             Some(known) => known.merge(entry),
             None if full => false,
@@ -255,7 +257,11 @@ impl Core {
         };
         if changed && let Some(known) = self.catalog.get(&id) {
             let (key, value) = (meta_key(CATALOG, id), codec::encode(known));
+            let now = before.is_some().then(|| known.clone());
             self.write(Write::Put { table: Table::Meta, key, value });
+            if let (Some(before), Some(now)) = (before, now) {
+                self.tell_entry(&before, &now);
+            }
             self.digest_catalog();
             self.found_group(id);
             self.grant_to_coordinators();
@@ -319,10 +325,12 @@ impl Core {
             pending.copies += 1;
         }
         self.finish_applying(request, false);
+        self.on_handler_here(request);
     }
 
     pub(super) fn on_apply_timer(&mut self, request: RequestId) {
         self.finish_applying(request, true);
+        self.finish_handler(request, true);
     }
 
     /// Answers once all have it, or, when time is up, once it is on this node's disk.

@@ -4,6 +4,7 @@
 use bytes::Bytes;
 
 use crate::{
+    event::What,
     id::{JobId, PipelineId, Token},
     io::{Change, ChangeName, Changed, Refusal, RequestId, Response, Target},
     message::{Answer, Question, Which},
@@ -331,6 +332,7 @@ impl Core {
         step: u16,
         data: &Result<Bytes, String>,
     ) {
+        self.note(pipeline, (job, Some(step)), None, What::Signalled);
         match data {
             Ok(data) => {
                 self.update_control(pipeline, job, step, |control| {

@@ -29,6 +29,7 @@ use crate::{
 use super::{
     Core,
     catalog::meta_key,
+    events::Kept,
     group::{End, PeerSync, Standing},
     query::Asker,
     sync::update_bytes,
@@ -75,6 +76,8 @@ pub(super) enum Held {
     ItemsTaken { worker: NodeId, token: Token, count: u32 },
     /// An attempt that nobody wants any more.
     Cancel { worker: NodeId, token: Token },
+    /// Something happened to a job.
+    Event { pipeline: PipelineId, kept: Kept },
     /// What somebody asked, or asked to be done.
     Answer { asker: Asker, answer: Box<Answer> },
 }
@@ -101,6 +104,10 @@ impl Dirty {
         }
     }
 }
+
+/// What was written of a job: in which term, if this node was elected; for the replicas; and as what it
+/// counted before, and does now.
+type Written = (Option<Term>, JobUpdate, (Option<Standing>, Standing));
 
 /// What changed since the last round.
 #[derive(Clone, Debug, Default)]
@@ -135,9 +142,9 @@ impl Batch {
 #[derive(Clone, Debug)]
 pub(super) struct Commit {
     id: PersistId,
-    sealed_at: Timestamp,
-    on_disk: bool,
-    waiting: BTreeSet<NodeId>,
+    pub(super) sealed_at: Timestamp,
+    pub(super) on_disk: bool,
+    pub(super) waiting: BTreeSet<NodeId>,
     touched: Vec<(PipelineId, JobId)>,
     when_on_disk: Vec<Held>,
     when_settled: Vec<Held>,
@@ -214,10 +221,13 @@ impl Core {
         let mut touched = Vec::with_capacity(batch.dirty.len());
         let mut pieces = Pieces::with_room(batch.bytes + batch.dirty.len() * KEY_BYTES);
         let mut proposed: BTreeMap<PipelineId, Vec<JobId>> = BTreeMap::new();
+        let mut turns = Vec::new();
         for ((pipeline, job), dirty) in batch.dirty {
             let replicate = dirty.replicate;
             let written = self.write_job(pipeline, job, dirty, &mut writes, &mut pieces);
-            let Some((term, update)) = written else { continue };
+            let Some((term, update, turned)) = written else { continue };
+            let turn = self.turn(pipeline, job, turned);
+            turns.extend(turn.map(|(first, kept)| (pipeline, first, kept)));
             touched.push((pipeline, job));
             let Some(term) = term.filter(|_| replicate) else { continue };
             if self.is_strict(pipeline) {
@@ -232,7 +242,8 @@ impl Core {
             }
         }
         self.write_finished(&mut writes);
-        let mut held = batch.strict;
+        let (mut held, mut settled) = (batch.strict, batch.settled);
+        self.hold_turns(turns, &mut held, &mut settled);
         let strict: BTreeSet<PipelineId> =
             proposed.keys().chain(held.keys()).chain(&batch.views).copied().collect();
         for &pipeline in &strict {
@@ -247,7 +258,7 @@ impl Core {
             waiting,
             touched,
             when_on_disk: batch.on_disk,
-            when_settled: batch.settled,
+            when_settled: settled,
         });
         for pipeline in strict {
             let held = held.remove(&pipeline).unwrap_or_default();
@@ -272,6 +283,29 @@ impl Core {
         }
     }
 
+    /// Holds what it means that jobs came and ended, around all else that happened to them.
+    fn hold_turns(
+        &self,
+        turns: Vec<(PipelineId, bool, Kept)>,
+        strict: &mut BTreeMap<PipelineId, Vec<Held>>,
+        settled: &mut Vec<Held>,
+    ) {
+        let (mut came, mut came_strict) = (Vec::new(), BTreeMap::<PipelineId, Vec<Held>>::new());
+        for (pipeline, first, kept) in turns {
+            let event = Held::Event { pipeline, kept };
+            match (self.is_strict(pipeline), first) {
+                (true, true) => came_strict.entry(pipeline).or_default().push(event),
+                (true, false) => strict.entry(pipeline).or_default().push(event),
+                (false, true) => came.push(event),
+                (false, false) => settled.push(event),
+            }
+        }
+        settled.splice(0..0, came);
+        for (pipeline, came) in came_strict {
+            strict.entry(pipeline).or_default().splice(0..0, came);
+        }
+    }
+
     /// Turns a job's changed components into writes; gives them back for the replicas, with the
     /// term if this node was elected.
     fn write_job(
@@ -281,7 +315,7 @@ impl Core {
         dirty: Dirty,
         writes: &mut Vec<Write>,
         pieces: &mut Pieces,
-    ) -> Option<(Option<Term>, JobUpdate)> {
+    ) -> Option<Written> {
         let group = self.groups.get_mut(&pipeline)?;
         debug_assert!(group.jobs.contains_key(&job), "a job that changed is in memory");
         let entry = group.jobs.get_mut(&job)?;
@@ -308,7 +342,7 @@ impl Core {
         }));
         let (before, now) = group.recount(job)?;
         list(pipeline, job, before, now, writes);
-        Some((group.elected_term(), JobUpdate { job, components }))
+        Some((group.elected_term(), JobUpdate { job, components }, (before, now)))
     }
 
     fn write_finished(&mut self, writes: &mut Vec<Write>) {
@@ -493,6 +527,7 @@ impl Core {
                 }
             }
             Held::Applied(request) => self.on_applied_here(request),
+            Held::Event { pipeline, kept } => self.tell(pipeline, kept),
             Held::Completed { worker, token } => {
                 if worker == self.me() {
                     self.worker_forget(token);

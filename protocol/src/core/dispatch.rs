@@ -295,6 +295,7 @@ impl Core {
         };
         let running = Running::new((job, step), name.clone(), key, worker);
         self.add_running(pipeline, token, running);
+        self.note_attempt(pipeline, (job, step), worker);
         let assignment = Box::new(assignment);
         if self.has(Mutant::AssignBeforeDurable) {
             return self.hand_over(worker, assignment);

@@ -39,7 +39,7 @@ use super::{
 };
 
 /// No election gets here in the life of a cluster: a greater counter is nonsense from a peer.
-const LAST_COUNTER: u64 = 1 << 48;
+pub(super) const LAST_COUNTER: u64 = 1 << 48;
 
 impl Core {
     /// Whether this node's copy of a group counts.
@@ -270,6 +270,7 @@ impl Core {
         }
         let Some(group) = self.groups.get_mut(&pipeline) else { return };
         let Role::PreCandidate(candidacy) = &group.role else { return };
+        self.counted.elections += 1;
         let (term, founding) = (candidacy.term, candidacy.founding);
         group.promise.voted = term;
         group.promise.highest = group.promise.highest.max(term);
@@ -387,6 +388,7 @@ impl Core {
         let Role::Candidate(candidacy) = mem::replace(&mut group.role, Role::Follower) else {
             return;
         };
+        self.counted.elections_won += 1;
         group.election_at = None;
         group.stood = 0;
         group.leader = None;
@@ -448,10 +450,16 @@ impl Core {
         let now = self.now;
         self.give_up_proposals(pipeline);
         let Some(group) = self.groups.get_mut(&pipeline) else { return };
+        self.counted.terms_lost += u64::from(group.elected_term().is_some());
         group.role = Role::Follower;
-        group.leader = None;
+        let led = group.leader.take().is_some();
         group.leaderless_since = now;
         group.election_at = None;
+        self.drop_readers_of(pipeline);
+        self.share_event_bytes();
+        if led {
+            self.tell_no_leader(pipeline);
+        }
         self.release_windows(pipeline);
         self.drop_sessions_for(pipeline);
         self.advert_changed = true;
@@ -476,8 +484,10 @@ impl Core {
         group.election_at = None;
         group.stood = 0;
         if changed {
+            self.tell_leader(pipeline, node, term);
             self.drop_offers(pipeline);
             self.grant_to_coordinators();
+            self.tell_said_again(pipeline);
             self.resend_completions(pipeline);
         }
     }
@@ -496,8 +506,11 @@ impl Core {
     pub(super) fn leader_lost(&mut self, pipeline: PipelineId) {
         let now = self.now;
         if let Some(group) = self.groups.get_mut(&pipeline) {
-            group.leader = None;
+            let led = group.leader.take().is_some();
             group.leaderless_since = now;
+            if led {
+                self.tell_no_leader(pipeline);
+            }
         }
         self.consider_election(pipeline);
     }

@@ -84,7 +84,7 @@ enum Progress {
 impl Core {
     /// A client asks.
     pub(super) fn on_request(&mut self, id: RequestId, request: Request) -> Result<(), ReadError> {
-        let waiting = self.gateway.waiting() + self.queries.waiting();
+        let waiting = self.gateway.waiting() + self.queries.waiting() + self.handlers.waiting();
         if waiting >= self.config.limits.requests {
             self.reply(id, Response::Refused(Refusal::TooManyRequests(waiting)));
             return Ok(());
@@ -98,6 +98,9 @@ impl Core {
             Request::Pause { pipeline, step, paused } => {
                 self.pause(id, &pipeline, step.as_ref(), paused);
             }
+            Request::Recover { pipeline, lost, accept_loss } => {
+                self.recover(id, &pipeline, &lost, accept_loss);
+            }
             Request::Jobs { pipeline, of, state, after, limit } => {
                 return self.ask_jobs(id, &pipeline, of, state, after, limit);
             }
@@ -108,10 +111,15 @@ impl Core {
                 };
                 self.reply(id, response);
             }
+            Request::Events { pipeline, query } => self.ask_events(id, pipeline.as_ref(), query),
+            Request::Logs(job) => return self.ask_logs(id, job),
             Request::Cluster => {
                 let view = self.cluster_view();
                 self.reply(id, Response::Cluster(Box::new(view)));
             }
+            Request::PutHandler { phase, handler } => self.put_handler(id, phase, *handler),
+            Request::RemoveHandler { phase, force } => self.remove_handler(id, &phase, force),
+            Request::Handlers => self.show_handlers(id),
         }
         Ok(())
     }
@@ -119,8 +127,10 @@ impl Core {
     pub(super) fn on_request_dropped(&mut self, id: RequestId) {
         // Jobs that were sent are stored all the same; only the answer has no reader.
         self.gateway.applying.remove(&id);
+        self.handlers.drop_request(id);
         self.queries.drop_request(id);
         self.drop_held_answers(id);
+        self.drop_readers(|asker| *asker == Asker::Client(id));
         for group in self.groups.values_mut() {
             super::query::drop_watchers(&mut group.watchers, |asker| *asker == Asker::Client(id));
         }

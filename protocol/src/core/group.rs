@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     codec::{Encoded, Kind},
+    figures::Tally,
     group_view::GroupView,
     id::{DiskId, JobId, NodeId, PipelineId, Term, Token},
     message::{BeatGroup, Digest, Gathered},
@@ -26,9 +27,11 @@ use crate::{
 
 use super::{
     collect::Collecting,
+    events::{Readers, Ring},
     fan::Fan,
     query::Watcher,
     ready::{QueueName, ReadyQueue},
+    said::Logs,
     strict::StrictReign,
 };
 
@@ -261,6 +264,10 @@ pub(super) struct Reign {
     pub(super) doubtful: BTreeSet<JobId>,
     /// What a strict group needs beside.
     pub(super) strict: StrictReign,
+    /// What happened in this term.
+    pub(super) events: Ring,
+    /// What attempts said.
+    pub(super) logs: Logs,
 }
 
 /// An invocation that is looked at again.
@@ -374,6 +381,8 @@ impl Reign {
             uncompensated: Some((0, JobId::MIN)),
             doubtful: BTreeSet::new(),
             strict: StrictReign::default(),
+            events: Ring::default(),
+            logs: Logs::default(),
         }
     }
 
@@ -417,6 +426,8 @@ pub(super) struct Group {
     /// What was finished here when the coordinator of a term had seen all of it.
     pub(super) handed_on: Option<(Term, Digest)>,
     pub(super) watchers: BTreeMap<JobId, Vec<Watcher>>,
+    /// Those who wait for events.
+    pub(super) readers: Readers,
     /// Bytes of the jobs in memory.
     pub(super) bytes: usize,
     running: u64,
@@ -438,6 +449,10 @@ pub(super) struct Group {
     pub(super) tidying: bool,
     /// Jobs that are being forgotten, and which of their items come next.
     pub(super) forgetting: BTreeMap<JobId, JobId>,
+    /// What its jobs did while this node coordinated.
+    pub(super) led: Tally,
+    /// What its jobs did, as far as this node saw.
+    pub(super) seen: Tally,
 }
 
 impl PeerSync {
@@ -471,6 +486,7 @@ impl Group {
             last_anti_entropy: now,
             handed_on: None,
             watchers: BTreeMap::new(),
+            readers: Readers::default(),
             bytes: 0,
             running: 0,
             items: 0,
@@ -482,6 +498,8 @@ impl Group {
             expiring: BTreeSet::new(),
             tidying: false,
             forgetting: BTreeMap::new(),
+            led: Tally::default(),
+            seen: Tally::default(),
         }
     }
 
@@ -546,7 +564,35 @@ impl Group {
                 self.finished_dirty = true;
             }
         }
-        Some((before.map(|(standing, _)| standing), standing))
+        let before = before.map(|(standing, _)| standing);
+        self.tally(id, before, standing);
+        Some((before, standing))
+    }
+
+    /// Counts what a change of a job means for charts.
+    fn tally(&mut self, id: JobId, before: Option<Standing>, now: Standing) {
+        let spec = self.jobs.get(&id).and_then(|job| job.record.spec.as_ref());
+        let created_ms = spec.map_or(0, |spec| spec.created_ms);
+        let leads = self.is_coordinator();
+        let mut count = |change: &dyn Fn(&mut Tally)| {
+            change(&mut self.seen);
+            if leads {
+                change(&mut self.led);
+            }
+        };
+        match (before, now) {
+            (None, Standing::Live { item: false, .. }) => count(&|tally| tally.accepted += 1),
+            (Some(Standing::Live { item: false, .. }), Standing::Ended(end, at_ms)) => {
+                let state = match end {
+                    End::Succeeded => JobState::Succeeded,
+                    End::Dead => JobState::Dead,
+                    End::Cancelled => JobState::Cancelled,
+                    End::Reaped | End::Item => return,
+                };
+                count(&|tally| tally.ended(state, at_ms.saturating_sub(created_ms)));
+            }
+            _ => {}
+        }
     }
 
     /// Puts a job that was read from disk, and is counted there, into memory.

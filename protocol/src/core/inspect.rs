@@ -76,15 +76,28 @@ pub struct GroupSnapshot {
     pub running: usize,
     /// Who a strict group consists of, as far as is known.
     pub view: GroupView,
+    /// How many events it keeps as the coordinator, and what they take in bytes.
+    pub events: (usize, usize),
+    /// What it keeps of attempts' logs, in bytes.
+    pub log_bytes: usize,
 }
 
 impl Core {
+    /// How often this process began anew to keep a copy of a pipeline's jobs.
+    pub fn copies_begun(&self, pipeline: PipelineId) -> u64 {
+        self.groups.get(&pipeline).map_or(0, |group| group.copy)
+    }
+
     /// The state at this moment.
     pub fn snapshot(&self) -> Snapshot {
         let groups = self.groups.iter().map(|(pipeline, group)| {
             let (running, voters) = match &group.role {
                 Role::Coordinator(reign) => (reign.running.len(), reign.voters.clone()),
                 _ => (0, BTreeSet::new()),
+            };
+            let (events, log_bytes) = match &group.role {
+                Role::Coordinator(reign) => (reign.events.size(), reign.logs.bytes()),
+                _ => ((0, 0), 0),
             };
             let coordinates = group.elected_term().filter(|_| group.is_coordinator());
             let snapshot = GroupSnapshot {
@@ -98,6 +111,8 @@ impl Core {
                 finished: group.finished.digest,
                 running,
                 view: self.group_view(*pipeline),
+                events,
+                log_bytes,
             };
             (*pipeline, snapshot)
         });
@@ -113,6 +128,7 @@ impl Core {
                 ("proposals", self.proposed.len()),
                 ("requests", self.gateway.waiting() + self.queries.waiting()),
                 ("attempts", self.worker.held(|_| true).len()),
+                ("readers", self.readers()),
             ],
         }
     }

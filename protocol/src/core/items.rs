@@ -94,7 +94,8 @@ impl Core {
             return Ok(());
         }
         let current = self.control(pipeline, job, step).map(|control| &control.progress);
-        if !matches!(current, Some(Progress::Running { token: now, .. }) if *now == token) {
+        let running = Progress::Running { worker: from, token };
+        if current != Some(&running) {
             // Whoever coordinates hears of the attempt, and has it cancelled if nobody waits for it.
             self.forget_if_settled(pipeline, job);
             return Ok(());

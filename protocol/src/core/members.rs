@@ -6,6 +6,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use bytes::Bytes;
+
 use crate::{
     advert::{Advert, PhaseSlots},
     codec,
@@ -25,6 +27,14 @@ const MEMBER: u8 = 0x03;
 
 /// How many members are remembered.
 const MAX_MEMBERS: usize = 10_000;
+
+/// How many nodes may be shut out: more than a shell keeps of such.
+const MAX_EXPELLED: usize = 10_000;
+
+/// Where a member's advert lies.
+fn member_key(node: NodeId) -> Bytes {
+    [&[MEMBER], &node.as_bytes()[..]].concat().into()
+}
 
 /// Another node.
 #[derive(Clone, Debug)]
@@ -47,6 +57,8 @@ pub(super) struct Member {
     pub(super) unadmitted: Option<BTreeSet<PipelineId>>,
     /// How many attempts run there, by phase, as it said last.
     pub(super) busy: Vec<(crate::name::Name, u32)>,
+    /// How it looked when that was told last.
+    pub(super) told: Option<Liveness>,
 }
 
 impl Core {
@@ -74,6 +86,7 @@ impl Core {
             last_beat: 0,
             unadmitted: None,
             busy: Vec::new(),
+            told: None,
         };
         self.members.insert(member.advert.node, member);
     }
@@ -81,7 +94,7 @@ impl Core {
     /// An advert came by gossip.
     pub(super) fn on_advert(&mut self, advert: Advert) {
         let node = advert.node;
-        if node == self.me() {
+        if node == self.me() || self.expelled.contains(&node) {
             return;
         }
         let newest = self.members.get(&node).map(|member| &member.advert);
@@ -96,12 +109,11 @@ impl Core {
             known.disk == advert.disk && known.roles == advert.roles && known.name == advert.name
         });
         if !known {
-            let mut key = vec![MEMBER];
-            key.extend_from_slice(node.as_bytes());
             let value = codec::encode(&advert);
-            self.write(Write::Put { table: Table::Meta, key: key.into(), value });
+            self.write(Write::Put { table: Table::Meta, key: member_key(node), value });
         }
         let full = self.members.len() >= MAX_MEMBERS;
+        self.tell_phases(&advert);
         match self.members.get_mut(&node) {
             Some(member) => member.advert = advert,
             None if full => return,
@@ -120,6 +132,9 @@ impl Core {
     }
 
     pub(super) fn on_peer_up(&mut self, peer: NodeId) {
+        if self.expelled.contains(&peer) {
+            return;
+        }
         self.connections.insert(peer);
         if let Some(member) = self.members.get_mut(&peer) {
             member.last_beat = 0;
@@ -136,6 +151,20 @@ impl Core {
         self.lose(peer);
     }
 
+    /// A node was shut out: whatever it held or promised counts no more, and its place goes to
+    /// another at once.
+    pub(super) fn on_expelled(&mut self, node: NodeId) {
+        if node == self.me() || self.expelled.len() >= MAX_EXPELLED || !self.expelled.insert(node) {
+            return;
+        }
+        self.on_peer_down(node);
+        self.windows.remove(&node);
+        self.requeue_attempts_at(node);
+        if self.members.remove(&node).is_some() {
+            self.write(Write::Delete { table: Table::Meta, key: member_key(node) });
+        }
+    }
+
     /// Something came from a peer.
     pub(super) fn heard_from(&mut self, peer: NodeId) {
         let Some(member) = self.members.get_mut(&peer) else { return };
@@ -144,6 +173,7 @@ impl Core {
             member.reachable = true;
             member.here_since = self.now;
             member.met = true;
+            self.tell_liveness();
             self.on_reachable(peer);
         }
     }
@@ -156,11 +186,13 @@ impl Core {
         }
         member.reachable = false;
         member.away_since = self.now;
+        self.tell_liveness();
         self.arm(self.config.timing.reconnect_grace, Timer::Grace(peer));
         self.worker_lost_coordinator(peer);
         self.stop_waiting_for(peer);
         self.drop_sessions_with(peer);
         self.gateway_lost(peer);
+        self.handlers_lost(peer);
         self.queries_lost(peer);
         self.reigns_lost(peer);
         self.leaders_lost(peer);
@@ -211,6 +243,7 @@ impl Core {
         match self.members.get(&node) {
             Some(member) => self.is_retired(member),
             None if node == self.me() => false,
+            None if self.expelled.contains(&node) => true,
             None => self.now.since(self.started) > self.config.timing.replace_after,
         }
     }
@@ -297,6 +330,7 @@ impl Core {
         self.refusing = Some("the node is stopping".to_owned());
         self.advert_changed = true;
         self.grant_to_coordinators();
+        self.let_readers_go();
         self.worker_decline_queued();
         // Others take over while what runs here ends; who hears it at once need not wait for a lease.
         self.resign();

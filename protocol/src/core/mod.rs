@@ -21,18 +21,23 @@ mod commit;
 mod compensate;
 mod dispatch;
 mod election;
+mod events;
 mod fan;
+mod figures;
 mod fork;
 mod gateway;
 mod group;
+mod handlers;
 mod inspect;
 mod items;
 mod members;
 mod query;
 mod ready;
+mod recover;
 mod reign;
 mod replica;
 mod retention;
+mod said;
 mod schedules;
 mod steps;
 mod strict;
@@ -57,6 +62,7 @@ use rand_chacha::{
 use crate::{
     catalog::CatalogEntry,
     config::Config,
+    figures::Counted,
     id::{JobId, NodeId, PipelineId},
     io::{Effect, Input, PersistId},
     message::Message,
@@ -70,8 +76,10 @@ pub use inspect::{GroupSnapshot, Snapshot, StoredPromise, stored_promise};
 use beat::Beats;
 use commit::{Batch, Commit};
 use dispatch::Window;
+use events::ClusterEvents;
 use gateway::Gateway;
 use group::Group;
+use handlers::Handlers;
 use members::Member;
 use query::Queries;
 use sync::Session;
@@ -93,6 +101,8 @@ pub struct Core {
 
     members: BTreeMap<NodeId, Member>,
     connections: BTreeSet<NodeId>,
+    /// Nodes that were shut out.
+    expelled: BTreeSet<NodeId>,
     addresses: Vec<String>,
     advert_sequence: u64,
     advert_changed: bool,
@@ -103,6 +113,7 @@ pub struct Core {
 
     catalog: BTreeMap<PipelineId, CatalogEntry>,
     catalog_digest: u64,
+    handlers: Handlers,
     groups: BTreeMap<PipelineId, Group>,
 
     batch: Batch,
@@ -119,10 +130,12 @@ pub struct Core {
     worker: Worker,
     gateway: Gateway,
     queries: Queries,
+    cluster_events: ClusterEvents,
     /// Why the store could not be read, where that is not told at once.
     broken: Option<ReadError>,
     /// Jobs that failed since it was last looked whether they are compensated.
     failed: BTreeSet<(PipelineId, JobId)>,
+    counted: Counted,
     #[cfg(feature = "mutants")]
     mutant: Option<Mutant>,
 }
@@ -144,6 +157,7 @@ impl Core {
         // Numbers that others answer by differ between two starts: an answer to what an earlier
         // process asked must not pass for one to what this one asks.
         let first = config.boot << 32;
+        let event_bytes = config.limits.event_bytes / 2;
         let mut core = Self {
             config,
             rng: ChaCha8Rng::seed_from_u64(seed),
@@ -155,6 +169,7 @@ impl Core {
             timers: BTreeSet::new(),
             members: BTreeMap::new(),
             connections: BTreeSet::new(),
+            expelled: BTreeSet::new(),
             addresses: Vec::new(),
             advert_sequence: 0,
             advert_changed: true,
@@ -163,6 +178,7 @@ impl Core {
             draining: false,
             catalog: BTreeMap::new(),
             catalog_digest: 0,
+            handlers: Handlers::default(),
             groups: BTreeMap::new(),
             batch: Batch::default(),
             commits: VecDeque::new(),
@@ -176,13 +192,16 @@ impl Core {
             worker,
             gateway: Gateway::new(first),
             queries: Queries::new(first),
+            cluster_events: ClusterEvents::new(event_bytes),
             broken: None,
             failed: BTreeSet::new(),
+            counted: Counted::default(),
             #[cfg(feature = "mutants")]
             mutant: None,
         };
         core.load_members()?;
         core.load_catalog()?;
+        core.load_handlers()?;
         core.load_groups()?;
         core.grant_to_self();
         core.arm(Duration::ZERO, Timer::Beat);
@@ -198,6 +217,7 @@ impl Core {
         match input {
             Input::PeerUp(peer) => self.on_peer_up(peer),
             Input::PeerDown(peer) => self.on_peer_down(peer),
+            Input::Expelled(node) => self.on_expelled(node),
             Input::Message { from, message } => self.on_message(from, message)?,
             Input::Advert(advert) => self.on_advert(advert),
             Input::Listening(addresses) => self.on_listening(addresses),
@@ -208,8 +228,10 @@ impl Core {
                 self.on_attempt_finished(token, outcome)?
             }
             Input::Items { token, lines } => self.on_items_given(token, lines)?,
+            Input::Said { token, said } => self.on_said_here(token, said),
             Input::Accepting(accepting) => self.on_accepting(accepting),
             Input::Draining => self.on_draining(),
+            Input::Offers(phases) => self.on_offers(phases),
         }
         self.compensate_failed()?;
         if self.batch.is_large() {
@@ -279,6 +301,10 @@ impl Core {
     }
 
     fn on_message(&mut self, from: NodeId, message: Message) -> Result<(), ReadError> {
+        if self.expelled.contains(&from) {
+            // It came over the connection that is being cut.
+            return Ok(());
+        }
         self.heard_from(from);
         if self.has(Mutant::TimersPile) {
             let another = Timer::Query(u64::MAX - self.timers.len() as u64);
@@ -325,11 +351,15 @@ impl Core {
             Message::Completed(completion) => self.on_completed(from, completion)?,
             Message::Items(items) => self.on_items(from, items)?,
             Message::ItemsAck { token, count } => self.on_items_taken(token, count),
+            Message::Said(batch) => self.on_said(from, *batch),
             Message::CompletionAck(token) => self.worker_forget(token),
             Message::Cancel(token) => self.worker_cancel(token),
             Message::Grant { windows } => self.on_grant(from, windows),
             Message::Query { query, question } => self.on_query(from, query, question)?,
             Message::Answer { query, answer } => self.on_answer(from, query, answer),
+            Message::Handlers(entries) => self.on_handlers(from, entries),
+            Message::HandlersAck(known) => self.on_handlers_ack(from, &known),
+            Message::HandlersPull(known) => self.on_handlers_pull(from, &known),
         }
         Ok(())
     }
@@ -351,6 +381,8 @@ impl Core {
             Timer::Watch(pipeline) => self.on_watch_timer(pipeline)?,
             Timer::Sync(session) => self.on_sync_timer(session)?,
             Timer::Adopt(pipeline) => self.on_adopt_timer(pipeline)?,
+            Timer::Events(stream) => self.on_events_timer(stream),
+            Timer::Said => self.on_said_timer(),
         }
         Ok(())
     }

@@ -228,7 +228,10 @@ impl Core {
         let question = question(pipeline);
         let wait = match &question {
             Question::Job { wait, .. } => wait.unwrap_or_default(),
-            Question::Jobs { .. } | Question::Change { .. } => Duration::ZERO,
+            Question::Events { query, .. } => query.wait.unwrap_or_default(),
+            Question::Jobs { .. } | Question::Change { .. } | Question::Logs { .. } => {
+                Duration::ZERO
+            }
         };
         let deadline = self.now + wait + self.config.timing.request_timeout;
         let (asked, others, denied, risked) = (node, whom, false, false);
@@ -268,7 +271,10 @@ impl Core {
                     let left = pending.deadline.since(now);
                     *wait = wait.map(|_| left.saturating_sub(self.config.timing.request_timeout));
                 }
-                Question::Jobs { pipeline: of, .. } | Question::Change { pipeline: of, .. } => {
+                Question::Jobs { pipeline: of, .. }
+                | Question::Change { pipeline: of, .. }
+                | Question::Events { pipeline: of, .. }
+                | Question::Logs { pipeline: of, .. } => {
                     *of = pipeline;
                 }
             }
@@ -291,6 +297,16 @@ impl Core {
             }
             Question::Change { pipeline, .. } => {
                 let entry = self.catalog.get(&pipeline).filter(|_| !pending.risked);
+                let nobody = entry.map(|entry| Refusal::NoCoordinator(entry.name.to_string()));
+                let refusal = nobody.unwrap_or(Refusal::Unknown);
+                self.reply(pending.request, Response::Refused(refusal));
+            }
+            Question::Logs { job, .. } if pending.denied && !pending.unsure => {
+                self.reply(pending.request, Response::Refused(Refusal::UnknownJob(job)));
+            }
+            Question::Events { pipeline, .. } | Question::Logs { pipeline, .. } => {
+                // It changes nothing: it can be asked again.
+                let entry = self.catalog.get(&pipeline);
                 let nobody = entry.map(|entry| Refusal::NoCoordinator(entry.name.to_string()));
                 let refusal = nobody.unwrap_or(Refusal::Unknown);
                 self.reply(pending.request, Response::Refused(refusal));
@@ -320,6 +336,7 @@ impl Core {
     }
 
     pub(super) fn queries_lost(&mut self, peer: NodeId) {
+        self.drop_readers(|asker| matches!(asker, Asker::Peer(node, _) if *node == peer));
         for group in self.groups.values_mut() {
             drop_watchers(
                 &mut group.watchers,
@@ -352,6 +369,8 @@ impl Core {
         let may = match question {
             Question::Change { .. } => self.may_change(pipeline),
             Question::Job { .. } | Question::Jobs { .. } => self.may_answer(pipeline),
+            // Whoever does not coordinate says so.
+            Question::Events { .. } | Question::Logs { .. } => true,
         };
         if !may {
             let answer = match question {
@@ -369,6 +388,11 @@ impl Core {
                 Ok(())
             }
             Question::Change { which, change, .. } => self.change(asker, pipeline, which, &change),
+            Question::Events { query, .. } => {
+                self.read_events(asker, Some(pipeline), query);
+                Ok(())
+            }
+            Question::Logs { job, .. } => self.answer_logs(asker, pipeline, job),
         }
     }
 
@@ -385,6 +409,9 @@ impl Core {
             Answer::Changed(Err(Refusal::UnknownJob(_))) => {
                 return self.ask_next(Pending { denied: true, ..pending });
             }
+            Answer::Logs(None) => return self.ask_next(Pending { denied: true, ..pending }),
+            Answer::Logs(Some(page)) => Response::Logs(page),
+            Answer::Events(page) => Response::Events(page),
             Answer::Changed(Ok(changed)) => Response::Changed(changed),
             Answer::Changed(Err(refusal)) => Response::Refused(refusal),
         };
@@ -515,7 +542,11 @@ impl Core {
             Answer::Jobs { jobs, next } => Response::Jobs { jobs, next },
             Answer::Changed(Ok(changed)) => Response::Changed(changed),
             Answer::Changed(Err(refusal)) => Response::Refused(refusal),
-            Answer::Job(None) | Answer::Elsewhere => Response::Refused(Refusal::Unknown),
+            Answer::Events(page) => Response::Events(page),
+            Answer::Logs(Some(page)) => Response::Logs(page),
+            Answer::Job(None) | Answer::Logs(None) | Answer::Elsewhere => {
+                Response::Refused(Refusal::Unknown)
+            }
         };
         self.reply(request, response);
     }

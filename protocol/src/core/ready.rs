@@ -72,6 +72,23 @@ impl ReadyQueue {
         nobody && self.waiting.is_empty() && self.begun.is_empty()
     }
 
+    /// How many wait, those that are held back included.
+    pub(super) fn depth(&self) -> u64 {
+        let lanes = self.waiting.values().flat_map(|turns| turns.lanes.values());
+        let parked = self.parked.values().flat_map(BTreeMap::values);
+        let waiting: usize = lanes.map(VecDeque::len).sum();
+        (waiting + parked.map(VecDeque::len).sum::<usize>()) as u64
+    }
+
+    /// Those who come next, each in its turn or behind its key.
+    pub(super) fn fronts(&self) -> impl Iterator<Item = (JobId, u16)> {
+        let lanes = self.waiting.values().flat_map(|turns| turns.lanes.values());
+        let parked = self.parked.values().flat_map(BTreeMap::values);
+        let held_back = parked.filter_map(|entries| entries.front());
+        let next = lanes.filter_map(|lane| lane.front().copied());
+        next.chain(held_back.map(|entry| (entry.job, entry.step)))
+    }
+
     pub(super) fn push(&mut self, entry: Entry, place: Place) {
         let Entry { job, step, priority, owner } = entry;
         let turns = self.waiting.entry(Reverse(priority)).or_default();
@@ -277,6 +294,7 @@ mod tests {
         queue.end(&key);
         let first = queue.pop().expect("one waits");
         assert_eq!(first, entry(1, 0, None));
+        assert_eq!((queue.depth(), queue.fronts().count()), (2, 2));
         // It does not hold any more: the next with its key comes in its place.
         queue.skip(&first);
         assert_eq!(order(&mut queue), [3, 2]);

@@ -7,6 +7,7 @@
 use std::{mem, sync::Arc};
 
 use crate::{
+    event::What,
     id::{JobId, NodeId, PipelineId, Term, Token},
     name::Name,
     record::{Control, FIRST_CONTROL, Progress},
@@ -14,6 +15,7 @@ use crate::{
 
 use super::{
     Core,
+    events::Before,
     group::{Leader, PeerSync, Role, Running},
     ready::QueueName,
     sync::Purpose,
@@ -35,7 +37,12 @@ impl Core {
             reign.strict.begin(now);
         }
         group.leader = Some(Leader { node: me, term, heard: now });
+        let unfinished = group.live.count;
         self.advert_changed = true;
+        self.share_event_bytes();
+        self.tell_of(pipeline, None, What::Coordinator { node: me, unfinished });
+        self.tell_leader(pipeline, me, term);
+        let Some(group) = self.groups.get_mut(&pipeline) else { return };
         let doubtful = group.reign().map(|reign| mem::take(&mut reign.doubtful));
         let jobs: Vec<JobId> = group.jobs.keys().copied().collect();
         for job in doubtful.unwrap_or_default() {
@@ -45,6 +52,7 @@ impl Core {
             self.refresh(pipeline, job);
         }
         self.grant_to_self();
+        self.tell_said_again(pipeline);
         let own = self.worker.held(|held| held == pipeline);
         self.match_attempts(me, u64::MAX, &own);
         for peer in self.reachable() {
@@ -193,6 +201,7 @@ impl Core {
 
     /// A replica keeps the others waiting: it is put out, and brought up to date later.
     pub(super) fn put_out(&mut self, peer: NodeId) {
+        self.counted.replicas_put_out += 1;
         let until = self.now + self.config.timing.beat;
         let mut unfounded = Vec::new();
         for group in self.groups.values_mut() {
@@ -243,7 +252,7 @@ impl Core {
             note: None,
             attempts: Vec::new(),
         });
-        let before = control.rank();
+        let (before, stood) = (control.rank(), Before::of(control));
         let was_dead = control.progress == Progress::Dead;
         (control.term, control.sequence) = (term, sequence);
         // Two clusters that meet may have defined one name differently: what was agreed on by a
@@ -255,7 +264,14 @@ impl Core {
         if control.progress == Progress::Dead && !was_dead {
             self.failed.insert((pipeline, job));
         }
+        let (attempt, phase) = (stood.attempt_end(control), stood.phase_end(control));
         self.touch(pipeline, job, FIRST_CONTROL + step, true);
+        if let Some((number, what)) = attempt {
+            self.note(pipeline, (job, Some(step)), Some(number), what);
+        }
+        if let Some((number, what)) = phase {
+            self.note(pipeline, (job, Some(step)), number, what);
+        }
         Some(Token { term, sequence })
     }
 }

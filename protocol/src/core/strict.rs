@@ -132,7 +132,7 @@ impl Core {
         }
     }
 
-    fn store_view(&mut self, pipeline: PipelineId) {
+    pub(super) fn store_view(&mut self, pipeline: PipelineId) {
         let Some(view) = self.groups.get(&pipeline).and_then(|group| group.view.as_ref()) else {
             return;
         };
@@ -721,7 +721,7 @@ impl Core {
     }
 
     /// The disk that a node has now.
-    fn disk_of(&self, node: NodeId) -> Option<DiskId> {
+    pub(super) fn disk_of(&self, node: NodeId) -> Option<DiskId> {
         match node == self.me() {
             true => Some(self.config.disk),
             false => self.members.get(&node).map(|member| member.advert.disk),

@@ -44,6 +44,10 @@ pub(super) enum Timer {
     Sync(u64),
     /// A strict group's voters have shown what they hold.
     Adopt(PipelineId),
+    /// There are events of a pipeline, or of the cluster, or somebody has waited for some long enough.
+    Events(Option<PipelineId>),
+    /// Attempts that run here have said something.
+    Said,
 }
 
 impl Core {

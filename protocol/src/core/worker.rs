@@ -16,7 +16,7 @@ use crate::{
     store::ReadError,
 };
 
-use super::Core;
+use super::{Core, said::Tails};
 
 /// No more attempts are taken while this many ends wait for a coordinator.
 const MAX_UNACKNOWLEDGED: usize = 10_000;
@@ -34,6 +34,8 @@ pub(super) struct Worker {
     told: BTreeMap<NodeId, Vec<(Name, u32)>>,
     /// The last attempt of a pipeline that each gave: one that is no later is a repetition.
     given: BTreeMap<(NodeId, PipelineId), Token>,
+    /// What attempts said.
+    pub(super) tails: Tails,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -47,6 +49,8 @@ struct Host {
 #[derive(Clone, Debug)]
 struct Running {
     held: Held,
+    /// Which attempt of its phase, from 1.
+    number: u32,
     phase: Name,
     /// What is to be run, until a slot is free.
     waiting: Option<Box<Attempt>>,
@@ -66,12 +70,29 @@ impl Worker {
             demand: BTreeMap::new(),
             told: BTreeMap::new(),
             given: BTreeMap::new(),
+            tails: Tails::default(),
         }
     }
 
     /// Each phase with its slots, and how many are taken.
     pub(super) fn phases(&self) -> impl Iterator<Item = (&Name, u32, u32)> {
-        self.phases.iter().map(|(phase, host)| (phase, host.slots, host.busy))
+        self.offered().map(|(phase, host)| (phase, host.slots, host.busy))
+    }
+
+    /// Without those that only end what runs.
+    fn offered(&self) -> impl Iterator<Item = (&Name, &Host)> {
+        self.phases.iter().filter(|(_, host)| host.slots > 0)
+    }
+
+    /// An attempt that has not ended, and its number.
+    pub(super) fn attempt(&self, token: Token) -> Option<(Held, u32)> {
+        self.attempts.get(&token).map(|running| (running.held, running.number))
+    }
+
+    /// What was said by attempts that are no more is forgotten with them.
+    fn forget_tails(&mut self) {
+        let (attempts, ended) = (&self.attempts, &self.ended);
+        self.tails.retain(|token| attempts.contains_key(token) || ended.contains_key(token));
     }
 
     /// Whether nothing runs, waits or is unacknowledged.
@@ -120,7 +141,8 @@ impl Core {
             }
             return self.decline(from, token);
         }
-        let Some(host) = self.worker.phases.get_mut(&assignment.phase) else {
+        let host = self.worker.phases.get_mut(&assignment.phase);
+        let Some(host) = host.filter(|host| host.slots > 0) else {
             return self.decline(from, token);
         };
         // Several coordinators may fill their windows at once; more than that is a fault.
@@ -128,7 +150,7 @@ impl Core {
         if self.draining || host.queue.len() >= room {
             return self.decline(from, token);
         }
-        let Assignment { pipeline, job, step, phase, .. } = assignment.clone();
+        let Assignment { pipeline, job, step, phase, number, .. } = assignment.clone();
         let attempt = Box::new(Attempt {
             token,
             job,
@@ -148,7 +170,8 @@ impl Core {
         host.queue.push_back(token);
         let held = Held { pipeline, job, step, token };
         let waiting = Some(attempt);
-        let running = Running { held, phase: phase.clone(), waiting, items: 0, given: None };
+        let phase_of = phase.clone();
+        let running = Running { held, number, phase: phase_of, waiting, items: 0, given: None };
         self.worker.attempts.insert(token, running);
         self.start_queued(&phase);
     }
@@ -179,9 +202,14 @@ impl Core {
         token: Token,
         outcome: Outcome,
     ) -> Result<(), ReadError> {
+        // What it said comes before its end.
+        self.tell_said(token);
         let Some(running) = self.worker.attempts.remove(&token) else { return Ok(()) };
         if let Some(host) = self.worker.phases.get_mut(&running.phase) {
             host.busy -= 1;
+            if host.slots == 0 && host.busy == 0 {
+                self.worker.phases.remove(&running.phase);
+            }
         }
         self.start_queued(&running.phase);
         let Held { pipeline, job, step, token } = running.held;
@@ -271,12 +299,14 @@ impl Core {
         self.worker
             .ended
             .retain(|_, end| catalog.get(&end.pipeline).is_none_or(|entry| !entry.removed));
+        self.worker.forget_tails();
     }
 
     /// An end is durable at its coordinator.
     pub(super) fn worker_forget(&mut self, token: Token) {
         let full = self.worker.ended.len() >= MAX_UNACKNOWLEDGED;
         self.worker.ended.remove(&token);
+        self.worker.tails.forget(token);
         if full {
             self.grant_to_coordinators();
         }
@@ -291,18 +321,44 @@ impl Core {
         }
         let phase = running.phase.clone();
         self.worker.attempts.remove(&token);
+        self.worker.tails.forget(token);
         if let Some(host) = self.worker.phases.get_mut(&phase) {
             host.queue.retain(|queued| *queued != token);
         }
     }
 
+    /// The node offers other phases than before. Attempts that run go on, whatever becomes of theirs.
+    pub(super) fn on_offers(&mut self, phases: Vec<(Name, u32)>) {
+        let offered: BTreeMap<Name, u32> = phases.into_iter().collect();
+        let gone: Vec<Name> = self.worker.offered().map(|(phase, _)| phase.clone()).collect();
+        for phase in gone.into_iter().filter(|phase| !offered.contains_key(phase)) {
+            self.decline_waiting(|waits| *waits == phase);
+            if let Some(host) = self.worker.phases.get_mut(&phase) {
+                host.slots = 0;
+                if host.busy == 0 {
+                    self.worker.phases.remove(&phase);
+                }
+            }
+        }
+        for (phase, slots) in offered {
+            self.worker.phases.entry(phase.clone()).or_default().slots = slots;
+            self.start_queued(&phase);
+        }
+        self.advert_changed = true;
+        self.grant_to_coordinators();
+    }
+
     /// Gives back what has not begun, since the node is about to stop.
     pub(super) fn worker_decline_queued(&mut self) {
+        self.decline_waiting(|_| true);
+    }
+
+    fn decline_waiting(&mut self, of: impl Fn(&Name) -> bool) {
         let waiting: Vec<(Token, PipelineId)> = self
             .worker
             .attempts
             .iter()
-            .filter(|(_, running)| running.waiting.is_some())
+            .filter(|(_, running)| running.waiting.is_some() && of(&running.phase))
             .map(|(token, running)| (*token, running.held.pipeline))
             .collect();
         for (token, pipeline) in waiting {
@@ -344,8 +400,9 @@ impl Core {
 
     /// Tells each coordinator how much it may run here, where that changed.
     pub(super) fn grant_to_coordinators(&mut self) {
-        if self.worker.phases.is_empty() {
-            return;
+        if self.worker.phases.is_empty() && self.worker.told.is_empty() {
+            // A node that never offered anything.
+            return self.grant_to_self();
         }
         self.grant_to_self();
         let me = self.me();
@@ -377,7 +434,7 @@ impl Core {
     }
 
     fn windows_for(&self, coordinator: NodeId) -> Vec<(Name, u32)> {
-        let phases = self.worker.phases.iter();
+        let phases = self.worker.offered();
         phases
             .map(|(phase, host)| (phase.clone(), self.window_for(coordinator, phase, host.slots)))
             .collect()

@@ -11,9 +11,14 @@ use carbonmesh_protocol::{
     advert::{Advert, PhaseSlots, Roles},
     catalog::CatalogEntry,
     codec,
+    event::{
+        About, AttemptLog, Event, EventPage, EventQuery, EventToken, EventsFrom, LogLevel,
+        LogsPage, Said, What,
+    },
+    handler::{Handler, HandlerEntry, Language},
     id::{DiskId, JobId, Term, Token},
     io::{Change, Changed, Refusal},
-    message::{Answer, Message, Question, StoreResult, Which},
+    message::{Answer, Message, Question, SaidBatch, StoreResult, Which},
     record::{Control, JobOptions, JobSpec, Progress},
     view::{AttemptView, JobState, JobSummary},
 };
@@ -21,7 +26,7 @@ use carbonmesh_protocol::{
 use crate::world::{World, name, node, pipeline};
 
 /// The most messages of one kind: a few differ in more than their numbers.
-const OF_A_KIND: usize = 4;
+const OF_A_KIND: usize = 8;
 
 /// Messages of every kind, as they lie in frames: those that a cluster sends, and some more.
 pub(crate) fn messages() -> Vec<Vec<u8>> {
@@ -54,8 +59,18 @@ fn rare() -> Vec<Message> {
         error: Some("no".to_owned()),
     };
     let refusal = Refusal::Busy { waiting: 9, limit: 9 };
+    let handler = Handler {
+        language: Language::Python,
+        requires: BTreeSet::new(),
+        slots: 1,
+        source: Bytes::from_static(b"pass"),
+    };
+    let handler = HandlerEntry::new(name("one")).changed(Some(handler), 1);
     vec![
         Message::CatalogPull,
+        Message::HandlersAck(vec![(name("one"), handler.digest())]),
+        Message::HandlersPull(vec![(name("one"), 7)]),
+        Message::Handlers(vec![handler]),
         Message::Stale { pipeline, term: token.term },
         Message::Admit { pipeline, term: token.term, disk: DiskId(1), copy: 1 },
         Message::Vote { pipeline, term: token.term, founding: true },
@@ -84,11 +99,59 @@ fn rare() -> Vec<Message> {
                 change: Change::Signal { name: name("go"), data: Err("no".to_owned()) },
             },
         },
+        Message::Query {
+            query: 3,
+            question: Question::Events {
+                pipeline,
+                query: EventQuery::all(
+                    EventsFrom::After(EventToken { term: token.term, number: 1 }),
+                    Duration::from_secs(1),
+                ),
+            },
+        },
+        Message::Query { query: 4, question: Question::Logs { pipeline, job } },
+        Message::Said(Box::new(SaidBatch {
+            token,
+            pipeline,
+            job,
+            step: 0,
+            number: 1,
+            lines: vec![said()],
+        })),
+        Message::Answer {
+            query: 3,
+            answer: Answer::Events(Box::new(EventPage {
+                events: vec![Event {
+                    token: EventToken { term: token.term, number: 2 },
+                    at_ms: 1,
+                    about: About { job: Some(job), phase: Some(name("one")), ..About::default() },
+                    what: What::AttemptFailed { error: "no".into(), again_ms: Some(2) },
+                }],
+                next: EventToken { term: token.term, number: 2 },
+            })),
+        },
+        Message::Answer {
+            query: 4,
+            answer: Answer::Logs(Some(Box::new(LogsPage {
+                pipeline: name("p"),
+                attempts: vec![AttemptLog {
+                    job,
+                    phase: name("one"),
+                    attempt: 1,
+                    lines: vec![said()],
+                }],
+                next: EventToken { term: token.term, number: 2 },
+            }))),
+        },
         Message::Answer { query: 2, answer: Answer::Changed(Ok(Changed { count: 1, next: None })) },
         Message::Answer { query: 1, answer: Answer::Job(None) },
         Message::Answer { query: 1, answer: Answer::Elsewhere },
         Message::Answer { query: 1, answer: Answer::Jobs { jobs: vec![summary], next: Some(job) } },
     ]
+}
+
+fn said() -> Said {
+    Said { line: 1, at_ms: 2, level: LogLevel::Info, done: Some(5000), text: "half".into() }
 }
 
 /// Adverts and pipelines.
