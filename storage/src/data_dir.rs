@@ -30,7 +30,8 @@ use crate::{
 
 const FORMAT_FILE: &str = "FORMAT";
 const FORMAT_NAME: &str = "carbonmesh data";
-const FORMAT_VERSION: u32 = 1;
+/// The version of a data folder's format that this release writes, and the latest that it reads.
+pub const FORMAT_VERSION: u32 = 1;
 const STORE: &str = "store";
 
 /// Where the store keeps who it is; the protocol's own keys begin with 1 and above.
@@ -112,6 +113,17 @@ pub enum MarkError {
     Sync(StorageError),
     /// Only the mark's own file could not be written.
     #[error("writing the mark failed: {0}")]
+    File(io::Error),
+}
+
+/// A folder was not copied. It is as before; the copy may be there in part.
+#[derive(Debug, Error)]
+pub enum CopyError {
+    /// The store cannot be copied.
+    #[error("copying the store failed: {0}")]
+    Store(StorageError),
+    /// Another file cannot be written.
+    #[error("cannot write the copy: {0}")]
     File(io::Error),
 }
 
@@ -211,6 +223,20 @@ impl DataDir {
         fresh.save(&self.path).map_err(MarkError::File)?;
         *marked = fresh;
         Ok(())
+    }
+
+    /// Copies the folder's format and store, as they are now, into a folder that does not exist yet;
+    /// says at which change the copy ends at least. The copy gets no mark: it may forget what is
+    /// promised here from now on, so whoever opens it opens another disk.
+    ///
+    /// # Errors
+    /// The disk fails or is full.
+    pub fn copy_to(&self, folder: &Path) -> Result<u64, CopyError> {
+        let sequence = self.storage.statistics().map_err(CopyError::Store)?.sequence;
+        DirBuilder::new().mode(0o700).create(folder).map_err(CopyError::File)?;
+        write_format(folder, &folder.join(FORMAT_FILE)).map_err(CopyError::File)?;
+        self.storage.copy_to(&folder.join(STORE)).map_err(CopyError::Store)?;
+        Ok(sequence)
     }
 }
 

@@ -13,7 +13,7 @@ mod rocks;
 mod storage;
 
 #[cfg(feature = "rocksdb")]
-pub use data_dir::{DataDir, MarkError, OpenError, free_bytes};
+pub use data_dir::{CopyError, DataDir, FORMAT_VERSION, MarkError, OpenError, free_bytes};
 pub use memory::MemoryStorage;
 #[cfg(feature = "rocksdb")]
 pub use rocks::RocksStorage;

@@ -143,6 +143,7 @@ impl Storage for MemoryStorage {
                 .into_iter()
                 .map(|table| (table.name(), state.tables[table as usize].len() as u64))
                 .collect(),
+            ..Statistics::default()
         })
     }
 }

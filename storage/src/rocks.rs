@@ -7,15 +7,14 @@ use carbonmesh_protocol::store::{Row, Table, Write};
 use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType,
     DBRecoveryMode, ErrorKind, IteratorMode, LogLevel, Options, ReadOptions, WriteBatch,
-    WriteOptions,
+    WriteOptions, checkpoint::Checkpoint,
 };
 
 use crate::storage::{Statistics, Storage, StorageError};
 
-/// These two are most of what RocksDB takes, the second only while much is written: a job's state is
-/// written several times within seconds, and what is overwritten in the buffer never gets to a table.
+/// An idle node shall fit into 80 MiB: these two are most of what RocksDB takes.
 const CACHE_BYTES: usize = 16 << 20;
-const WRITE_BUFFER_BYTES: usize = 64 << 20;
+const WRITE_BUFFER_BYTES: usize = 16 << 20;
 
 /// Among how many rows in a row those that are gone are counted.
 const DELETION_WINDOW: usize = 10_000;
@@ -144,8 +143,32 @@ impl Storage for RocksStorage {
             statistics.table_bytes += property("rocksdb.total-sst-files-size").map_err(failed)?;
             let keys = property("rocksdb.estimate-num-keys").map_err(failed)?;
             statistics.keys.insert(table.name(), keys);
+            statistics.memtable_bytes +=
+                property("rocksdb.cur-size-all-mem-tables").map_err(failed)?;
+            statistics.pending_compaction_bytes +=
+                property("rocksdb.estimate-pending-compaction-bytes").map_err(failed)?;
         }
+        // These are of the store as a whole, whichever table is asked.
+        let whole = |name: &str| {
+            let value = self.db.property_int_value(name).map_err(failed);
+            value.map(Option::unwrap_or_default)
+        };
+        statistics.compactions = whole("rocksdb.num-running-compactions")?;
+        statistics.flushes = whole("rocksdb.num-running-flushes")?;
+        statistics.background_errors = whole("rocksdb.background-errors")?;
+        statistics.delayed_write_rate = whole("rocksdb.actual-delayed-write-rate")?;
+        statistics.is_write_stopped = whole("rocksdb.is-write-stopped")? > 0;
+        // All tables share one cache.
+        let family = self.family(Table::Jobs)?;
+        let cache = self.db.property_int_value_cf(family, "rocksdb.block-cache-usage");
+        statistics.cache_bytes = cache.map_err(failed)?.unwrap_or_default();
         Ok(statistics)
+    }
+
+    fn copy_to(&self, folder: &Path) -> Result<(), StorageError> {
+        // Tables are linked where the folder is on the same disk, else copied; they never change.
+        let checkpoint = Checkpoint::new(&self.db).map_err(failed)?;
+        checkpoint.create_checkpoint(folder).map_err(failed)
     }
 }
 

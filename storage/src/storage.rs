@@ -1,6 +1,6 @@
 //! What a store can do, whichever it is.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use bytes::Bytes;
 use carbonmesh_protocol::store::{ReadError, Reader, Row, Table, Write};
@@ -29,6 +29,22 @@ pub struct Statistics {
     pub sequence: u64,
     /// About how many keys each table has.
     pub keys: BTreeMap<&'static str, u64>,
+    /// Bytes of changes in memory that are in no table yet.
+    pub memtable_bytes: u64,
+    /// Bytes that have to be written again to bring the tables in order.
+    pub pending_compaction_bytes: u64,
+    /// Bytes of tables that are kept in memory.
+    pub cache_bytes: u64,
+    /// How many compactions are under way.
+    pub compactions: u64,
+    /// How many flushes of memory to tables are under way.
+    pub flushes: u64,
+    /// Errors in the background since the store was opened.
+    pub background_errors: u64,
+    /// Bytes a second to which writes are slowed down; 0 while they are not.
+    pub delayed_write_rate: u64,
+    /// Whether writes wait until the tables are in order.
+    pub is_write_stopped: bool,
 }
 
 /// An ordered key-value store with atomic batches.
@@ -70,6 +86,16 @@ pub trait Storage: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// The disk fails.
     fn statistics(&self) -> Result<Statistics, StorageError>;
+
+    /// Copies the whole store, as it is at one moment, into a folder that does not exist yet, and
+    /// goes on being written to meanwhile. What was written before the call is in the copy.
+    ///
+    /// # Errors
+    /// The disk fails or is full, or this kind of store lies in no folder. The copy may be there in
+    /// part; the store itself is as before.
+    fn copy_to(&self, _folder: &Path) -> Result<(), StorageError> {
+        Err(StorageError::Io("this kind of store cannot be copied into a folder".to_owned()))
+    }
 }
 
 /// A store as the core reads it.

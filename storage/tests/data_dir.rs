@@ -10,7 +10,7 @@ use std::{
 
 use bytes::Bytes;
 use carbonmesh_protocol::store::{Table, Write};
-use carbonmesh_storage::{DataDir, OpenError};
+use carbonmesh_storage::{CopyError, DataDir, OpenError};
 use tempfile::TempDir;
 
 struct Folder {
@@ -152,6 +152,30 @@ fn a_log_that_was_torn_behind_the_mark_is_no_harm() {
     fs::File::options().write(true).open(log).unwrap().set_len(length - 3).unwrap();
     let data = folder.opened();
     assert_eq!((data.disk_id, &data.amnesia), (disk, &None));
+}
+
+#[test]
+fn a_folder_is_copied_while_it_is_written_to_and_the_copy_is_another_disk() {
+    let mut folder = Folder::new();
+    let data = folder.opened();
+    fill(&data, 500);
+    data.mark().unwrap();
+    let target = folder.path.with_file_name("copy");
+    let sequence = std::thread::scope(|scope| {
+        let copied = scope.spawn(|| data.copy_to(&target).unwrap());
+        // The same keys again: the copy has one value or the other, and each key.
+        fill(&data, 500);
+        copied.join().unwrap()
+    });
+    assert!(sequence >= 500, "{sequence}");
+    let (disk, boot) = (data.disk_id, data.boot);
+    let copy = DataDir::open(&target, || 99).unwrap();
+    assert!(copy.amnesia.is_some());
+    assert_ne!(copy.disk_id, disk);
+    assert!(copy.boot > boot && !copy.is_new);
+    let rows = copy.storage.scan(Table::Jobs, &[], &[0xff; 8], usize::MAX).unwrap();
+    assert_eq!(rows.len(), 500);
+    assert!(matches!(data.copy_to(&target), Err(CopyError::File(_))), "a folder that is there");
 }
 
 fn newest_log(path: &Path) -> PathBuf {
