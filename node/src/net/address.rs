@@ -76,6 +76,12 @@ pub(super) fn named_peer(address: &Multiaddr) -> Option<PeerId> {
     })
 }
 
+/// The public key behind a libp2p identity; none if it is not ed25519.
+pub(crate) fn key_of(peer: &PeerId) -> Option<crate::trust::PublicKey> {
+    let key = PublicKey::try_decode_protobuf(peer.as_ref().digest()).ok()?;
+    Some(crate::trust::PublicKey(key.try_into_ed25519().ok()?.to_bytes()))
+}
+
 /// The node behind a libp2p identity; none if its key is not ed25519.
 ///
 /// A libp2p peer id holds an ed25519 public key whole, so no exchange is needed.

@@ -10,13 +10,17 @@ use libp2p::{
     tcp, yamux,
 };
 
-use super::{NetConfig, NetError, gate::Gate};
+use super::{NetConfig, NetError, crowd::Crowd, gate::Gate, penalty::Penalties};
 
 /// The stream that carries frames.
 pub(super) const FRAMES: StreamProtocol = StreamProtocol::new("/carbonmesh/1/frames");
 
 /// Connections that nobody has proven to belong here yet, at once.
 const PENDING_INCOMING: u32 = 128;
+
+/// Both may dial at once, and again before the old connections are known to be dead; a member that
+/// makes many more than that means harm.
+const PER_PEER: u32 = 8;
 
 /// The largest advert: some thousand phases, labels and addresses.
 const ADVERT_BYTES: usize = 256 << 10;
@@ -30,6 +34,7 @@ const HANDSHAKE: Duration = Duration::from_secs(5);
 #[derive(NetworkBehaviour)]
 pub(super) struct Behaviour {
     limits: connection_limits::Behaviour,
+    crowd: Crowd,
     identify: identify::Behaviour,
     pub(super) gossip: gossipsub::Behaviour,
     mdns: Toggle<mdns::tokio::Behaviour>,
@@ -42,12 +47,17 @@ pub(super) fn adverts_topic(cluster: &str) -> gossipsub::IdentTopic {
 }
 
 /// A swarm that listens nowhere yet.
-pub(super) fn build(config: &NetConfig) -> Result<Swarm<Behaviour>, NetError> {
+pub(super) fn build(
+    config: &NetConfig,
+    penalties: Penalties,
+) -> Result<Swarm<Behaviour>, NetError> {
     let failed = |part| move |reason: String| NetError::Setup { part, reason };
     let local = config.keypair.public().to_peer_id();
     let noise =
         noise::Config::new(&config.keypair).map_err(|error| failed("noise")(error.to_string()))?;
-    let gate = Gate::new(noise, local, &config.cluster, config.secret.clone());
+    let gate = Gate::new(noise, local, &config.cluster, config.secret.clone())
+        .with_trust(config.trust.clone())
+        .with_penalties(penalties);
     let mdns = match config.mdns {
         true => Some(local_discovery(local).map_err(|error| failed("mDNS")(error.to_string()))?),
         false => None,
@@ -55,8 +65,10 @@ pub(super) fn build(config: &NetConfig) -> Result<Swarm<Behaviour>, NetError> {
     let behaviour = Behaviour {
         limits: connection_limits::Behaviour::new(
             connection_limits::ConnectionLimits::default()
-                .with_max_pending_incoming(Some(PENDING_INCOMING)),
+                .with_max_pending_incoming(Some(PENDING_INCOMING))
+                .with_max_established_per_peer(Some(PER_PEER)),
         ),
+        crowd: Crowd::default(),
         identify: identify::Behaviour::new(
             identify::Config::new("/carbonmesh/1".to_owned(), config.keypair.public())
                 .with_agent_version(format!("carbonmesh/{}", env!("CARGO_PKG_VERSION"))),

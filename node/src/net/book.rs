@@ -134,6 +134,11 @@ impl Book {
         }
     }
 
+    /// Drops a peer.
+    pub(super) fn remove(&mut self, peer: &PeerId) {
+        self.changed |= self.entries.remove(peer).is_some();
+    }
+
     /// Drops a peer that was never connected.
     pub(super) fn forget_unproven(&mut self, peer: &PeerId) -> bool {
         let unproven = self.entries.get(peer).is_some_and(|entry| !entry.proven);

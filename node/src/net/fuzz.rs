@@ -68,7 +68,7 @@ fn read(runtime: &Runtime, says: &[u8], piece: usize) -> (Vec<Message>, io::Erro
     let (events, mut told) = mpsc::channel(1 << 14);
     let (dead, _) = mpsc::channel(1);
     let (peer, node) = (PeerId::random(), NodeId::from_bytes([1; 16]));
-    let link = Link { peer, node, events, dead };
+    let link = Link { peer, node, events, dead, counters: Default::default() };
     let ended = runtime.block_on(link.read(Peer { says, piece }));
     let mut messages = Vec::new();
     while let Ok(event) = told.try_recv() {
@@ -137,7 +137,8 @@ fn a_frame_takes_memory_only_for_what_has_come() {
     let stream = frame(&codec::encode(&Message::CatalogPull).repeat(100_000));
     let (events, mut told) = mpsc::channel(1);
     let (dead, _) = mpsc::channel(1);
-    let link = Link { peer: PeerId::random(), node: NodeId::from_bytes([1; 16]), events, dead };
+    let (peer, node) = (PeerId::random(), NodeId::from_bytes([1; 16]));
+    let link = Link { peer, node, events, dead, counters: Default::default() };
     let count = std::cell::Cell::new(0);
     let bytes = measure(|| {
         runtime.block_on(async {

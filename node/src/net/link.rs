@@ -31,6 +31,7 @@ use tracing::{debug, warn};
 use super::{
     NetEvent,
     behaviour::FRAMES,
+    counters::NetCounters,
     lane::{Outbox, lane},
 };
 
@@ -59,7 +60,20 @@ pub(super) struct Link {
     pub(super) node: NodeId,
     pub(super) events: mpsc::Sender<NetEvent>,
     /// Told of peers whose connection is dead, though nobody has closed it.
-    pub(super) dead: mpsc::Sender<PeerId>,
+    pub(super) dead: mpsc::Sender<Dead>,
+    pub(super) counters: NetCounters,
+}
+
+/// Whose connection has to end, and why.
+pub(super) type Dead = (PeerId, Fault);
+
+/// Why a connection has to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fault {
+    /// Nothing comes over it.
+    Silent,
+    /// What comes over it is no frame of ours.
+    Malformed,
 }
 
 impl Link {
@@ -74,7 +88,7 @@ impl Link {
                 Ok(Err(error)) => debug!(peer = %self.peer, %error, "no frame stream"),
                 Err(_) => {
                     debug!(peer = %self.peer, "the frame stream was not opened in time");
-                    self.give_up().await;
+                    self.give_up(Fault::Silent).await;
                 }
             }
             sleep(REOPEN).await;
@@ -100,43 +114,54 @@ impl Link {
             Ok(Err(error)) => return debug!(peer = %self.peer, %error, "no greeting"),
             Err(_) => {
                 debug!(peer = %self.peer, "no greeting in time");
-                return self.give_up().await;
+                return self.give_up(Fault::Silent).await;
             }
         }
         let (lane, outbox) = lane();
         if self.events.send(NetEvent::PeerUp(self.node, lane)).await.is_err() {
             return;
         }
+        self.counters.session_opened();
         let overflow = outbox.overflow.clone();
         let (reader, writer) = stream.split();
         let ended = tokio::select! {
             ended = self.read(reader) => ended,
-            ended = write(writer, outbox) => ended,
+            ended = write(writer, outbox, &self.counters) => ended,
             () = overflow.cancelled() => Err(io::Error::other("the peer reads too slowly")),
             () = interrupted => Ok(()),
         };
+        self.counters.session_ended(match &ended {
+            Ok(()) => "closed",
+            _ if overflow.is_cancelled() => "slow",
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => "silent",
+            Err(_) => "failed",
+        });
         // Nobody listens only when the node ends.
         let _ = self.events.send(NetEvent::PeerDown(self.node)).await;
         if let Err(error) = ended {
             debug!(peer = %self.peer, node = %self.node, %error, "frame stream ended");
-            if error.kind() == io::ErrorKind::TimedOut {
-                self.give_up().await;
+            match error.kind() {
+                io::ErrorKind::TimedOut => self.give_up(Fault::Silent).await,
+                io::ErrorKind::InvalidData => self.give_up(Fault::Malformed).await,
+                _ => {}
             }
         }
     }
 
-    /// Nothing comes over the connection: whatever TCP believes, another one has to be made.
-    async fn give_up(&self) {
+    /// The connection is of no use: whatever TCP believes, another one has to be made.
+    async fn give_up(&self, fault: Fault) {
         // Nobody listens only when the node ends.
-        let _ = self.dead.send(self.peer).await;
+        let _ = self.dead.send((self.peer, fault)).await;
     }
 
     pub(super) async fn read(&self, reader: impl AsyncRead + Unpin) -> io::Result<()> {
         let mut reader = BufReader::with_capacity(BUFFER_BYTES, reader);
         loop {
             let mut frame = read_frame(&mut reader).await?;
+            self.counters.received(frame.len());
             while !frame.is_empty() {
                 let messages = self.decode(&mut frame)?;
+                self.counters.messages_received.inc_by(messages.len() as u64);
                 let event = NetEvent::Messages { from: self.node, messages };
                 // Waiting here lets TCP hold the sender back.
                 if self.events.send(event).await.is_err() {
@@ -182,7 +207,8 @@ async fn read_frame(reader: &mut (impl AsyncRead + Unpin)) -> io::Result<Bytes> 
     within_silence(reader.read_exact(&mut length)).await?;
     let length = u32::from_le_bytes(length) as usize;
     if length > FRAME_BYTES {
-        return Err(io::Error::other(format!("a frame of {length} bytes is over {FRAME_BYTES}")));
+        let reason = format!("a frame of {length} bytes is over {FRAME_BYTES}");
+        return Err(io::Error::new(io::ErrorKind::InvalidData, reason));
     }
     // Room is made as bytes come: who only says that many will, takes no memory here.
     let mut frame = BytesMut::new();
@@ -201,15 +227,21 @@ async fn within_silence(read: impl Future<Output = io::Result<()>>) -> io::Resul
         .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "the peer is silent"))?
 }
 
-async fn write(writer: impl AsyncWrite + Unpin, mut outbox: Outbox) -> io::Result<()> {
+async fn write(
+    writer: impl AsyncWrite + Unpin,
+    mut outbox: Outbox,
+    counters: &NetCounters,
+) -> io::Result<()> {
     let mut writer = BufWriter::with_capacity(BUFFER_BYTES, writer);
     while let Some(frame) = outbox.frames.recv().await {
         write_frame(&mut writer, &frame).await?;
         outbox.taken(frame.len());
+        counters.sent(frame.len());
         // What has come meanwhile goes out with it.
         while let Ok(frame) = outbox.frames.try_recv() {
             write_frame(&mut writer, &frame).await?;
             outbox.taken(frame.len());
+            counters.sent(frame.len());
         }
         writer.flush().await?;
     }

@@ -1,9 +1,10 @@
 //! The network: who is connected, and one ordered stream of frames to each.
 //!
 //! ```text
-//! TCP ─ Noise ─ gate (cluster secret) ─ yamux ┬ frames: jobs, leases, replication
-//!                                             ├ gossipsub: adverts, hints only
-//!                                             └ identify; mDNS and an address book find peers
+//! TCP ─ Noise ─ gate (secret, or certificates) ─ yamux ┬ frames: jobs, leases, replication
+//!                                                      ├ gossipsub: adverts, hints only
+//!                                                      ├ trust: who was shut out, renewals
+//!                                                      └ identify; mDNS and a book find peers
 //! ```
 //! Within one [`NetEvent::PeerUp`] to [`NetEvent::PeerDown`], what is sent on the [`Lane`] arrives in
 //! order and whole, or the connection ends. What the messages mean is left to the core.
@@ -11,21 +12,33 @@
 mod address;
 mod behaviour;
 mod book;
+mod counters;
+mod crowd;
 mod gate;
 mod lane;
 mod link;
 mod peers;
+mod penalty;
 mod swarm;
+mod trust;
 
 #[cfg(test)]
 mod fuzz;
 #[cfg(test)]
+mod strangers;
+#[cfg(test)]
 mod tests;
 
-use std::{io, path::PathBuf};
+use std::{
+    collections::BTreeSet,
+    fmt, io,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use carbonmesh_protocol::{advert::Advert, id::NodeId, message::Message};
-use libp2p::{Multiaddr, identity::Keypair};
+use libp2p::{Multiaddr, PeerId, StreamProtocol, identity::Keypair};
+use libp2p_stream::{Control, IncomingStreams, OpenStreamError};
 use thiserror::Error;
 use tokio::{
     sync::{mpsc, watch},
@@ -33,9 +46,13 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+use crate::trust::Trust;
+
 pub use address::{NotAnAddress, is_loopback, node_id_of, parse_address};
 pub use gate::Secret;
 pub use lane::Lane;
+
+pub(crate) use counters::NetCounters;
 
 /// How a node takes part in the network.
 #[derive(Debug)]
@@ -46,6 +63,8 @@ pub struct NetConfig {
     pub cluster: String,
     /// What admits to the cluster; without one, only this machine's nodes can.
     pub secret: Option<Secret>,
+    /// The node's certificates, where the cluster goes by these; there is no secret then.
+    pub trust: Option<Trust>,
     /// Where to listen.
     pub listen: Vec<Multiaddr>,
     /// Where other nodes may be found first.
@@ -66,6 +85,8 @@ pub enum NetEvent {
     PeerUp(NodeId, Lane),
     /// The connection is gone.
     PeerDown(NodeId),
+    /// The node was shut out of the cluster.
+    Expelled(NodeId),
     /// What came in one frame.
     Messages {
         /// From whom.
@@ -95,7 +116,7 @@ pub enum NetError {
     },
     /// Listening there would let strangers in.
     #[error(
-        "without a cluster secret a node keeps to this machine, and {0} is not on it: give all nodes the same --secret-file, or use 127.0.0.1"
+        "without a cluster secret or an invitation a node keeps to this machine, and {0} is not on it: give all nodes the same --secret-file, join with --join, or use 127.0.0.1"
     )]
     Exposed(Multiaddr),
     /// Noise, gossipsub or mDNS could not be set up.
@@ -119,12 +140,66 @@ impl Gossip {
     }
 }
 
+/// Streams beside those of frames, to the peers that are connected.
+#[derive(Clone)]
+pub(crate) struct Streams {
+    control: Control,
+    connected: Connected,
+}
+
+impl Streams {
+    /// Who is connected now.
+    pub(crate) fn peers(&self) -> BTreeSet<PeerId> {
+        self.connected.peers()
+    }
+
+    /// Opens a stream.
+    pub(crate) async fn open(
+        &self,
+        peer: PeerId,
+        protocol: StreamProtocol,
+    ) -> Result<libp2p::Stream, OpenStreamError> {
+        self.control.clone().open_stream(peer, protocol).await
+    }
+
+    /// The streams that peers open; none if somebody takes these already.
+    pub(crate) fn accept(&self, protocol: StreamProtocol) -> Option<IncomingStreams> {
+        self.control.clone().accept(protocol).ok()
+    }
+}
+
+impl fmt::Debug for Streams {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Streams").field("connected", &self.connected).finish_non_exhaustive()
+    }
+}
+
+/// The peers that are connected.
+#[derive(Clone, Debug, Default)]
+struct Connected(Arc<Mutex<BTreeSet<PeerId>>>);
+
+impl Connected {
+    fn peers(&self) -> BTreeSet<PeerId> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn note(&self, peer: PeerId, connected: bool) {
+        let mut peers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match connected {
+            true => peers.insert(peer),
+            false => peers.remove(&peer),
+        };
+    }
+}
+
 /// A running network.
 #[derive(Debug)]
 pub struct Net {
     node: NodeId,
     listening: Vec<Multiaddr>,
     gossip: Gossip,
+    counters: NetCounters,
+    streams: Streams,
     task: JoinHandle<()>,
 }
 
@@ -139,9 +214,19 @@ impl Net {
         self.gossip.clone()
     }
 
+    /// What is counted.
+    pub(crate) fn counters(&self) -> NetCounters {
+        self.counters.clone()
+    }
+
     /// Where the node listens.
     pub fn listening(&self) -> &[Multiaddr] {
         &self.listening
+    }
+
+    /// Streams beside those of frames.
+    pub(crate) fn streams(&self) -> Streams {
+        self.streams.clone()
     }
 
     /// Waits for the end, after the token given to [`start`] was cancelled.
@@ -160,7 +245,7 @@ pub async fn start(
     events: mpsc::Sender<NetEvent>,
     cancel: CancellationToken,
 ) -> Result<Net, NetError> {
-    if config.secret.is_none() {
+    if config.secret.is_none() && config.trust.is_none() {
         let mut addresses = config.listen.iter().chain(&config.peers);
         if let Some(exposed) = addresses.find(|address| !is_loopback(address)) {
             return Err(NetError::Exposed(exposed.clone()));
@@ -173,7 +258,8 @@ pub async fn start(
     })?;
     let (adverts, latest) = watch::channel(None);
     let swarm = swarm::Network::listen(config, events, latest).await?;
-    let listening = swarm.listening();
+    let (listening, counters) = (swarm.listening(), swarm.counters());
+    let streams = swarm.streams();
     let task = tokio::spawn(swarm.run(cancel));
-    Ok(Net { node, listening, gossip: Gossip(adverts), task })
+    Ok(Net { node, listening, gossip: Gossip(adverts), counters, streams, task })
 }

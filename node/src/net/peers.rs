@@ -179,7 +179,8 @@ impl Peers {
                 DialOpts::unknown_peer_id().address(address.clone()).allocate_new_port().build()
             }
             Target::Peer(peer) => {
-                let mut addresses = self.book.get(peer)?.addresses.clone();
+                let known = self.book.get(peer);
+                let mut addresses = known.map(|it| it.addresses.clone()).unwrap_or_default();
                 addresses.retain(|address| !self.loopback_only || is_loopback(address));
                 if addresses.is_empty() {
                     self.attempts.remove(&target);
@@ -212,6 +213,17 @@ impl Peers {
             dialling: None,
         });
         (attempts.failures, attempts.next) = (0, now);
+    }
+
+    /// All peers to which a connection stands.
+    pub(super) fn connected_peers(&self) -> impl Iterator<Item = PeerId> {
+        self.connections.keys().copied()
+    }
+
+    /// A peer is not to be dialled any more.
+    pub(super) fn forget(&mut self, peer: &PeerId) {
+        self.book.remove(peer);
+        self.attempts.remove(&Target::Peer(*peer));
     }
 
     fn is_connected(&self, target: &Target) -> bool {

@@ -1,13 +1,14 @@
 //! The loop around libp2p's swarm: listens, dials, gossips, and hands streams to links.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     net::{IpAddr, TcpListener},
     path::PathBuf,
+    sync::Arc,
     time::Instant,
 };
 
-use carbonmesh_protocol::{advert::Advert, codec};
+use carbonmesh_protocol::{advert::Advert, codec, id::NodeId};
 use futures::StreamExt;
 use libp2p::{
     Multiaddr, PeerId, Swarm,
@@ -19,23 +20,40 @@ use libp2p::{
 };
 use libp2p_stream::{Control, IncomingStreams};
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{Semaphore, mpsc, watch},
     time::{Duration, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::{
-    NetConfig, NetError, NetEvent,
+    Connected, NetConfig, NetError, NetEvent, Streams,
     address::{is_loopback, node_id_of},
     behaviour::{self, Behaviour, BehaviourEvent, FRAMES},
     book::{self, Book},
-    link::Link,
+    counters::NetCounters,
+    link::{Dead, Fault, Link},
     peers::Peers,
+    penalty::Penalties,
+    trust::{self, TRUST},
 };
+use crate::trust::{Denied, Trust};
 
 /// How long changes of the address book are gathered before they are written.
 const SAVE_AFTER: Duration = Duration::from_secs(2);
+
+/// How often it is looked whether the own certificate is to be renewed, and peers' still hold.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+
+/// In which of these rounds a member is asked for a new certificate.
+const RENEW_ROUNDS: usize = 15;
+
+/// How often an operator is warned of a certificate that ends.
+const WARN_EVERY: Duration = Duration::from_secs(3600);
+const FIRST_WARNING: Duration = Duration::from_secs(60);
+
+/// How many peers may ask about trust at once.
+const TRUST_STREAMS: usize = 32;
 
 /// Where a peer's link takes its streams from.
 enum LinkInput {
@@ -59,8 +77,40 @@ pub(super) struct Network {
     advertise: Vec<Multiaddr>,
     /// A peer has joined the gossip and does not know us yet.
     newcomers: bool,
+    connected: Connected,
     /// Peers whose connections are dead, as their links find out.
-    dead: (mpsc::Sender<PeerId>, mpsc::Receiver<PeerId>),
+    dead: (mpsc::Sender<Dead>, mpsc::Receiver<Dead>),
+    penalties: Penalties,
+    counters: NetCounters,
+    certified: Option<Certified>,
+}
+
+/// What there is beside, where certificates decide who is in.
+struct Certified {
+    trust: Trust,
+    incoming: IncomingStreams,
+    changes: watch::Receiver<u64>,
+    answering: Arc<Semaphore>,
+    /// Nodes that were reported as shut out.
+    expelled: BTreeSet<NodeId>,
+    /// Whom to ask next for a certificate.
+    turn: usize,
+    warn_at: Instant,
+}
+
+impl Certified {
+    fn new(trust: Trust, control: &mut Control) -> Result<Self, NetError> {
+        let incoming = control.accept(TRUST).map_err(|error| NetError::Setup {
+            part: "trust streams",
+            reason: error.to_string(),
+        })?;
+        let changes = trust.changes();
+        let answering = Arc::new(Semaphore::new(TRUST_STREAMS));
+        let expelled = BTreeSet::new();
+        // Whoever renews may have to be found first.
+        let warn_at = Instant::now() + FIRST_WARNING;
+        Ok(Self { trust, incoming, changes, answering, expelled, turn: 0, warn_at })
+    }
 }
 
 impl Network {
@@ -70,7 +120,8 @@ impl Network {
         events: mpsc::Sender<NetEvent>,
         adverts: watch::Receiver<Option<Advert>>,
     ) -> Result<Self, NetError> {
-        let mut swarm = behaviour::build(&config)?;
+        let penalties = Penalties::default();
+        let mut swarm = behaviour::build(&config, penalties.clone())?;
         listen_on_all(&mut swarm, &config.listen).await?;
         let book = Book::load(&config.book).unwrap_or_else(|error| {
             warn!(path = %config.book.display(), %error, "cannot read the address book: starting an empty one");
@@ -81,8 +132,10 @@ impl Network {
             part: "frame streams",
             reason: error.to_string(),
         })?;
-        let peers =
-            Peers::new(*swarm.local_peer_id(), config.secret.is_none(), book, &config.peers);
+        let loopback_only = config.secret.is_none() && config.trust.is_none();
+        let peers = Peers::new(*swarm.local_peer_id(), loopback_only, book, &config.peers);
+        let certified =
+            config.trust.map(|trust| Certified::new(trust, &mut control)).transpose()?;
         let mut network = Self {
             swarm,
             control,
@@ -95,10 +148,19 @@ impl Network {
             book_path: config.book,
             advertise: config.advertise,
             newcomers: false,
+            connected: Connected::default(),
             dead: mpsc::channel(64),
+            counters: NetCounters::default(),
+            penalties,
+            certified,
         };
         network.tell_listening().await;
         Ok(network)
+    }
+
+    /// What it counts.
+    pub(super) fn counters(&self) -> NetCounters {
+        self.counters.clone()
     }
 
     /// Where it listens.
@@ -106,9 +168,16 @@ impl Network {
         self.swarm.listeners().cloned().collect()
     }
 
+    /// Streams beside those of frames.
+    pub(super) fn streams(&self) -> Streams {
+        Streams { control: self.control.clone(), connected: self.connected.clone() }
+    }
+
     /// Runs until cancelled.
     pub(super) async fn run(mut self, cancel: CancellationToken) {
         let mut save = tokio::time::interval(SAVE_AFTER);
+        let mut look = tokio::time::interval(LOOK_EVERY);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             self.dial_due();
             let next_dial = self.peers.next_due();
@@ -120,10 +189,12 @@ impl Network {
                     Ok(()) => self.publish(),
                     Err(_) => break,
                 },
-                Some(peer) = self.dead.1.recv() => {
-                    // It may be gone already.
-                    let _ = self.swarm.disconnect_peer_id(peer);
-                }
+                Some((peer, fault)) = self.dead.1.recv() => self.on_dead(peer, fault),
+                Some(news) = trust_news(&mut self.certified) => match news {
+                    TrustNews::Asked(peer, stream) => self.on_trust_stream(peer, *stream),
+                    TrustNews::Changed => self.on_trust_changed().await,
+                },
+                _ = look.tick() => self.look_at_trust().await,
                 () = until(next_dial) => {}
                 _ = save.tick() => {
                     self.save_book().await;
@@ -143,20 +214,26 @@ impl Network {
                 self.tell_listening().await;
             }
             SwarmEvent::ConnectionEstablished { peer_id, connection_id, endpoint, .. } => {
+                self.counters.connections.inc();
+                self.counters.connections_opened.inc();
+                self.connected.note(peer_id, true);
                 let dialled = endpoint.is_dialer().then(|| endpoint.get_remote_address());
                 if self.peers.connected(peer_id, dialled, connection_id) {
                     self.on_connected(peer_id);
                 }
             }
             SwarmEvent::ConnectionClosed { peer_id, cause, .. } => {
+                self.counters.connections.dec();
                 debug!(peer = %peer_id, ?cause, "connection closed");
-                if self.peers.disconnected(peer_id)
-                    && let Some(LinkInput::Opener(connected)) = self.links.get(&peer_id)
-                {
-                    connected.send_replace(false);
+                if self.peers.disconnected(peer_id) {
+                    self.connected.note(peer_id, false);
+                    if let Some(LinkInput::Opener(connected)) = self.links.get(&peer_id) {
+                        connected.send_replace(false);
+                    }
                 }
             }
             SwarmEvent::OutgoingConnectionError { connection_id, peer_id, error } => {
+                self.counters.connection_failed("outgoing");
                 debug!(?peer_id, %error, "dial failed");
                 match error {
                     DialError::LocalPeerId { address } => self.peers.found_self(&address),
@@ -168,6 +245,7 @@ impl Network {
                 self.peers.dial_failed(connection_id);
             }
             SwarmEvent::IncomingConnectionError { send_back_addr, error, .. } => {
+                self.counters.connection_failed("incoming");
                 debug!(address = %send_back_addr, %error, "incoming connection failed");
             }
             SwarmEvent::ListenerError { error, .. } => warn!(%error, "listening failed"),
@@ -188,7 +266,9 @@ impl Network {
             BehaviourEvent::Mdns(mdns::Event::Discovered(found)) => {
                 // `Expired` is left unheard: silence on the local network proves nothing.
                 for (peer, address) in found {
-                    self.peers.hear(peer, &address);
+                    if node_id_of(&peer).is_none_or(|node| !self.is_out(node)) {
+                        self.peers.hear(peer, &address);
+                    }
                 }
             }
             BehaviourEvent::Gossip(gossipsub::Event::Subscribed { .. }) => self.newcomers = true,
@@ -201,6 +281,10 @@ impl Network {
                     true => MessageAcceptance::Accept,
                     false => MessageAcceptance::Reject,
                 };
+                self.counters.advert(match acceptance {
+                    MessageAcceptance::Accept => "received",
+                    _ => "rejected",
+                });
                 let gossip = &mut self.swarm.behaviour_mut().gossip;
                 gossip.report_message_validation_result(
                     &message_id,
@@ -212,12 +296,91 @@ impl Network {
         }
     }
 
+    /// Whether a node was shut out.
+    fn is_out(&self, node: NodeId) -> bool {
+        self.certified.as_ref().is_some_and(|it| it.expelled.contains(&node))
+    }
+
+    fn on_dead(&mut self, peer: PeerId, fault: Fault) {
+        match fault {
+            Fault::Silent => {}
+            Fault::Malformed if self.penalties.offended(peer, Instant::now()) => {
+                warn!(%peer, "a peer sends again and again what no node sends: it is kept out for a while");
+            }
+            // Its stream has ended, which is enough for once.
+            Fault::Malformed => return,
+        }
+        // It may be gone already.
+        let _ = self.swarm.disconnect_peer_id(peer);
+    }
+
+    fn on_trust_stream(&self, peer: PeerId, stream: libp2p::Stream) {
+        let Some(certified) = &self.certified else { return };
+        // A stream that cannot be taken is dropped: its opener asks again at the next change.
+        let Ok(permit) = certified.answering.clone().try_acquire_owned() else { return };
+        let trust = certified.trust.clone();
+        tokio::spawn(async move {
+            trust::answer(stream, peer, trust).await;
+            drop(permit);
+        });
+    }
+
+    /// Somebody was shut out, or the own certificate was renewed: all peers hear of it.
+    async fn on_trust_changed(&mut self) {
+        self.look_at_trust().await;
+        let peers: Vec<PeerId> = self.peers.connected_peers().collect();
+        peers.into_iter().for_each(|peer| self.speak_of_trust(peer));
+    }
+
+    fn speak_of_trust(&self, peer: PeerId) {
+        let Some(certified) = &self.certified else { return };
+        tokio::spawn(trust::converse(self.control.clone(), peer, certified.trust.clone()));
+    }
+
+    /// Cuts off whoever may stay no longer, and sees to the own certificate.
+    async fn look_at_trust(&mut self) {
+        let Some(certified) = &mut self.certified else { return };
+        let trust = certified.trust.clone();
+        for node in trust.expelled() {
+            if certified.expelled.insert(node) {
+                // Nobody listens only when the node ends.
+                let _ = self.events.send(NetEvent::Expelled(node)).await;
+            }
+        }
+        let connected: Vec<PeerId> = self.peers.connected_peers().collect();
+        for &peer in &connected {
+            let Some(why) = node_id_of(&peer).and_then(|node| trust.unfit(node)) else { continue };
+            warn!(%peer, %why, "cutting a peer off");
+            if matches!(why, Denied::Revoked(_)) {
+                self.peers.forget(&peer);
+            }
+            // It may be gone already.
+            let _ = self.swarm.disconnect_peer_id(peer);
+        }
+        trust.renew_self();
+        if trust.wants_renewal() && Instant::now() >= certified.warn_at {
+            certified.warn_at = Instant::now() + WARN_EVERY;
+            trust.warn_of_end();
+        }
+        let better =
+            |peer: &PeerId| node_id_of(peer).is_some_and(|it| trust.wants_renewal_from(it));
+        let renewers: Vec<PeerId> = connected.into_iter().filter(better).collect();
+        certified.turn = certified.turn.wrapping_add(1);
+        let (round, due) = (certified.turn / RENEW_ROUNDS, certified.turn % RENEW_ROUNDS == 0);
+        if due && !renewers.is_empty() {
+            self.speak_of_trust(renewers[round % renewers.len()]);
+        }
+    }
+
     /// Whether the advert is one, and its signer's own.
     async fn on_advert(&mut self, message: gossipsub::Message) -> bool {
         let Some(source) = message.source else { return false };
         let Ok(advert) = codec::decode::<Advert>(&message.data) else { return false };
         if node_id_of(&source) != Some(advert.node) {
             warn!(peer = %source, node = %advert.node, "an advert speaks for another node");
+            return false;
+        }
+        if self.is_out(advert.node) {
             return false;
         }
         for address in advert.addresses.iter().filter_map(|text| text.parse().ok()) {
@@ -235,6 +398,7 @@ impl Network {
             let _ = self.swarm.disconnect_peer_id(peer);
             return;
         };
+        self.speak_of_trust(peer);
         if let Some(LinkInput::Opener(connected)) = self.links.get(&peer) {
             connected.send_replace(true);
         }
@@ -243,7 +407,7 @@ impl Network {
         }
         info!(%peer, %node, "connected to a new peer");
         let (events, dead) = (self.events.clone(), self.dead.0.clone());
-        let link = Link { peer, node, events, dead };
+        let link = Link { peer, node, events, dead, counters: self.counters.clone() };
         let input = if *self.swarm.local_peer_id() < peer {
             let (connected, watch) = watch::channel(true);
             tokio::spawn(link.open(self.control.clone(), watch));
@@ -269,8 +433,9 @@ impl Network {
         let bytes = codec::encode(&advert);
         let gossip = &mut self.swarm.behaviour_mut().gossip;
         // Alone in the cluster, nobody is there to hear it.
-        if let Err(error) = gossip.publish(self.topic.clone(), bytes) {
-            debug!(%error, "advert not published");
+        match gossip.publish(self.topic.clone(), bytes) {
+            Ok(_) => self.counters.advert("sent"),
+            Err(error) => debug!(%error, "advert not published"),
         }
     }
 
@@ -304,6 +469,23 @@ impl Network {
         if let Ok(Err(error)) = saved {
             warn!(path = %self.book_path.display(), %error, "cannot write the address book");
         }
+    }
+}
+
+enum TrustNews {
+    Asked(PeerId, Box<libp2p::Stream>),
+    Changed,
+}
+
+/// What comes next about trust; nothing ever, where there are no certificates.
+async fn trust_news(certified: &mut Option<Certified>) -> Option<TrustNews> {
+    let Some(certified) = certified else { return std::future::pending().await };
+    tokio::select! {
+        Some((peer, stream)) = certified.incoming.next() => {
+            Some(TrustNews::Asked(peer, Box::new(stream)))
+        }
+        Ok(()) = certified.changes.changed() => Some(TrustNews::Changed),
+        else => std::future::pending().await,
     }
 }
 

@@ -14,20 +14,21 @@ use tokio::{sync::mpsc, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::*;
+use crate::trust::tests::Member;
 
 const LOOPBACK: &str = "/ip4/127.0.0.1/tcp/0";
 
-struct Host {
-    node: NodeId,
+pub(super) struct Host {
+    pub(super) node: NodeId,
     net: Option<Net>,
-    events: mpsc::Receiver<NetEvent>,
+    pub(super) events: mpsc::Receiver<NetEvent>,
     cancel: CancellationToken,
     folder: tempfile::TempDir,
     keypair: Keypair,
 }
 
 impl Host {
-    async fn start(secret: &str, peers: &[Multiaddr]) -> Self {
+    pub(super) async fn start(secret: &str, peers: &[Multiaddr]) -> Self {
         Self::start_as(Keypair::generate_ed25519(), tempfile::tempdir().unwrap(), secret, peers)
             .await
     }
@@ -38,12 +39,31 @@ impl Host {
         secret: &str,
         peers: &[Multiaddr],
     ) -> Self {
+        let secret = Secret::new(secret.as_bytes());
+        Self::start_with(keypair, folder, "test", (Some(secret), None), peers).await
+    }
+
+    /// A member by its certificate.
+    pub(super) async fn certified(member: Member, peers: &[Multiaddr]) -> Self {
+        let Member { folder, keypair, trust } = member;
+        let cluster = trust.cluster();
+        Self::start_with(keypair, folder, &cluster, (None, Some(trust)), peers).await
+    }
+
+    async fn start_with(
+        keypair: Keypair,
+        folder: tempfile::TempDir,
+        cluster: &str,
+        (secret, trust): (Option<Secret>, Option<Trust>),
+        peers: &[Multiaddr],
+    ) -> Self {
         let (sender, events) = mpsc::channel(64);
         let cancel = CancellationToken::new();
         let config = NetConfig {
             keypair: keypair.clone(),
-            cluster: "test".to_owned(),
-            secret: Some(Secret::new(secret.as_bytes())),
+            cluster: cluster.to_owned(),
+            secret,
+            trust,
             listen: vec![LOOPBACK.parse().unwrap()],
             peers: peers.to_vec(),
             mdns: false,
@@ -55,7 +75,7 @@ impl Host {
         Self { node, net: Some(net), events, cancel, folder, keypair }
     }
 
-    fn address(&self) -> Multiaddr {
+    pub(super) fn address(&self) -> Multiaddr {
         self.net.as_ref().unwrap().listening()[0].clone()
     }
 
@@ -63,7 +83,7 @@ impl Host {
         timeout(Duration::from_secs(20), self.events.recv()).await.expect("an event").unwrap()
     }
 
-    async fn up(&mut self) -> (NodeId, Lane) {
+    pub(super) async fn up(&mut self) -> (NodeId, Lane) {
         loop {
             if let NetEvent::PeerUp(node, lane) = self.next().await {
                 return (node, lane);
@@ -71,7 +91,7 @@ impl Host {
         }
     }
 
-    async fn down(&mut self) -> NodeId {
+    pub(super) async fn down(&mut self) -> NodeId {
         loop {
             if let NetEvent::PeerDown(node) = self.next().await {
                 return node;
@@ -79,7 +99,7 @@ impl Host {
         }
     }
 
-    async fn messages(&mut self) -> Vec<Message> {
+    pub(super) async fn messages(&mut self) -> Vec<Message> {
         loop {
             if let NetEvent::Messages { messages, .. } = self.next().await {
                 return messages;
@@ -94,7 +114,7 @@ impl Host {
     }
 }
 
-fn advert(node: NodeId, sequence: u64) -> Advert {
+pub(super) fn advert(node: NodeId, sequence: u64) -> Advert {
     Advert {
         node,
         disk: DiskId(1),
@@ -112,13 +132,13 @@ fn advert(node: NodeId, sequence: u64) -> Advert {
     }
 }
 
-fn frame(messages: &[Message]) -> bytes::Bytes {
+pub(super) fn frame(messages: &[Message]) -> bytes::Bytes {
     let mut out = BytesMut::new();
     messages.iter().for_each(|message| codec::encode_into(message, &mut out));
     out.freeze()
 }
 
-const SECRET: &str = "correct horse battery";
+pub(super) const SECRET: &str = "correct horse battery";
 
 #[tokio::test]
 async fn frames_arrive_in_order_both_ways() {
@@ -187,6 +207,51 @@ async fn gossip_leads_to_a_full_mesh() {
 }
 
 #[tokio::test]
+async fn nobody_speaks_for_another_in_gossip() {
+    let mut a = Host::start(SECRET, &[]).await;
+    let mut b = Host::start(SECRET, &[a.address()]).await;
+    let _lanes = (a.up().await, b.up().await);
+    let own = async {
+        loop {
+            let Some(event) = a.events.recv().await else { panic!("no more events") };
+            if let NetEvent::Advert(advert) = event {
+                return advert.node;
+            }
+        }
+    };
+    let another = NodeId::from_bytes([7; 16]);
+    let gossip = b.net.as_ref().unwrap().gossip();
+    let speak = async {
+        for sequence in 1.. {
+            gossip.publish(advert(another, sequence));
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            gossip.publish(advert(b.node, sequence));
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    tokio::select! {
+        heard = own => assert_eq!(heard, b.node),
+        () = speak => {}
+        () = tokio::time::sleep(Duration::from_secs(20)) => panic!("nothing was heard"),
+    }
+}
+
+#[tokio::test]
+async fn a_peer_that_says_nothing_is_dropped() {
+    let a = Host::start(SECRET, &[]).await;
+    let address = a.address();
+    let Some(libp2p::multiaddr::Protocol::Tcp(port)) = address.iter().last() else {
+        panic!("no port")
+    };
+    let mut silent = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+    let mut heard = Vec::new();
+    let end = tokio::io::AsyncReadExt::read_to_end(&mut silent, &mut heard);
+    // However it ends.
+    drop(timeout(Duration::from_secs(10), end).await.expect("it is cut off"));
+    assert!(heard.len() < 100, "{heard:?}");
+}
+
+#[tokio::test]
 async fn a_peer_that_reads_too_slowly_loses_the_connection_not_frames() {
     let mut a = Host::start(SECRET, &[]).await;
     let b = Host::start(SECRET, &[a.address()]).await;
@@ -208,6 +273,7 @@ async fn without_a_secret_only_this_machine_is_spoken_to() {
         keypair: Keypair::generate_ed25519(),
         cluster: "test".to_owned(),
         secret: None,
+        trust: None,
         listen: vec!["/ip4/0.0.0.0/tcp/0".parse().unwrap()],
         peers: vec![],
         mdns: false,
@@ -226,6 +292,7 @@ async fn a_taken_port_is_named() {
         keypair: Keypair::generate_ed25519(),
         cluster: "test".to_owned(),
         secret: None,
+        trust: None,
         listen: vec![a.address()],
         peers: vec![],
         mdns: false,

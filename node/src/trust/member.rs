@@ -1,0 +1,519 @@
+//! What a running node knows of trust: its own certificates, who was shut out, what its peers may do.
+//!
+//! It lies in the data folder's `trust/`: `membership` (the root's public key and the node's own
+//! chain), `revoked` (who was shut out), and, on nodes that renew others' certificates, `issuer.key`.
+//! The network asks here at each connection, and the driver for each message.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, DirBuilder},
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use carbonmesh_protocol::{
+    codec::{self, Encoded, Kind},
+    id::NodeId,
+    rights::Rights,
+};
+use libp2p::identity::Keypair;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+use tokio::sync::watch;
+use tracing::{error, info, warn};
+
+use super::{
+    CLOCK_SKEW, Chain, ChainError, Invitation, Issuer, NODE_LIFETIME, PublicKey, RENEW_BELOW,
+    Revocation, Statement, VaultError, WARN_BELOW, now_s,
+    revocation::{RevocationError, Revocations},
+    vault::read_private,
+    write_private,
+};
+
+/// The folder in the data folder.
+pub(crate) const FOLDER: &str = "trust";
+const MEMBERSHIP: &str = "membership";
+const REVOKED: &str = "revoked";
+/// What a backup has of it: a key that lets others in stays where it is.
+pub(crate) const KEPT: [&str; 2] = [MEMBERSHIP, REVOKED];
+const ISSUER: &str = "issuer.key";
+
+/// How many peers' certificates are kept in mind.
+const MOST_PEERS: usize = 10_000;
+
+/// A renewed certificate that lasts no longer than this beyond the old one is not worth a change.
+const WORTH_S: u64 = 60;
+
+/// The node cannot take part with a certificate. Nothing was changed.
+#[derive(Debug, Error)]
+pub enum TrustError {
+    /// A file cannot be used.
+    #[error(transparent)]
+    Vault(#[from] VaultError),
+    /// The invitation does not hold.
+    #[error("the invitation cannot be used: {0}; ask for a new one (`carbonmesh cluster invite`)")]
+    Invitation(ChainError),
+    /// The certificate does not hold.
+    #[error(
+        "this node's certificate cannot be used: {0}; join again with a new invitation (`carbonmesh cluster invite`, then `carbonmesh up --join`)"
+    )]
+    Certificate(ChainError),
+    /// The data folder belongs to another cluster.
+    #[error(
+        "this data folder belongs to cluster {stored}, the invitation is for {invited}: choose another folder with --data-dir"
+    )]
+    OtherCluster {
+        /// The folder's.
+        stored: NodeId,
+        /// The invitation's.
+        invited: NodeId,
+    },
+    /// It is another than the one that the settings were made for.
+    #[error("this node's certificate was exchanged while it started: start it again")]
+    Changed,
+    /// Somebody shut it out.
+    #[error(
+        "{0} was shut out of the cluster: start with an empty data folder and a new invitation, as a new node"
+    )]
+    Revoked(NodeId),
+}
+
+/// A peer that is not let in.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub(crate) enum Denied {
+    /// Its certificates do not hold.
+    #[error(transparent)]
+    Chain(#[from] ChainError),
+    /// It was shut out, or somebody who let it in was.
+    #[error("{0} was shut out of the cluster")]
+    Revoked(NodeId),
+    /// There are too many.
+    #[error("{MOST_PEERS} peers are known already")]
+    Full,
+}
+
+/// Which cluster a node belongs to, and by which certificates.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Membership {
+    /// The cluster's root.
+    pub(crate) root: PublicKey,
+    /// The node's certificates.
+    pub(crate) chain: Chain,
+}
+
+impl Encoded for Membership {
+    const KIND: Kind = 0x213;
+}
+
+impl Membership {
+    /// What a data folder holds; none, if it belongs to no cluster with certificates.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub(crate) fn read(data_dir: &Path) -> Result<Option<Self>, VaultError> {
+        let path = data_dir.join(FOLDER).join(MEMBERSHIP);
+        if !path.exists() {
+            return Ok(None);
+        }
+        let damaged = |_| VaultError::Damaged { path: path.clone() };
+        codec::decode(&read_private(&path)?).map(Some).map_err(damaged)
+    }
+
+    fn is_valid(&self) -> bool {
+        self.chain.verify(self.root, now_s()).is_ok()
+    }
+}
+
+/// What a node that starts with this folder and this invitation may do, and its cluster's root.
+///
+/// # Errors
+/// They do not fit each other, or do not hold.
+pub(crate) fn joined_rights(
+    data_dir: &Path,
+    invitation: Option<&Invitation>,
+) -> Result<Option<(PublicKey, Rights)>, TrustError> {
+    let stored = Membership::read(data_dir)?;
+    let chain = match (&stored, needed(data_dir, stored.as_ref(), invitation)?) {
+        (_, Some(invitation)) => &invitation.issuer.chain,
+        (Some(stored), None) => &stored.chain,
+        (None, None) => return Ok(None),
+    };
+    let root = stored.as_ref().map(|it| it.root).or(invitation.map(|it| it.issuer.root));
+    let rights = chain.leaf().map(|leaf| leaf.rights.clone());
+    Ok(root.zip(rights))
+}
+
+/// The invitation, unless the node has joined already and needs none.
+fn needed<'a>(
+    data_dir: &Path,
+    stored: Option<&Membership>,
+    invitation: Option<&'a Invitation>,
+) -> Result<Option<&'a Invitation>, TrustError> {
+    let Some(invitation) = invitation else { return Ok(None) };
+    if let Some(stored) = stored {
+        if stored.root != invitation.issuer.root {
+            let (stored, invited) = (stored.root.id(), invitation.issuer.root.id());
+            return Err(TrustError::OtherCluster { stored, invited });
+        }
+        let key = data_dir.join(FOLDER).join(ISSUER);
+        let keeps = || Issuer::read(&key).is_ok_and(|kept| kept.chain == invitation.issuer.chain);
+        if stored.is_valid() && (!invitation.renews || keeps()) {
+            return Ok(None);
+        }
+    }
+    invitation.issuer.statement().map_err(TrustError::Invitation)?;
+    Ok(Some(invitation))
+}
+
+/// What a node holds; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Trust(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    root: PublicKey,
+    key: PublicKey,
+    folder: PathBuf,
+    issuer: Option<Issuer>,
+    state: Mutex<State>,
+    changes: watch::Sender<u64>,
+}
+
+#[derive(Debug)]
+struct State {
+    chain: Chain,
+    rights: Arc<Rights>,
+    revoked: Revocations,
+    peers: BTreeMap<NodeId, Peer>,
+}
+
+#[derive(Debug)]
+struct Peer {
+    key: PublicKey,
+    chain: Chain,
+    rights: Arc<Rights>,
+    /// Whether it renews others' certificates.
+    renews: bool,
+}
+
+impl Trust {
+    /// What the data folder holds, after the invitation was taken if there is one and it is needed;
+    /// none, if the node belongs to no cluster with certificates.
+    ///
+    /// # Errors
+    /// The node has no certificate that holds.
+    pub(crate) fn open(
+        data_dir: &Path,
+        keypair: &Keypair,
+        invitation: Option<&Invitation>,
+    ) -> Result<Option<Self>, TrustError> {
+        let key = keypair.clone().try_into_ed25519();
+        let key = key.map_err(|_| TrustError::Certificate(ChainError::WrongKey))?;
+        let key = PublicKey::of(&key);
+        let folder = data_dir.join(FOLDER);
+        let stored = Membership::read(data_dir)?;
+        let membership = match (needed(data_dir, stored.as_ref(), invitation)?, stored) {
+            (Some(invitation), _) => join(&folder, key, invitation)?,
+            (None, Some(stored)) => stored,
+            (None, None) => return Ok(None),
+        };
+        let root = membership.root;
+        let leaf = membership.chain.verify_node(root, now_s(), key);
+        let leaf = leaf.map_err(TrustError::Certificate)?;
+        let rights = Arc::new(leaf.rights.clone());
+        let revoked = Revocations::read(&folder.join(REVOKED), root)?;
+        if let Some(who) = revoked.find(&membership.chain) {
+            return Err(TrustError::Revoked(who));
+        }
+        let issuer = folder.join(ISSUER);
+        let issuer = if issuer.exists() { Some(Issuer::read(&issuer)?) } else { None };
+        let state = State { chain: membership.chain, rights, revoked, peers: BTreeMap::new() };
+        let (state, changes) = (Mutex::new(state), watch::Sender::new(0));
+        let trust = Self(Arc::new(Shared { root, key, folder, issuer, state, changes }));
+        trust.renew_self();
+        Ok(Some(trust))
+    }
+
+    /// What the cluster is called.
+    pub(crate) fn cluster(&self) -> String {
+        self.0.root.cluster()
+    }
+
+    /// The cluster's root.
+    pub(crate) fn root(&self) -> PublicKey {
+        self.0.root
+    }
+
+    /// The node's own certificates, as they go over the network.
+    pub(crate) fn chain(&self) -> bytes::Bytes {
+        self.state().chain.encode()
+    }
+
+    /// What the node itself may do.
+    pub(crate) fn rights(&self) -> Arc<Rights> {
+        self.state().rights.clone()
+    }
+
+    /// What a peer may do; none, if its certificates were never seen or hold no more.
+    pub(crate) fn rights_of(&self, node: NodeId) -> Option<Arc<Rights>> {
+        self.state().peers.get(&node).map(|peer| peer.rights.clone())
+    }
+
+    /// Raised at each change that peers should hear of.
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+        self.0.changes.subscribe()
+    }
+
+    /// Lets a peer in that has proven to hold `key`.
+    ///
+    /// # Errors
+    /// Its certificates do not hold, or it was shut out.
+    pub(crate) fn admit(&self, key: PublicKey, chain: &[u8]) -> Result<(), Denied> {
+        let chain = Chain::decode(chain)?;
+        let leaf = chain.verify_node(self.0.root, now_s(), key)?;
+        let rights = Arc::new(leaf.rights.clone());
+        let mut state = self.state();
+        if let Some(who) = state.revoked.find(&chain) {
+            return Err(Denied::Revoked(who));
+        }
+        let renews = state.peers.get(&key.id()).is_some_and(|known| known.renews);
+        if state.peers.len() >= MOST_PEERS && !state.peers.contains_key(&key.id()) {
+            let now_s = now_s();
+            state.peers.retain(|_, peer| peer.chain.leaf().is_some_and(|it| it.expires_s > now_s));
+            if state.peers.len() >= MOST_PEERS {
+                return Err(Denied::Full);
+            }
+        }
+        state.peers.insert(key.id(), Peer { key, chain, rights, renews });
+        Ok(())
+    }
+
+    /// Why a peer that was let in may stay no longer, if so.
+    pub(crate) fn unfit(&self, node: NodeId) -> Option<Denied> {
+        let state = self.state();
+        let chain = &state.peers.get(&node)?.chain;
+        if let Some(who) = state.revoked.find(chain) {
+            return Some(Denied::Revoked(who));
+        }
+        // Each certificate ends before the one above it.
+        let (now_s, leaf) = (now_s(), chain.leaf()?);
+        let over = now_s >= leaf.expires_s;
+        let expired =
+            || ChainError::Expired { link: chain.links().len(), since_s: now_s - leaf.expires_s };
+        over.then(expired).map(Denied::Chain)
+    }
+
+    /// Notes whether a peer renews certificates.
+    pub(crate) fn note_renews(&self, node: NodeId, renews: bool) {
+        if let Some(peer) = self.state().peers.get_mut(&node) {
+            peer.renews = renews;
+        }
+    }
+
+    /// Whether this node renews certificates.
+    pub(crate) fn is_issuer(&self) -> bool {
+        self.0.issuer.as_ref().is_some_and(|issuer| issuer.statement().is_ok())
+    }
+
+    /// Everybody who was shut out.
+    pub(crate) fn revocations(&self) -> Vec<Revocation> {
+        self.state().revoked.all()
+    }
+
+    /// Takes entries over, and writes them down; how many were news.
+    ///
+    /// # Errors
+    /// One of them does not count; those before it do.
+    pub(crate) fn learn(&self, entries: Vec<Revocation>) -> Result<usize, RevocationError> {
+        let mut state = self.state();
+        let (mut news, mut failed) = (0, None);
+        for entry in entries {
+            let (key, at_s) = (entry.key, entry.at_s);
+            match state.revoked.learn(entry) {
+                Ok(true) => {
+                    warn!(%key, at_s, "shut out of the cluster");
+                    news += 1;
+                }
+                Ok(false) => {}
+                Err(error) => {
+                    failed = Some(error);
+                    break;
+                }
+            }
+        }
+        if news > 0 {
+            if let Err(error) = state.revoked.write(&self.0.folder.join(REVOKED)) {
+                error!(%error, "cannot write down who was shut out: others will tell it again");
+            }
+            if state.revoked.find(&state.chain).is_some() {
+                error!("this node was shut out of the cluster: the others speak to it no more");
+            }
+            self.0.changes.send_modify(|count| *count += 1);
+        }
+        failed.map_or(Ok(news), Err)
+    }
+
+    /// Nodes that are no members any more, and never will be. Whoever was only let in by somebody
+    /// who was shut out may have another certificate by now: it is cut off, and may come back.
+    pub(crate) fn expelled(&self) -> Vec<NodeId> {
+        self.state().revoked.nodes()
+    }
+
+    /// Whether it is time for a new certificate.
+    pub(crate) fn wants_renewal(&self) -> bool {
+        self.state().chain.leaf().is_some_and(|leaf| leaf.left(now_s()) < RENEW_BELOW)
+    }
+
+    /// Whether a peer could give a better certificate: a longer one, when it is time, or one by a
+    /// newer issuer, so that all come over when an issuer is replaced.
+    pub(crate) fn wants_renewal_from(&self, node: NodeId) -> bool {
+        let soon = self.wants_renewal();
+        let state = self.state();
+        let peer = state.peers.get(&node).filter(|peer| peer.renews);
+        peer.is_some_and(|peer| soon || is_by_newer_issuer(&peer.chain, &state.chain))
+    }
+
+    /// A new certificate for a member that is here, if this node may give it.
+    pub(crate) fn renew(&self, node: NodeId) -> Option<bytes::Bytes> {
+        let (key, rights) = {
+            let state = self.state();
+            let peer = state.peers.get(&node)?;
+            if state.revoked.find(&peer.chain).is_some() {
+                return None;
+            }
+            (peer.key, Rights::clone(&peer.rights))
+        };
+        let chain = self.issue(key, rights)?;
+        info!(%node, "renewed a certificate");
+        Some(chain.encode())
+    }
+
+    fn issue(&self, key: PublicKey, rights: Rights) -> Option<Chain> {
+        let issuer = self.0.issuer.as_ref()?;
+        match issuer.issue(issuer.within(node_statement(key, rights))) {
+            Ok(chain) => Some(chain),
+            Err(error) => {
+                warn!(%error, "cannot renew a certificate");
+                None
+            }
+        }
+    }
+
+    /// Renews the node's own certificate, if it may and it is time.
+    pub(crate) fn renew_self(&self) {
+        if !self.wants_renewal() {
+            return;
+        }
+        let rights = Rights::clone(&self.rights());
+        if let Some(chain) = self.issue(self.0.key, rights)
+            && let Err(error) = self.adopt(&chain.encode())
+        {
+            warn!(%error, "cannot use the renewed certificate");
+        }
+    }
+
+    /// Takes a renewed certificate for the node's own; whether it was better than the last.
+    ///
+    /// # Errors
+    /// It does not hold.
+    pub(crate) fn adopt(&self, chain: &[u8]) -> Result<bool, Denied> {
+        let chain = Chain::decode(chain)?;
+        let leaf = chain.verify_node(self.0.root, now_s(), self.0.key)?;
+        let mut state = self.state();
+        if let Some(who) = state.revoked.find(&chain) {
+            return Err(Denied::Revoked(who));
+        }
+        let until = state.chain.leaf().map_or(0, |leaf| leaf.expires_s);
+        let better = leaf.expires_s > until.saturating_add(WORTH_S)
+            || is_by_newer_issuer(&chain, &state.chain);
+        if !better || leaf.rights != *state.rights {
+            return Ok(false);
+        }
+        let days = leaf.left(now_s()).as_secs() / (24 * 3600);
+        let membership = Membership { root: self.0.root, chain: chain.clone() };
+        let path = self.0.folder.join(MEMBERSHIP);
+        if let Err(error) = write_private(&path, &codec::encode(&membership)) {
+            error!(%error, "cannot write the renewed certificate down");
+        }
+        state.chain = chain;
+        info!(days, "this node's certificate was renewed");
+        self.0.changes.send_modify(|count| *count += 1);
+        Ok(true)
+    }
+
+    /// Says in the log that the certificate ends soon.
+    pub(crate) fn warn_of_end(&self) {
+        let left = self.state().chain.leaf().map_or(Duration::ZERO, |leaf| leaf.left(now_s()));
+        if left == Duration::ZERO {
+            error!(
+                "this node's certificate has expired: the others speak to it no more; join again \
+                 with a new invitation (`carbonmesh cluster invite`)"
+            );
+        } else if left < WARN_BELOW {
+            let hours = left.as_secs() / 3600;
+            warn!(
+                hours,
+                "this node's certificate ends soon, and no member that renews certificates is \
+                 here: start one, or join again with a new invitation"
+            );
+        }
+    }
+
+    /// The node's membership, as operators see it.
+    pub(crate) fn membership(&self) -> Membership {
+        Membership { root: self.0.root, chain: self.state().chain.clone() }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether another issuer stands behind a chain, made after that of the one at hand.
+fn is_by_newer_issuer(chain: &Chain, current: &Chain) -> bool {
+    let issuers = chain.links().next().zip(current.links().next());
+    issuers.is_some_and(|(one, other)| {
+        one.subject != other.subject && one.not_before_s > other.not_before_s
+    })
+}
+
+/// What a node's certificate says.
+fn node_statement(subject: PublicKey, rights: Rights) -> Statement {
+    let now_s = now_s();
+    Statement {
+        subject,
+        rights,
+        not_before_s: now_s.saturating_sub(CLOCK_SKEW.as_secs()),
+        expires_s: now_s + NODE_LIFETIME.as_secs(),
+        issues: 0,
+        only_for: None,
+    }
+}
+
+/// Makes the node's certificate with the invitation's key, and writes all down.
+fn join(folder: &Path, key: PublicKey, invitation: &Invitation) -> Result<Membership, TrustError> {
+    let issuer = &invitation.issuer;
+    let failed = TrustError::Invitation;
+    let rights = issuer.statement().map_err(failed)?.rights.clone();
+    let chain = issuer.issue(issuer.within(node_statement(key, rights))).map_err(failed)?;
+    let revoked = Revocations::read(&folder.join(REVOKED), issuer.root)?;
+    if let Some(who) = revoked.find(&chain) {
+        return Err(TrustError::Revoked(who));
+    }
+    if !folder.exists() {
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
+        made.map_err(|source| VaultError::Io { path: folder.to_owned(), source })?;
+    }
+    let kept = folder.join(ISSUER);
+    if invitation.renews {
+        issuer.write(&kept)?;
+    } else if kept.exists() {
+        fs::remove_file(&kept).map_err(|source| VaultError::Io { path: kept, source })?;
+    }
+    let membership = Membership { root: issuer.root, chain };
+    write_private(&folder.join(MEMBERSHIP), &codec::encode(&membership))?;
+    info!(cluster = %membership.root.id(), node = %key.id(), "joined the cluster by an invitation");
+    Ok(membership)
+}
