@@ -40,6 +40,11 @@ const BATCH_BYTES: usize = 4 << 20;
 /// How many batches of one client may be under way.
 const IN_FLIGHT: usize = 4;
 
+/// Many jobs as the document of the interface describes them: one JSON object in each line.
+#[derive(utoipa::ToSchema)]
+#[schema(value_type = String, example = "{\"n\": 1}\n{\"n\": 2}\n")]
+pub(super) struct JobsBody(#[expect(dead_code, reason = "it is read by the derive alone")] String);
+
 /// Accepts a body's jobs; `key_field` names the field that holds each one's idempotency key.
 pub(super) async fn enqueue(
     api: Api,

@@ -14,10 +14,12 @@ use carbonmesh_protocol::{
     view::JobState,
 };
 use serde::{Deserialize, de::DeserializeOwned};
+use utoipa::{IntoParams, ToSchema};
 
 use super::{
     Api, Problem,
     extract::{Parameters, PathPart, parsed, read_body},
+    openapi::schemas::{Change as Changes, JobPath, JobStateName, PipelinePath, Signal},
     view::ChangedDoc,
 };
 use crate::document::Instructions;
@@ -32,38 +34,57 @@ const AT_ONCE: u32 = 1000;
 const NO_REASON: &str = "cancelled by a client";
 
 /// How a job is cancelled.
-#[derive(Default, Deserialize)]
+#[derive(Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct CancelDoc {
+    /// Why, for people.
     reason: Option<String>,
 }
 
 /// How a job is tried again.
-#[derive(Default, Deserialize)]
+#[derive(Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RetryDoc {
+    /// All of it, not only what did not succeed.
     from_start: bool,
 }
 
 /// What a signal says.
-#[derive(Default, Deserialize)]
+#[derive(Default, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields, default)]
+#[into_params(parameter_in = Query)]
 pub(super) struct SignalParameters {
+    /// Fail the job instead, for this reason.
+    #[param(value_type = String, required = false)]
     fail: Option<String>,
 }
 
 /// Which of a pipeline's jobs.
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 pub(super) struct WhichParameters {
+    /// In which state.
     #[serde(default, deserialize_with = "parsed")]
+    #[param(value_type = JobStateName, required = true)]
     state: Option<JobState>,
+    /// Only those behind this one: `next` of the request before.
     #[serde(default, deserialize_with = "parsed")]
+    #[param(value_type = String, required = false, format = "uuid")]
     after: Option<JobId>,
+    /// How many at most, 1 to 1000.
+    #[param(value_type = u32, required = false, minimum = 1, maximum = 1000)]
     limit: Option<u32>,
 }
 
 /// `POST /v1/jobs/{id}/cancel`
+#[utoipa::path(
+    post, path = "/v1/jobs/{id}/cancel", tag = "jobs", operation_id = "cancelJob",
+    summary = "End a job; what runs is asked to stop, and made to after a while",
+    params(JobPath),
+    request_body(content = Option<CancelDoc>, content_type = "application/json"),
+    responses((status = 200, description = "It is on disk", body = ChangedDoc), Changes)
+)]
 pub(super) async fn cancel(
     State(api): State<Api>,
     PathPart(job): PathPart<JobId>,
@@ -74,6 +95,13 @@ pub(super) async fn cancel(
 }
 
 /// `POST /v1/jobs/{id}/retry`
+#[utoipa::path(
+    post, path = "/v1/jobs/{id}/retry", tag = "jobs", operation_id = "retryJob",
+    summary = "Run a dead or cancelled job again",
+    params(JobPath),
+    request_body(content = Option<RetryDoc>, content_type = "application/json"),
+    responses((status = 200, description = "It is on disk", body = ChangedDoc), Changes)
+)]
 pub(super) async fn retry(
     State(api): State<Api>,
     PathPart(job): PathPart<JobId>,
@@ -84,6 +112,12 @@ pub(super) async fn retry(
 }
 
 /// `DELETE /v1/jobs/{id}`
+#[utoipa::path(
+    delete, path = "/v1/jobs/{id}", tag = "jobs", operation_id = "discardJob",
+    summary = "Forget a finished job",
+    params(JobPath),
+    responses((status = 204, description = "It is gone"), Changes)
+)]
 pub(super) async fn discard(
     State(api): State<Api>,
     PathPart(job): PathPart<JobId>,
@@ -93,6 +127,18 @@ pub(super) async fn discard(
 }
 
 /// `POST /v1/jobs/{id}/signals/{name}`: the body is what the phase gives; `?fail=why` fails the job.
+#[utoipa::path(
+    post, path = "/v1/jobs/{id}/signals/{name}", tag = "jobs", operation_id = "signalJob",
+    summary = "Give a job the signal that a phase of it waits for",
+    params(
+        JobPath,
+        ("name" = String, Path, description = "The signal", pattern = "^[a-zA-Z0-9][-_.a-zA-Z0-9]{0,62}$"),
+        SignalParameters
+    ),
+    request_body(content = Option<Object>, description = "What the phase gives; `{}` unless given",
+                 content_type = "application/json"),
+    responses((status = 200, description = "It is on disk", body = ChangedDoc), Signal)
+)]
 pub(super) async fn signal(
     State(api): State<Api>,
     Path((job, name)): Path<(String, String)>,
@@ -114,6 +160,13 @@ pub(super) async fn signal(
 }
 
 /// `POST /v1/pipelines/{name}/cancel?state=`
+#[utoipa::path(
+    post, path = "/v1/pipelines/{name}/cancel", tag = "jobs", operation_id = "cancelJobs",
+    summary = "End jobs: a page of a pipeline's jobs in one state",
+    params(PipelinePath, WhichParameters),
+    request_body(content = Option<CancelDoc>, content_type = "application/json"),
+    responses((status = 200, description = "How many, and where to go on", body = ChangedDoc), Changes)
+)]
 pub(super) async fn cancel_many(
     State(api): State<Api>,
     PathPart(pipeline): PathPart<Name>,
@@ -125,6 +178,13 @@ pub(super) async fn cancel_many(
 }
 
 /// `POST /v1/pipelines/{name}/retry?state=`
+#[utoipa::path(
+    post, path = "/v1/pipelines/{name}/retry", tag = "jobs", operation_id = "retryJobs",
+    summary = "Run dead or cancelled jobs again: a page of a pipeline's jobs in one state",
+    params(PipelinePath, WhichParameters),
+    request_body(content = Option<RetryDoc>, content_type = "application/json"),
+    responses((status = 200, description = "How many, and where to go on", body = ChangedDoc), Changes)
+)]
 pub(super) async fn retry_many(
     State(api): State<Api>,
     PathPart(pipeline): PathPart<Name>,
@@ -136,6 +196,12 @@ pub(super) async fn retry_many(
 }
 
 /// `POST /v1/pipelines/{name}/discard?state=`
+#[utoipa::path(
+    post, path = "/v1/pipelines/{name}/discard", tag = "jobs", operation_id = "discardJobs",
+    summary = "Forget finished jobs: a page of a pipeline's jobs in one state",
+    params(PipelinePath, WhichParameters),
+    responses((status = 200, description = "How many, and where to go on", body = ChangedDoc), Changes)
+)]
 pub(super) async fn discard_many(
     State(api): State<Api>,
     PathPart(pipeline): PathPart<Name>,
@@ -174,7 +240,7 @@ async fn ask(api: &Api, target: Target, change: Change) -> Result<Json<ChangedDo
 }
 
 /// Reads a small document that may be left out.
-async fn read_optional<T: DeserializeOwned + Default>(body: Body) -> Result<T, Problem> {
+pub(super) async fn read_optional<T: DeserializeOwned + Default>(body: Body) -> Result<T, Problem> {
     let json = read_body(body, DOCUMENT_BYTES).await?;
     if json.is_empty() {
         return Ok(T::default());

@@ -11,9 +11,10 @@ use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
 use serde::{Deserialize, Deserializer, de::DeserializeOwned, de::Error as _};
 use tokio::time::timeout;
+use utoipa::IntoParams;
 
-use super::Problem;
-use crate::document::parse_duration;
+use super::{Api, Problem};
+use crate::document::{format_duration, parse_duration};
 
 /// How many times its limit a body may have to be read to its end, so that its sender, who may not
 /// listen before it has sent all, gets to read the refusal.
@@ -56,6 +57,44 @@ impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Paramet
     }
 }
 
+/// Which part of a list: all of it, unless asked otherwise.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct Page {
+    /// Only what stands behind this one: `next` of the page before.
+    #[param(value_type = String, required = false)]
+    after: Option<String>,
+    /// How many at most, 1 to 1000; all of them unless given.
+    #[param(value_type = u32, required = false, minimum = 1, maximum = 1000)]
+    limit: Option<u32>,
+}
+
+/// How much a page may hold.
+const MAX_PAGE: u32 = 1000;
+
+impl Page {
+    /// The part of `all` that is meant, and where the next begins; `key` orders them.
+    pub(super) fn of<'a, T>(
+        &self,
+        all: &'a [T],
+        key: impl Fn(&T) -> String,
+    ) -> Result<(Vec<&'a T>, Option<String>), Problem> {
+        if let Some(limit) = self.limit.filter(|limit| !(1..=MAX_PAGE).contains(limit)) {
+            let detail = format!("limit: {limit} is out of range: 1 to {MAX_PAGE} are allowed");
+            return Err(Problem::bad_request("bad-query", detail));
+        }
+        let behind = |one: &&T| self.after.as_ref().is_none_or(|after| key(one) > *after);
+        let mut all: Vec<&T> = all.iter().filter(behind).collect();
+        all.sort_by_cached_key(|one| key(one));
+        let limit = self.limit.map_or(usize::MAX, |limit| limit as usize);
+        let more = all.len() > limit;
+        all.truncate(limit);
+        let next = all.last().filter(|_| more).map(|last| key(last));
+        Ok((all, next))
+    }
+}
+
 /// Reads a parameter by its [`FromStr`].
 pub(super) fn parsed<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
 where
@@ -71,6 +110,20 @@ where
     D: Deserializer<'de>,
 {
     parse_duration(&String::deserialize(deserializer)?).map(Some).map_err(D::Error::custom)
+}
+
+/// How long a request waits: not longer than allowed.
+pub(super) fn bounded_wait(wait: Duration, api: &Api) -> Result<Duration, Problem> {
+    let max = api.limits.max_wait;
+    if wait <= max {
+        return Ok(wait);
+    }
+    let detail = format!(
+        "wait: {} is longer than {}, which is the limit: ask again when it is over",
+        format_duration(wait),
+        format_duration(max)
+    );
+    Err(Problem::bad_request("bad-query", detail))
 }
 
 /// What a body is, by its `Content-Type`, without parameters.

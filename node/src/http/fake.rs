@@ -2,14 +2,19 @@
 
 use carbonmesh_protocol::{
     advert::{PhaseSlots, Roles},
+    event::{
+        About, AttemptLog, Event, EventPage, EventQuery, EventToken, EventsFrom, LogLevel,
+        LogsPage, Said, What,
+    },
+    handler::{Handler, HandlerEntry, HandlerVersion, Language},
     id::{DiskId, JobId, NodeId, PipelineId, Term, Token},
-    io::{Receipt, Request, Response},
+    io::{Changed, Receipt, Refusal, Request, Response},
     name::Name,
     pipeline::{PhaseInput, PipelineDef},
     record::JobOptions,
     view::{
         AttemptView, ClusterView, InvocationView, JobState, JobView, Liveness, MemberView,
-        PipelineView,
+        PipelineView, RevisionView,
     },
 };
 use tokio::{net::TcpListener, sync::mpsc};
@@ -27,6 +32,8 @@ pub(crate) async fn serve_with(
     limits: HttpLimits,
     answer: impl FnMut(Request) -> Response + Send + 'static,
 ) -> String {
+    // Clients of tests are built after this.
+    crate::tls::install_provider();
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let address = listener.local_addr().expect("an address");
     let router = router(handle(answer), limits);
@@ -39,8 +46,11 @@ pub(crate) fn handle(mut answer: impl FnMut(Request) -> Response + Send + 'stati
     let (calls, mut called) = mpsc::channel(16);
     tokio::spawn(async move {
         while let Some(call) = called.recv().await {
-            if let Call::Ask { request, answer: to, .. } = call {
-                let _ = to.send(answer(request));
+            match call {
+                Call::Ask { request, answer: to, .. } => drop(to.send(answer(request))),
+                Call::Figures(to) => drop(to.send(Box::default())),
+                Call::Drain(drained) => drop(drained.send(())),
+                Call::Forget(_) => {}
             }
         }
     });
@@ -57,6 +67,57 @@ pub(crate) fn receipt(job: JobId) -> Receipt {
     Receipt { job, copies: 2, target: 3, degraded: false, existed: false }
 }
 
+/// What a node would answer, whatever is asked.
+pub(crate) fn answer(request: Request) -> Response {
+    match request {
+        Request::Apply(definition) => {
+            Response::Applied { revision: definition.revision(), changed: true, copies: 1 }
+        }
+        Request::Pause { .. } => Response::Applied { revision: 1, changed: true, copies: 1 },
+        Request::Remove(_) => Response::Removed,
+        // One page; whoever waits for more is told that the stream ends.
+        Request::Events { query: EventQuery { wait: Some(_), .. }, .. } => {
+            Response::Refused(Refusal::Stopping)
+        }
+        Request::Events { query: EventQuery { from: EventsFrom::After(next), .. }, .. } => {
+            Response::Events(Box::new(EventPage { events: vec![], next }))
+        }
+        Request::Events { .. } => Response::Events(Box::new(events())),
+        Request::Handlers => Response::Handlers(vec![handler()]),
+        Request::PutHandler { handler, .. } => {
+            let version = HandlerVersion { generation: 1, hash: handler.hash(), put_ms: 1 };
+            Response::HandlerPut { version, changed: true, copies: 1 }
+        }
+        Request::RemoveHandler { .. } => Response::Removed,
+        Request::Logs(_) => Response::Logs(Box::new(logs())),
+        Request::Recover { lost, .. } => Response::Recovered { members: [].into(), lost },
+        Request::Job { job, .. } => Response::Job(Box::new(self::job(job, JobState::Succeeded))),
+        Request::Jobs { .. } => Response::Jobs { jobs: vec![], next: Some(JobId::MAX) },
+        Request::Change { .. } => Response::Changed(Changed { count: 1, next: None }),
+        Request::Revisions(_) => Response::Revisions(revisions()),
+        Request::Cluster => Response::Cluster(Box::new(cluster())),
+        enqueue => accept(&enqueue),
+    }
+}
+
+/// The handler of the phase `p`.
+pub(crate) fn handler() -> HandlerEntry {
+    let (language, source) = (Language::Shell, "cat".into());
+    let handler = Handler { language, requires: [].into(), slots: 1, source };
+    HandlerEntry::new(name("p")).changed(Some(handler), 1)
+}
+
+/// Two definitions of the pipeline that [`cluster`] has; the latter is the current one.
+pub(crate) fn revisions() -> Vec<RevisionView> {
+    let current = cluster().pipelines.remove(0).definition;
+    let phases = vec![PhaseInput::named(name("old"))];
+    let earlier = PipelineDef::new(current.name.clone(), phases).expect("a pipeline");
+    vec![
+        RevisionView { definition: current, applied: 2, current: true },
+        RevisionView { definition: earlier, applied: 1, current: false },
+    ]
+}
+
 /// Accepts all jobs; the key, or else the position, makes the id.
 pub(crate) fn accept(request: &Request) -> Response {
     let Request::Enqueue { pipeline, jobs } = request else {
@@ -68,6 +129,30 @@ pub(crate) fn accept(request: &Request) -> Response {
         Ok(receipt(JobId::of_key(pipeline, &key)))
     });
     Response::Enqueued(accepted.collect())
+}
+
+/// Some events.
+pub(crate) fn events() -> EventPage {
+    let token = |number| EventToken { term: TOKEN.term, number };
+    let job = JobId::of_key(PipelineId::of_name("p"), "k");
+    let event = |number, what| {
+        let about = About { job: Some(job), phase: Some(name("s")), ..About::default() };
+        Event { token: token(number), at_ms: 1, about, what }
+    };
+    let events = vec![
+        event(1, What::AttemptStarted { worker: NODE }),
+        event(2, What::PhaseFailed { error: "no\n\ndata: x".into() }),
+    ];
+    EventPage { events, next: token(2) }
+}
+
+/// A log of one attempt.
+pub(crate) fn logs() -> LogsPage {
+    let (level, text) = (LogLevel::Info, "a line".into());
+    let lines = vec![Said { line: 0, at_ms: 1, level, done: None, text }];
+    let job = JobId::of_key(PipelineId::of_name("p"), "k");
+    let attempt = AttemptLog { job, phase: name("s"), attempt: 1, lines };
+    LogsPage { pipeline: name("p"), attempts: vec![attempt], next: events().next }
 }
 
 /// A job with one attempt behind it.

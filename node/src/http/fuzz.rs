@@ -22,7 +22,7 @@ use tokio::runtime::Runtime;
 
 use super::{HttpLimits, Router, fake, router};
 
-const WORDS: [&str; 24] = [
+const WORDS: [&str; 31] = [
     "GET ",
     "POST ",
     "PUT ",
@@ -30,6 +30,13 @@ const WORDS: [&str; 24] = [
     "/v1/pipelines/p",
     "/jobs",
     "/v1/jobs/",
+    "/v1/events",
+    "/events",
+    "/logs",
+    "kinds=dead,log",
+    "follow=false",
+    "accept: ",
+    "last-event-id: ",
     "?",
     "wait=1s",
     "&key=id",
@@ -48,18 +55,6 @@ const WORDS: [&str; 24] = [
     "{\"id\":\"a\"}",
     "null",
 ];
-
-/// A node that answers each question as a node would.
-fn answer(request: Request) -> Response {
-    match request {
-        Request::Apply(_) => Response::Applied { revision: 1, changed: true, copies: 1 },
-        Request::Remove(_) => Response::Removed,
-        Request::Job { job, .. } => Response::Job(Box::new(fake::job(job, JobState::Succeeded))),
-        Request::Jobs { .. } => Response::Jobs { jobs: vec![], next: Some(JobId::MAX) },
-        Request::Cluster => Response::Cluster(Box::new(fake::cluster())),
-        enqueue => fake::accept(&enqueue),
-    }
-}
 
 /// The request that a text says: `METHOD target`, headers, an empty line, a body. None if it could
 /// not come over HTTP/1.1.
@@ -98,6 +93,12 @@ fn ask(runtime: &Runtime, router: &Router, request: HttpRequest<Body>) -> u16 {
                 .split(|byte| *byte == b'\n')
                 .filter(|line| !line.is_empty())
                 .for_each(|line| drop(json(line))),
+            Some(b"text/event-stream") => {
+                let text = String::from_utf8(body.to_vec()).expect("text");
+                text.lines()
+                    .filter_map(|line| line.strip_prefix("data: "))
+                    .for_each(|data| drop(json(data.as_bytes())));
+            }
             // The page and the metrics; they depend on nothing that a request says.
             Some(kind) if is_text(kind) => assert_eq!(status, 200),
             _ => assert!(body.is_empty(), "{kind:?} {body:?}"),
@@ -121,7 +122,7 @@ fn limits() -> HttpLimits {
 #[test]
 fn requests_are_done_or_refused() {
     let runtime = runtime();
-    let router = runtime.block_on(async { router(fake::handle(answer), limits()) });
+    let router = runtime.block_on(async { router(fake::handle(fake::answer), limits()) });
     let corpus = Corpus::load("http").words(WORDS);
     for input in corpus.inputs() {
         request(input).expect("the corpus holds requests");
@@ -144,7 +145,7 @@ fn whatever_peers_say_of_a_job_can_be_shown() {
             (Request::Jobs { .. }, Some(Answer::Jobs { jobs, next })) => {
                 Response::Jobs { jobs, next }
             }
-            (other, _) => answer(other),
+            (other, _) => fake::answer(other),
         };
         router(fake::handle(answer), limits())
     });

@@ -18,17 +18,22 @@ use carbonmesh_protocol::{
 };
 use jiff::Timestamp;
 use serde::Deserialize;
+use tokio::time::{Instant, sleep};
+use utoipa::IntoParams;
 
 use super::{
-    Api, Problem, bulk,
-    extract::{Parameters, PathPart, duration, media_type, parsed, read_body, wrong_media_type},
+    Api, Problem,
+    access::{Access, scope::Verb},
+    bulk,
+    extract::{
+        Parameters, PathPart, bounded_wait, duration, media_type, parsed, read_body,
+        wrong_media_type,
+    },
+    openapi::schemas::{Enqueue, JobPath, JobStateName, Missing, PipelinePath},
     pipelines::cluster,
     view::{ExplainDoc, JobDoc, JobSummaryDoc, JobsDoc, Names, ReceiptDoc},
 };
-use crate::{
-    clock,
-    document::{Instructions, format_duration},
-};
+use crate::{clock, document::Instructions};
 
 /// Where a client puts the idempotency key of a single job.
 const IDEMPOTENCY_KEY: &str = "idempotency-key";
@@ -36,25 +41,43 @@ const IDEMPOTENCY_KEY: &str = "idempotency-key";
 /// The priorities that a job may have; 0 unless given.
 const PRIORITIES: std::ops::RangeInclusive<i8> = -100..=100;
 
+/// How soon a client that waits is asked for again, where an answer came too early.
+const PAUSE: Duration = Duration::from_millis(250);
+
 /// How many jobs a page has unless asked otherwise, and at most.
 const PAGE: u32 = 100;
 const MAX_PAGE: u32 = 1000;
 
 /// The parameters of an enqueue.
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 pub(super) struct EnqueueParameters {
+    /// Wait for the job's end, at most so long, such as `30s`. Not with many jobs at once.
     #[serde(default, deserialize_with = "duration")]
+    #[param(value_type = String, required = false)]
     wait: Option<Duration>,
+    /// With many jobs at once: the field of each that is its idempotency key.
+    #[param(value_type = String, required = false)]
     key: Option<String>,
+    /// They may begin when this time is over, such as `5m`.
     #[serde(default, deserialize_with = "duration")]
+    #[param(value_type = String, required = false)]
     delay: Option<Duration>,
+    /// They may begin at this moment; instead of `delay`.
     #[serde(default, deserialize_with = "parsed")]
+    #[param(value_type = String, required = false, format = DateTime)]
     run_at: Option<Timestamp>,
+    /// They become dead letters unless they have ended when this time is over, such as `1h`.
     #[serde(default, deserialize_with = "duration")]
+    #[param(value_type = String, required = false)]
     timeout: Option<Duration>,
+    /// The same as a moment; instead of `timeout`.
     #[serde(default, deserialize_with = "parsed")]
+    #[param(value_type = String, required = false, format = DateTime)]
     deadline: Option<Timestamp>,
+    /// Of what waits for the same phase, the higher goes first; 0 unless given.
+    #[param(value_type = i8, required = false, minimum = -100, maximum = 100)]
     priority: Option<i8>,
 }
 
@@ -91,39 +114,82 @@ impl EnqueueParameters {
 }
 
 /// The parameters of one job's page.
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 pub(super) struct ShowParameters {
+    /// Wait for the job's end, at most so long, such as `30s`.
     #[serde(default, deserialize_with = "duration")]
+    #[param(value_type = String, required = false)]
     wait: Option<Duration>,
 }
 
 /// The parameters of a list.
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 pub(super) struct ListParameters {
+    /// Only those in this state.
     #[serde(default, deserialize_with = "parsed")]
+    #[param(value_type = JobStateName, required = false)]
     state: Option<JobState>,
+    /// Only those behind this one: `next` of the page before.
     #[serde(default, deserialize_with = "parsed")]
+    #[param(value_type = String, required = false, format = "uuid")]
     after: Option<JobId>,
+    /// How many at most, 1 to 1000; 100 unless given. A page may hold fewer and not be the last.
+    #[param(value_type = u32, required = false, minimum = 1, maximum = 1000)]
     limit: Option<u32>,
+    /// What is made of the items of this job, instead.
     #[serde(default, deserialize_with = "parsed")]
+    #[param(value_type = String, required = false, format = "uuid")]
     of: Option<JobId>,
 }
 
 /// `POST /v1/pipelines/{name}/jobs`: one job as JSON, or many as NDJSON.
+#[utoipa::path(
+    post, path = "/v1/pipelines/{name}/jobs", tag = "jobs", operation_id = "enqueue",
+    summary = "Enqueue one job, or many",
+    description = "One job is a JSON object. Many are one such object in each line (NDJSON), each \
+                   answered by a line of its own, in their order, while they are sent. What is answered \
+                   is on disk. With `wait`, the answer is the finished job, or the receipt if it has not \
+                   ended in time; that the pipeline changes its coordinator meanwhile does no harm.",
+    params(
+        PipelinePath,
+        EnqueueParameters,
+        ("Idempotency-Key" = Option<String>, Header,
+         description = "The same key is the same job, however often it is sent; 1 to 255 bytes",
+         min_length = 1, max_length = 255, pattern = "^[!-~]+$")
+    ),
+    request_body(content(
+        (Object = "application/json"), (bulk::JobsBody = "application/x-ndjson")
+    )),
+    responses(
+        (status = 200, description = "The job has ended; or one line for each of many", content(
+            (JobDoc = "application/json"), (String = "application/x-ndjson")
+        )),
+        (status = 202, description = "The job is on disk", body = ReceiptDoc,
+         headers(("Location" = String, description = "The job"))),
+        Enqueue
+    )
+)]
 pub(super) async fn enqueue(
     State(api): State<Api>,
+    access: Access,
     PathPart(pipeline): PathPart<Name>,
     Parameters(parameters): Parameters<EnqueueParameters>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
     let options = parameters.options()?;
+    if parameters.wait.is_some() {
+        // Its end has its results.
+        access.check(Verb::Read, pipeline.as_str())?;
+    }
     let EnqueueParameters { wait, key: key_field, .. } = parameters;
     match (media_type(&headers).as_str(), wait, key_field) {
         ("application/json", wait, None) => {
-            let wait = wait.map(|wait| bounded(wait, &api)).transpose()?;
+            let wait = wait.map(|wait| bounded_wait(wait, &api)).transpose()?;
             let key = idempotency_key(&headers)?;
             let json = read_body(body, api.limits.job_bytes).await?;
             let instructions = Instructions::parse(&json)?.into_bytes();
@@ -154,17 +220,29 @@ pub(super) async fn enqueue(
 }
 
 /// `GET /v1/jobs/{id}`
+#[utoipa::path(
+    get, path = "/v1/jobs/{id}", tag = "jobs", operation_id = "showJob",
+    summary = "One job, in full",
+    params(JobPath, ShowParameters),
+    responses((status = 200, description = "The job", body = JobDoc), Missing)
+)]
 pub(super) async fn show(
     State(api): State<Api>,
     PathPart(job): PathPart<JobId>,
     Parameters(parameters): Parameters<ShowParameters>,
 ) -> Result<Json<JobDoc>, Problem> {
-    let wait = parameters.wait.map(|wait| bounded(wait, &api)).transpose()?;
+    let wait = parameters.wait.map(|wait| bounded_wait(wait, &api)).transpose()?;
     let view = find(&api, job, wait).await?;
     document(&api, &view).await
 }
 
 /// `GET /v1/jobs/{id}/explain`
+#[utoipa::path(
+    get, path = "/v1/jobs/{id}/explain", tag = "jobs", operation_id = "explainJob",
+    summary = "What a job waits for, and what each node lacks to run it",
+    params(JobPath),
+    responses((status = 200, description = "Why it waits", body = ExplainDoc), Missing)
+)]
 pub(super) async fn explain(
     State(api): State<Api>,
     PathPart(job): PathPart<JobId>,
@@ -175,6 +253,13 @@ pub(super) async fn explain(
 }
 
 /// `GET /v1/pipelines/{name}/jobs`
+#[utoipa::path(
+    get, path = "/v1/pipelines/{name}/jobs", tag = "jobs", operation_id = "listJobs",
+    summary = "A page of a pipeline's jobs, in order of their ids",
+    description = "Ids of jobs without an idempotency key are in the order in which these were enqueued.",
+    params(PipelinePath, ListParameters),
+    responses((status = 200, description = "The page", body = JobsDoc), Missing)
+)]
 pub(super) async fn list(
     State(api): State<Api>,
     PathPart(pipeline): PathPart<Name>,
@@ -201,12 +286,10 @@ async fn enqueue_one(
     job: NewJob,
     wait: Option<Duration>,
 ) -> Result<Response, Problem> {
-    let receipt = match api.ask(Request::Enqueue { pipeline, jobs: vec![job] }).await? {
-        Answer::Enqueued(mut answers) if answers.len() == 1 => answers.remove(0)?,
-        other => return Err(Problem::unexpected(&other)),
-    };
-    if let Some(wait) = wait
-        && let Some(finished) = finished(api, &receipt, wait).await
+    let until = Instant::now() + wait.unwrap_or_default();
+    let receipt = accept(api, &pipeline, &job, until).await?;
+    if wait.is_some()
+        && let Some(finished) = finished(api, &receipt, until).await
     {
         return Ok(finished.into_response());
     }
@@ -214,20 +297,78 @@ async fn enqueue_one(
     Ok((StatusCode::ACCEPTED, location, Json(ReceiptDoc::from(&receipt))).into_response())
 }
 
-/// The job if it ends in time. Whatever goes wrong here does not undo that it was accepted: the
-/// client then gets the receipt, with which it can ask again.
-async fn finished(api: &Api, receipt: &Receipt, wait: Duration) -> Option<Json<JobDoc>> {
-    let view = find(api, receipt.job, Some(wait)).await.ok()?;
-    if !view.state.is_terminal() {
-        return None;
+/// Hands a job in. A client that waits for its end anyhow is not troubled with a coordinator that is
+/// just lost: until its time is over, what was refused for that is tried again; and what may have
+/// been done, where a key makes that the same job.
+async fn accept(
+    api: &Api,
+    pipeline: &Name,
+    job: &NewJob,
+    until: Instant,
+) -> Result<Receipt, Problem> {
+    loop {
+        let request = Request::Enqueue { pipeline: pipeline.clone(), jobs: vec![job.clone()] };
+        let answer = match api.ask(request).await {
+            Ok(Answer::Enqueued(mut answers)) if answers.len() == 1 => {
+                answers.remove(0).map_err(Problem::from)
+            }
+            Ok(other) => return Err(Problem::unexpected(&other)),
+            Err(problem) => Err(problem),
+        };
+        match answer {
+            Err(problem) if may_pass(&problem, job.key.is_some()) && later(until).await => {}
+            answer => return answer,
+        }
     }
-    document(api, &view).await.ok()
 }
 
+/// Whether it was refused for what passes within seconds, such as a coordinator's loss.
+fn may_pass(problem: &Problem, repeatable: bool) -> bool {
+    match problem.slug() {
+        "no-replica" | "no-coordinator" | "too-many-requests" => true,
+        "unknown" => repeatable,
+        _ => false,
+    }
+}
+
+/// Waits a little; tells whether there was the time for it.
+async fn later(until: Instant) -> bool {
+    let fits = Instant::now() + PAUSE < until;
+    if fits {
+        sleep(PAUSE).await;
+    }
+    fits
+}
+
+/// The job if it ends in time. Whatever goes wrong here does not undo that it was accepted: the
+/// client then gets the receipt, with which it can ask again.
+async fn finished(api: &Api, receipt: &Receipt, until: Instant) -> Option<Json<JobDoc>> {
+    loop {
+        match find(api, receipt.job, Some(until.saturating_duration_since(Instant::now()))).await {
+            Ok(view) if view.state.is_terminal() => return document(api, &view).await.ok(),
+            Ok(_) => return None,
+            // It was there a moment ago: whoever is asked now has not heard of it yet.
+            Err(problem) if problem.slug() == "unknown-job" && later(until).await => {}
+            Err(_) => return None,
+        }
+    }
+}
+
+/// A job; with `wait`, as soon as it has ended or that time is over. Whoever answers may be lost
+/// meanwhile: another is asked then.
 async fn find(api: &Api, job: JobId, wait: Option<Duration>) -> Result<Box<JobView>, Problem> {
-    match api.ask(Request::Job { job, wait }).await? {
-        Answer::Job(view) => Ok(view),
-        other => Err(Problem::unexpected(&other)),
+    let until = Instant::now() + wait.unwrap_or_default();
+    let mut left = wait;
+    loop {
+        match api.ask(Request::Job { job, wait: left }).await {
+            // Too many wait where it was asked for, or its coordinator has changed.
+            Ok(Answer::Job(view)) if !view.state.is_terminal() && later(until).await => {}
+            Ok(Answer::Job(view)) => return Ok(view),
+            Ok(other) => return Err(Problem::unexpected(&other)),
+            Err(problem) if may_pass(&problem, true) && later(until).await => {}
+            Err(problem) => return Err(problem),
+        }
+        left = wait.map(|_| until.saturating_duration_since(Instant::now()));
     }
 }
 
@@ -243,17 +384,4 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
     value.to_str().map(|key| Some(key.to_owned())).map_err(|_| {
         Problem::bad_request("bad-header", "Idempotency-Key: only visible ASCII is allowed")
     })
-}
-
-fn bounded(wait: Duration, api: &Api) -> Result<Duration, Problem> {
-    let max = api.limits.max_wait;
-    if wait <= max {
-        return Ok(wait);
-    }
-    let detail = format!(
-        "wait: {} is longer than {}, which is the limit: ask again when it is over",
-        format_duration(wait),
-        format_duration(max)
-    );
-    Err(Problem::bad_request("bad-query", detail))
 }

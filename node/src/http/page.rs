@@ -46,7 +46,7 @@ fn fixed_headers() -> [(HeaderName, &'static str); 5] {
 }
 
 /// Every file: where it is served, as what, and what is in it.
-const FILES: [(&str, &str, &[u8]); 14] = [
+const FILES: [(&str, &str, &[u8]); 17] = [
     ("/", HTML, include_bytes!("page/index.html")),
     ("/page/api.js", JAVASCRIPT, include_bytes!("page/api.js")),
     ("/page/app.js", JAVASCRIPT, include_bytes!("page/app.js")),
@@ -55,7 +55,10 @@ const FILES: [(&str, &str, &[u8]); 14] = [
     ("/page/favicon.svg", SVG, include_bytes!("page/favicon.svg")),
     ("/page/format.js", JAVASCRIPT, include_bytes!("page/format.js")),
     ("/page/graph.js", JAVASCRIPT, include_bytes!("page/graph.js")),
+    ("/page/history.js", JAVASCRIPT, include_bytes!("page/history.js")),
     ("/page/job.js", JAVASCRIPT, include_bytes!("page/job.js")),
+    ("/page/live.js", JAVASCRIPT, include_bytes!("page/live.js")),
+    ("/page/login.js", JAVASCRIPT, include_bytes!("page/login.js")),
     ("/page/overview.js", JAVASCRIPT, include_bytes!("page/overview.js")),
     ("/page/pipeline.js", JAVASCRIPT, include_bytes!("page/pipeline.js")),
     ("/page/rates.js", JAVASCRIPT, include_bytes!("page/rates.js")),
@@ -73,7 +76,12 @@ pub(super) fn routes<S: Clone + Send + Sync + 'static>() -> Router<S> {
 }
 
 /// The file, or that what the client has is still right.
-fn file(kind: &'static str, content: &'static [u8], tag: &str, asked: &HeaderMap) -> Response {
+pub(super) fn file(
+    kind: &'static str,
+    content: &'static [u8],
+    tag: &str,
+    asked: &HeaderMap,
+) -> Response {
     let fresh = is_known(asked, tag);
     let mut response = match fresh {
         true => StatusCode::NOT_MODIFIED.into_response(),
@@ -100,7 +108,7 @@ fn is_known(headers: &HeaderMap, tag: &str) -> bool {
 }
 
 /// What names a file's content.
-fn tag(content: &[u8]) -> String {
+pub(super) fn tag(content: &[u8]) -> String {
     let digest = Sha256::digest(content);
     let digits: String = digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
     format!("\"{digits}\"")
@@ -110,7 +118,7 @@ fn tag(content: &[u8]) -> String {
 mod tests {
     use std::path::Path;
 
-    use reqwest::{Client, Method, RequestBuilder};
+    use reqwest::{Method, RequestBuilder};
 
     use super::*;
     use crate::http::{HttpLimits, fake};
@@ -121,7 +129,7 @@ mod tests {
     }
 
     fn request(method: Method, url: String) -> RequestBuilder {
-        Client::builder().no_proxy().build().expect("a client").request(method, url)
+        crate::outbound::client().no_proxy().build().expect("a client").request(method, url)
     }
 
     #[tokio::test]

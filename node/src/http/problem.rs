@@ -54,6 +54,8 @@ impl Problem {
         title: &'static str,
         detail: impl Into<String>,
     ) -> Self {
+        #[cfg(test)]
+        assert!(super::kinds::is_known(slug, status.as_u16()), "{slug} is not among the kinds");
         Self {
             kind: format!("urn:carbonmesh:problem:{slug}"),
             title: title.into(),
@@ -94,6 +96,11 @@ impl Problem {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "internal error", detail)
     }
 
+    /// The word that tells its kind.
+    pub(crate) fn slug(&self) -> &str {
+        self.kind.strip_prefix("urn:carbonmesh:problem:").unwrap_or(&self.kind)
+    }
+
     fn status_code(&self) -> StatusCode {
         StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
     }
@@ -108,6 +115,8 @@ impl IntoResponse for Problem {
         if let Some(seconds) = self.retry_after_s {
             headers.insert(RETRY_AFTER, seconds.into());
         }
+        // For the guard, and the layer that adds whose request it answers.
+        response.extensions_mut().insert(self);
         response
     }
 }
@@ -239,6 +248,24 @@ impl From<Refusal> for Problem {
                 problem(Status::SERVICE_UNAVAILABLE, "not-gateway", "not a gateway")
             }
             Refusal::Stopping => problem(Status::SERVICE_UNAVAILABLE, "stopping", "node stopping"),
+            Refusal::NotRecoverable(_) => {
+                problem(Status::CONFLICT, "not-recoverable", "not recovered")
+            }
+            Refusal::InvalidHandler(_) => {
+                problem(Status::UNPROCESSABLE_ENTITY, "invalid-handler", "invalid handler")
+            }
+            Refusal::UnknownHandler { known, .. } => {
+                problem(Status::NOT_FOUND, "unknown-handler", "unknown handler")
+                    .with("known", known.clone())
+            }
+            Refusal::HandlerInUse { pipelines, .. } => {
+                problem(Status::CONFLICT, "handler-in-use", "handler in use")
+                    .with("pipelines", pipelines.clone())
+            }
+            Refusal::TooManyHandlers(limit) => {
+                problem(Status::CONFLICT, "too-many-handlers", "too many handlers")
+                    .with("limit", *limit)
+            }
         }
     }
 }
@@ -293,6 +320,15 @@ mod tests {
             ),
             (Refusal::NotGateway, 503, "not-gateway"),
             (Refusal::Stopping, 503, "stopping"),
+            (Refusal::NotRecoverable(String::new()), 409, "not-recoverable"),
+            (Refusal::InvalidHandler("why".into()), 422, "invalid-handler"),
+            (Refusal::UnknownHandler { phase: "p".into(), known: vec![] }, 404, "unknown-handler"),
+            (
+                Refusal::HandlerInUse { phase: "p".into(), pipelines: vec!["q".into()] },
+                409,
+                "handler-in-use",
+            ),
+            (Refusal::TooManyHandlers(1), 409, "too-many-handlers"),
         ];
         for (refusal, status, slug) in cases {
             let again = ["no-replica", "no-coordinator", "unsettled"].contains(&slug);

@@ -1,6 +1,9 @@
 //! The interface as a client sees it, with a node that answers by rote.
 
 mod bulk;
+mod events;
+mod local;
+mod manners;
 
 use std::{
     sync::{Arc, Mutex},
@@ -34,7 +37,7 @@ async fn silent() -> String {
 }
 
 fn client() -> Client {
-    Client::builder().no_proxy().build().expect("a client")
+    crate::outbound::client().no_proxy().build().expect("a client")
 }
 
 fn post(url: &str, content: (&str, &str), body: impl Into<Body>) -> RequestBuilder {
@@ -217,14 +220,14 @@ async fn waiting_gives_the_finished_job_or_else_the_receipt() {
     for (state, status) in [(JobState::Dead, 200), (JobState::Running, 202)] {
         let url = node(move |request| match request {
             Request::Job { job, wait } => {
-                assert_eq!(wait.map(|wait| wait.as_secs()), Some(30));
+                assert!(wait.is_some_and(|wait| wait <= Duration::from_secs(1)), "{wait:?}");
                 Response::Job(Box::new(fake::job(job, state)))
             }
             Request::Cluster => Response::Cluster(Box::new(fake::cluster())),
             enqueue => fake::accept(&enqueue),
         })
         .await;
-        let request = post(&format!("{url}/v1/pipelines/p/jobs?wait=30s"), JSON, "{}");
+        let request = post(&format!("{url}/v1/pipelines/p/jobs?wait=1s"), JSON, "{}");
         let (found, _, body) = json_of(request).await;
         assert_eq!(found, status);
         assert_eq!(body["state"] == "dead", status == 200, "{body}");
@@ -289,7 +292,7 @@ async fn the_cluster_is_shown() {
     assert_eq!(status["unoffered_phases"], json!(["s"]));
     assert_eq!(status["refusing"][0]["reason"], "disk full");
     assert_eq!(status["pipelines"][0]["term"], 5);
-    assert_eq!(get("/v1/nodes").await["nodes"][1]["liveness"], "down");
+    assert_eq!(get("/v1/nodes").await["nodes"][0]["liveness"], "down");
     let pipeline = get("/v1/pipelines/p").await;
     let definition = json!({"name": "p", "replicas": 3, "preset": "available", "phases": ["s"]});
     assert_eq!(pipeline["definition"], definition);
@@ -386,5 +389,47 @@ async fn changes_and_dates_that_cannot_be_are_refused() {
         let found = problem(post(&format!("{url}{path}"), JSON, body)).await;
         assert_eq!((found.0, found.1.as_str()), (400, kind), "{path}");
         assert!(found.2.contains(part), "{path}: {}", found.2);
+    }
+}
+
+#[tokio::test]
+async fn history_is_told_by_pipeline_and_range() {
+    let url = node(|request| match request {
+        Request::Cluster => Response::Cluster(Box::new(fake::cluster())),
+        other => panic!("asked for {other:?}"),
+    })
+    .await;
+    let (status, _, body) = json_of(client().get(format!("{url}/v1/history"))).await;
+    assert_eq!((status, body), (200, json!({"pipeline": null, "step_s": 10, "points": []})));
+    let day = format!("{url}/v1/history?pipeline=p&range=day");
+    let (status, _, body) = json_of(client().get(day)).await;
+    assert_eq!((status, body), (200, json!({"pipeline": "p", "step_s": 300, "points": []})));
+    for (query, kind, part) in [
+        ("pipeline=z", "unknown-pipeline", "known are p"),
+        ("range=week", "bad-query", "take hour or day"),
+        ("pipeline=-", "bad-query", "name `-`"),
+        ("since=1", "bad-query", "since"),
+    ] {
+        let found = problem(client().get(format!("{url}/v1/history?{query}"))).await;
+        assert_eq!(found.1, kind, "{query}");
+        assert!(found.2.contains(part), "{query}: {}", found.2);
+    }
+}
+
+#[tokio::test]
+async fn metrics_come_in_the_format_that_is_asked_for() {
+    let url = node(|_| Response::Cluster(Box::new(fake::cluster()))).await;
+    let get =
+        |accept: &'static str| client().get(format!("{url}/metrics")).header("accept", accept);
+    let modern = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5";
+    for (accept, kind, ends) in [
+        (modern, "application/openmetrics-text; version=1.0.0; charset=utf-8", true),
+        ("*/*", "text/plain; version=0.0.4; charset=utf-8", false),
+    ] {
+        let response = get(accept).send().await.expect("an answer");
+        assert_eq!(response.headers()["content-type"], kind);
+        let text = response.text().await.expect("a body");
+        assert_eq!(text.ends_with("# EOF\n"), ends, "{text}");
+        assert!(text.contains("carbonmesh_members{liveness=\"down\"} 1"), "{text}");
     }
 }

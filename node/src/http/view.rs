@@ -5,7 +5,10 @@
 //! know.
 
 mod cluster;
+mod event;
 mod explain;
+mod handler;
+mod history;
 mod job;
 
 use std::collections::BTreeMap;
@@ -13,19 +16,24 @@ use std::collections::BTreeMap;
 use carbonmesh_protocol::{id::NodeId, view::MemberView};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
+use utoipa::ToSchema;
 
 pub use cluster::{
-    AppliedDoc, HealthDoc, MembersDoc, NodeDoc, NodePhaseDoc, NodesDoc, OfferDoc, PhaseDoc,
-    PhasesDoc, PipelineDoc, PipelinesDoc, RefusingDoc, RevisionDoc, RevisionsDoc, StatusDoc,
-    VersionDoc,
+    AppliedDoc, DiffDoc, DrainDoc, HealthDoc, MembersDoc, NodeDoc, NodePhaseDoc, NodesDoc,
+    OfferDoc, PhaseDoc, PhasesDoc, PipelineDoc, PipelinesDoc, RefusingDoc, RevisionDoc,
+    RevisionsDoc, StatusDoc, VersionDoc,
 };
+pub(crate) use event::node_of;
+pub use event::{AttemptLogDoc, EndDoc, EventDoc, LineOfLogDoc, LogsDoc};
 pub use explain::{ExplainDoc, ExplainNodeDoc, ExplainPhaseDoc};
+pub use handler::{HandlerDoc, HandlerPutDoc, HandlerVersionDoc, HandlersDoc};
+pub use history::{HistoryDoc, HistoryPointDoc};
 pub use job::{
     AttemptDoc, ChangedDoc, InvocationDoc, JobDoc, JobSummaryDoc, JobsDoc, LineDoc, ReceiptDoc,
 };
 
 /// A node: its identity in full, and its name if the node that was asked knows it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct NodeRef {
     /// 32 hexadecimal digits.
     pub id: String,
@@ -43,13 +51,19 @@ impl Names {
         Self(members.iter().map(|member| (member.node, member.name.clone())).collect())
     }
 
-    fn node(&self, node: NodeId) -> NodeRef {
+    /// Whether a node's name is known.
+    pub(crate) fn has(&self, node: NodeId) -> bool {
+        self.0.contains_key(&node)
+    }
+
+    /// A node, with its name if that is known.
+    pub(crate) fn node(&self, node: NodeId) -> NodeRef {
         NodeRef { id: full(node), name: self.0.get(&node).cloned() }
     }
 }
 
 /// All digits of an identity.
-fn full(node: NodeId) -> String {
+pub(super) fn full(node: NodeId) -> String {
     format!("{node:#}")
 }
 

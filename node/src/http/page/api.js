@@ -12,6 +12,26 @@ export class Problem extends Error {
   }
 }
 
+const KEY = 'carbonmesh-token';
+
+/** The token of whoever uses this tab, if the node asks for one. */
+export const token = {
+  wasSent: false,
+  get: () => sessionStorage.getItem(KEY),
+  set: (text) => sessionStorage.setItem(KEY, text),
+  forget: () => sessionStorage.removeItem(KEY),
+};
+
+/** Whether the node wants to know who calls. */
+export const asksWho = (error) => error instanceof Problem && error.status === 401;
+
+/** Tokens are plain; what a header cannot hold is none, and must not keep a request from being made. */
+export function authorization() {
+  const text = token.get();
+  token.wasSent = Boolean(text);
+  return /^[\x21-\x7e]+$/.test(text ?? '') ? { authorization: `Bearer ${text}` } : {};
+}
+
 /** A number whose spelling would be lost: the text that the cluster sent. */
 export class Spelled {
   constructor(text) {
@@ -40,7 +60,7 @@ async function call(method, path, { query, body, headers, type, exact = false } 
     response = await fetch(url, {
       method,
       body,
-      headers: { accept: 'application/json', ...(type && { 'content-type': type }), ...headers },
+      headers: { accept: 'application/json', ...(type && { 'content-type': type }), ...authorization(), ...headers },
       cache: 'no-store',
       redirect: 'error',
       signal: AbortSignal.timeout(method === 'GET' ? READ_MS : CHANGE_MS),
@@ -93,6 +113,7 @@ export const api = {
     status.pipelines = list(status.pipelines).map(pipeline);
     return status;
   },
+  history: (pipeline, range) => call('GET', ['history'], { query: { pipeline, range } }),
   nodes: async () => list((await call('GET', ['nodes'])).nodes),
   pipeline: async (name) => pipeline(await call('GET', ['pipelines', name], { exact: true })),
   revisions: async (name) => list((await call('GET', ['pipelines', name, 'revisions'], { exact: true })).revisions),
@@ -102,6 +123,11 @@ export const api = {
     job.invocations = list(job.invocations);
     for (const one of job.invocations) one.attempts = list(one.attempts);
     return job;
+  },
+  /** What is kept of a job's logs, and behind which event more comes. */
+  logs: async (id) => {
+    const { attempts, next } = await call('GET', ['jobs', id, 'logs']);
+    return { attempts: list(attempts).map((one) => ({ ...one, lines: list(one.lines) })), next };
   },
   enqueue: (name, body, query, key) =>
     call('POST', ['pipelines', name, 'jobs'], {

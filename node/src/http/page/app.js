@@ -1,13 +1,14 @@
 // The page: which view is shown, what it is told, and when it asks again.
 
 import { h, patch } from './dom.js';
-import { Problem, api } from './api.js';
+import { Problem, api, asksWho, token } from './api.js';
 import { count, duration } from './format.js';
 import { href, icon, node, note, noteProblem, problem } from './ui.js';
 import { sample } from './rates.js';
 import { nodesView, overview } from './overview.js';
 import { deadView, pipelineView } from './pipeline.js';
 import { jobView } from './job.js';
+import { login } from './login.js';
 
 /** How often the node is asked, and how seldom at least while it does not answer. */
 const EVERY_MS = 2_000;
@@ -57,6 +58,7 @@ function navigate() {
   const [path] = location.hash.split('?');
   const moved = path !== place;
   place = path;
+  app.view?.close?.();
   app.view = route();
   app.generation += 1;
   app.opened.clear();
@@ -108,6 +110,8 @@ async function round() {
     if (!(error instanceof Problem)) console.error(error);
     app.failures += 1;
     app.lost = error;
+    // Asked again by itself, a wrong token would soon keep this address from being listened to.
+    if (asksWho(error)) token.forget();
   }
   // Large answers are asked for less often, so that reading them leaves time for everything else.
   app.cost = performance.now() - begun;
@@ -116,7 +120,7 @@ async function round() {
 
 function schedule() {
   clearTimeout(app.timer);
-  if (document.hidden) return;
+  if (document.hidden || asksWho(app.lost)) return;
   const usual = Math.max(app.view.interval ?? EVERY_MS, Math.min(30_000, app.cost * 8));
   const retry = Math.max((app.lost?.retryAfter ?? 0) * 1000, Math.min(SELDOM_MS, EVERY_MS * 2 ** (app.failures - 1)));
   const wait = app.lost ? retry : usual;
@@ -125,7 +129,10 @@ function schedule() {
   drawFrame();
 }
 
-document.addEventListener('visibilitychange', () => (document.hidden ? clearTimeout(app.timer) : ask()));
+document.addEventListener('visibilitychange', () => {
+  if (document.hidden) clearTimeout(app.timer);
+  else if (!asksWho(app.lost)) ask();
+});
 // Between answers only the words of the banner change.
 setInterval(() => app.lost && !document.hidden && drawFrame(), 1000);
 
@@ -133,8 +140,15 @@ setInterval(() => app.lost && !document.hidden && drawFrame(), 1000);
 
 function draw() {
   drawFrame();
+  if (asksWho(app.lost)) {
+    patch(main, login(app.lost, ask));
+    main.querySelector('input').focus();
+    return;
+  }
   if (!app.status) {
-    patch(main, app.lost ? problem(app.lost) : h('p', { class: 'empty' }, 'Loading…'));
+    patch(main, app.lost
+      ? [problem(app.lost), token.get() && h('p', {}, h('button', { type: 'button', class: 'button', onclick: logOut }, 'Log out'))]
+      : h('p', { class: 'empty' }, 'Loading…'));
     return;
   }
   try {
@@ -152,6 +166,12 @@ function draw() {
   }
 }
 
+/** Forgets who used this tab, and all that was shown. */
+function logOut() {
+  token.forget();
+  location.reload();
+}
+
 function drawFrame() {
   const { status, view, lost } = app;
   const title = view?.title ?? '';
@@ -164,11 +184,13 @@ function drawFrame() {
   ].map(([to, text, number]) => h('a', { key: to, href: `#/${to}`, 'aria-current': here === to ? 'page' : undefined },
     text, number > 0 && h('span', { class: 'pill' }, count(number)))));
   patch(document.getElementById('pulse'), status && h('span', { class: `pulse ${lost ? 'lost' : ''}`, title: `This page asks node ${status.node?.name ?? status.node?.id ?? ''}, version ${status.version}` },
-    h('span', { class: 'dot', 'aria-hidden': 'true' }), node(status.node), h('span', { class: 'muted' }, status.version)));
+    h('span', { class: 'dot', 'aria-hidden': 'true' }), node(status.node), h('span', { class: 'muted' }, status.version),
+    token.get() && h('button', { type: 'button', class: 'button small', onclick: logOut }, 'Log out')));
   // The part that is read aloud is said once; what counts down is not.
   const said = lost ? lost.detail ? `${lost.title}: ${lost.detail}` : lost.title : '';
   const banner = document.getElementById('banner');
   document.body.classList.toggle('is-lost', Boolean(lost && status));
+  if (asksWho(lost)) return void patch(banner, null);
   const left = Math.max(0, Math.round((app.nextAt - Date.now()) / 1000));
   patch(banner, lost && h('div', { class: 'banner' }, icon('warning'), h('strong', {}, said),
     h('span', { 'aria-hidden': 'true' },

@@ -11,11 +11,18 @@ import { attemptTitle, gantt } from './charts.js';
 import { about, graph, phasesOfJob } from './graph.js';
 import { choose, fromStart, jobTable, reason } from './pipeline.js';
 import { offers } from './overview.js';
+import { follow, soon } from './live.js';
 
 const ITEMS = 20;
 
+/** How many lines of logs are shown. */
+const LINES = 500;
+
+/** What may change what the page shows of a job. */
+const CHANGES = 'enqueued,attempt_started,attempt_failed,attempt_lost,phase_succeeded,phase_skipped,phase_failed,phase_cancelled,signalled,retried,succeeded,dead,cancelled';
+
 export function jobView(ctx, id, query) {
-  const state = { job: null, problem: null, gone: false, definitions: null, items: null, forms: new Map() };
+  const state = { job: null, problem: null, gone: false, definitions: null, items: null, forms: new Map(), log: null };
   const itemState = STATES.includes(query.get('items')) ? query.get('items') : null;
   const itemsAfter = query.get('after');
   const pipeline = () => ctx.status.pipelines.find((one) => one.name === state.job?.pipeline);
@@ -29,7 +36,72 @@ export function jobView(ctx, id, query) {
     return state.forms.get(name);
   };
 
+  // ------------------------------------------------------------------------------ what it says
+
+  const refreshSoon = soon(() => ctx.refresh(), 300);
+  const redrawSoon = soon(() => {
+    const before = document.getElementById('log-lines');
+    const atEnd = !before || before.scrollTop + before.clientHeight >= before.scrollHeight - 4;
+    ctx.redraw();
+    const lines = document.getElementById('log-lines');
+    if (lines && atEnd) lines.scrollTop = lines.scrollHeight;
+  }, 100);
+
+  /** Takes lines that are news; each has a number within its attempt. */
+  function hear(lines) {
+    const { log } = state;
+    for (const line of lines) {
+      const from = `${line.job} ${line.phase} ${line.attempt}`;
+      const next = log.next.get(from) ?? 0;
+      if (!(line.line >= next)) continue;
+      log.next.set(from, line.line + (line.count ?? 1));
+      log.lines.push({ ...line, key: `${from} ${line.line}` });
+    }
+    log.lines.splice(0, log.lines.length - LINES);
+    redrawSoon();
+  }
+
+  /** Reads what is kept of its logs, and follows what comes; once. */
+  async function listen() {
+    if (state.log || !state.job) return;
+    state.log = { lines: [], next: new Map(), stop: () => {} };
+    let kept;
+    try {
+      kept = await api.logs(id);
+    } catch {
+      // An older node, or nobody coordinates: there is nothing to show, and it is tried again.
+      state.log = null;
+      return;
+    }
+    const said = ({ job, phase, attempt, lines }) => lines.map((line) => ({ ...line, job, phase, attempt }));
+    hear(kept.attempts.flatMap(said));
+    if (state.closed) return;
+    state.log.stop = follow(state.job.pipeline, { after: kept.next, job: id, kinds: `log,progress,log_dropped,${CHANGES}` }, (events) => {
+      const spoken = (event) => ['log', 'progress', 'log_dropped'].includes(event.kind);
+      if (events.some(spoken)) hear(events.filter(spoken));
+      if (!events.every(spoken)) refreshSoon();
+    });
+  }
+
+  function logPanel() {
+    const lines = state.log?.lines ?? [];
+    if (!lines.length) return null;
+    return h('section', { class: 'panel', 'aria-labelledby': 'h-log', key: 'log' },
+      h('div', { class: 'panel-head' }, h('h2', { id: 'h-log' }, 'Log'),
+        h('span', { class: 'muted' }, lines.length >= LINES ? `the last ${count(LINES)} lines` : counted(lines.length, 'line'))),
+      h('div', { id: 'log-lines', class: 'log-lines', role: 'group', tabindex: '0', 'aria-label': 'Lines of the log' }, lines.map((line) =>
+        h('div', { key: line.key, class: `log-line${line.level === 'error' || line.level === 'warning' ? ` l-${line.level}` : ''}` },
+          h('time', { datetime: line.at, title: exact(moment(line.at)) }, String(line.at).slice(11, 19)), ' ',
+          h('span', { class: 'muted' }, `${line.job === id ? '' : 'item '}${line.phase}#${line.attempt}`), ' ',
+          line.kind === 'log_dropped' ? h('em', {}, `${counted(line.count ?? 0, 'line')} left out`)
+            : [typeof line.done === 'number' && `${Math.round(line.done * 100)} % `, line.text ?? '']))));
+  }
+
   return {
+    close: () => {
+      state.closed = true;
+      state.log?.stop();
+    },
     get title() { return state.job ? `${state.job.state} · ${state.job.pipeline} · job` : 'Job'; },
     // What has ended changes only if somebody changes it.
     get interval() { return state.gone || (state.job && ENDED.has(state.job.state)) ? 10_000 : undefined; },
@@ -45,6 +117,7 @@ export function jobView(ctx, id, query) {
         if (state.gone) state.job = null;
         return;
       }
+      listen();
       // It may have begun with an earlier definition: these are read once.
       if (state.definitions === null && !phases() && pipeline()) {
         state.definitions = (await api.revisions(state.job.pipeline)).map((one) => one.definition);
@@ -100,6 +173,7 @@ export function jobView(ctx, id, query) {
           data('Instructions', job.instructions, `${job.id} instructions ${job.generation}`),
           data(ended ? 'Result' : 'Result so far', job.result, `${job.id} result ${job.generation} ${job.invocations.map(signature).join()}`, 'The instructions with what the phases gave merged into them')),
         state.items && items(),
+        logPanel(),
         h('section', { class: 'panel', 'aria-labelledby': 'h-steps' },
           h('div', { class: 'panel-head' }, h('h2', { id: 'h-steps' }, 'What each phase did')),
           h('div', { class: 'steps' }, job.invocations.map((one) => step(one, drawn.find((phase) => phase.name === one.step))))),

@@ -4,6 +4,7 @@ import { h } from './dom.js';
 import { badge, cellCount, facts, href, icon, node, pipelineLink, slots, table } from './ui.js';
 import { count, counted, duration, nodeName, rate, short } from './format.js';
 import { rateLine } from './charts.js';
+import { past } from './history.js';
 import { TOTAL, rateOf } from './rates.js';
 
 /** How many rows are shown before somebody asks for more. */
@@ -108,8 +109,10 @@ export function overview(ctx) {
     { name: 'term', label: 'Term', num: true, least: true, cell: (one) => count(one.term) },
     { name: 'replicas', label: 'Replicas', least: true, cell: (one) => h('span', { class: 'muted' }, short(one.replicas.map(nodeName).join(' '), 40)) },
   ];
+  const history = past(ctx, null);
   return {
     title: 'Overview',
+    load: history.load,
     render: () => {
       const { status, nodes } = ctx;
       const { pipelines } = status;
@@ -153,6 +156,7 @@ export function overview(ctx) {
             nodeTable(ctx, sorted(nodes).slice(0, NODES)),
             nodes.length > NODES && h('a', { class: 'more', href: '#/nodes' }, `All ${count(nodes.length)} nodes`)),
           phasePanel(offered)),
+        history.render(),
       ];
     },
   };

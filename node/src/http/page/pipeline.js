@@ -8,11 +8,17 @@ import {
 } from './ui.js';
 import { count, counted, rate, short } from './format.js';
 import { rateLine } from './charts.js';
+import { past } from './history.js';
 import { rateOf } from './rates.js';
 import { about, graph, phasesOf, worked } from './graph.js';
 import { alerts, offers, tile } from './overview.js';
+import { follow, soon } from './live.js';
 
 const PAGE = 50;
+
+/** What is shown of a pipeline's events, and how many of them. */
+const NOTABLE = 'coordinator,attempt_failed,attempt_lost,retried,dead,cancelled,paused,resumed,revised';
+const EVENTS = 30;
 const SINCE = { '10m': 10, '1h': 60, '1d': 24 * 60, '7d': 7 * 24 * 60 };
 const LETTER = ['dead letter', 'dead letters'];
 
@@ -23,7 +29,8 @@ const idOfTime = (ms) => {
 };
 
 export function pipelineView(ctx, name, query) {
-  const state = { jobs: null, problem: null, revisions: null, revisionsOf: null, wantRevisions: false, missing: null };
+  const state = { jobs: null, problem: null, revisions: null, revisionsOf: null, wantRevisions: false, missing: null, events: [], stop: null };
+  const redrawSoon = soon(() => ctx.redraw(), 300);
   const filter = STATES.includes(query.get('state')) ? query.get('state') : null;
   const since = query.get('since') in SINCE ? query.get('since') : null;
   const cursor = query.get('after');
@@ -37,6 +44,7 @@ export function pipelineView(ctx, name, query) {
     note(`${phase ? `Phase ${phase}` : name} ${paused ? 'is paused: what runs goes on.' : 'goes on.'}`);
     await ctx.refresh();
   };
+  const history = past(ctx, name);
   const many = async (how) => {
     const known = find()?.counts?.[filter] ?? null;
     const changed = await bulk(how, name, filter, known);
@@ -45,7 +53,17 @@ export function pipelineView(ctx, name, query) {
 
   return {
     title: name,
+    close: () => {
+      state.closed = true;
+      state.stop?.();
+    },
     load: async () => {
+      if (find() && !state.stop && !state.closed) {
+        state.stop = follow(name, { kinds: NOTABLE }, (events) => {
+          state.events = [...state.events, ...events].slice(-EVENTS);
+          redrawSoon();
+        });
+      }
       if (!find()) {
         // What the node says of a name that it does not know.
         state.missing = null;
@@ -61,6 +79,7 @@ export function pipelineView(ctx, name, query) {
         if (error.unanswered) throw error;
         state.problem = error;
       }
+      await history.load();
       const revision = find().revision;
       if (state.wantRevisions && state.revisionsOf !== revision) {
         state.revisions = await api.revisions(name);
@@ -96,6 +115,7 @@ export function pipelineView(ctx, name, query) {
             choose: (phase) => choose(`phase-${phase.name}`),
           }),
           phaseTable(ctx, one, phases, pause)),
+        history.render(),
         jobsPanel(),
         h('div', { class: 'columns' },
           h('section', { class: 'panel grow', 'aria-labelledby': 'h-definition' },
@@ -113,6 +133,18 @@ export function pipelineView(ctx, name, query) {
               h('summary', {}, 'Document and revisions'),
               state.revisions === null ? h('p', { class: 'empty' }, 'Loading…') : revisions(state.revisions))),
           schedules(one)),
+        state.events.length > 0 && h('section', { class: 'panel', 'aria-labelledby': 'h-events' },
+          h('div', { class: 'panel-head' }, h('h2', { id: 'h-events' }, 'What happened lately'), h('span', { class: 'muted' }, 'failures, retries, pauses and coordinators; the newest first')),
+          table({
+            label: 'What happened lately', rows: state.events.toReversed(), key: (event) => event.token,
+            columns: [
+              { label: 'When', cell: (event) => time(event.at) },
+              { label: 'What', cell: (event) => h('span', { class: event.kind === 'dead' ? 'bad-text' : '' }, String(event.kind).replaceAll('_', ' ')) },
+              { label: 'Job', kind: 'id', minor: true, cell: (event) => event.job && jobLink(event.job) },
+              { label: 'Phase', minor: true, cell: (event) => event.phase && `${event.phase}${event.attempt ? `#${event.attempt}` : ''}` },
+              { label: 'Why', kind: 'text', cell: (event) => event.error || event.reason ? h('span', { title: short(event.error ?? event.reason, 2000) }, short(event.error ?? event.reason, 120)) : event.node && node(event.node) },
+            ],
+          })),
       ];
     },
   };

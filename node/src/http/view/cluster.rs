@@ -6,12 +6,16 @@ use carbonmesh_protocol::view::{
     ClusterView, Counts, Liveness, MemberView, PipelineView, RevisionView,
 };
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::{Names, NodeRef, full};
-use crate::document::PipelineDocument;
+use crate::{
+    document::PipelineDocument,
+    http::openapi::schemas::{counts, liveness, pipeline_document},
+};
 
 /// A pipeline was applied.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct AppliedDoc {
     /// Which.
     pub name: String,
@@ -24,21 +28,24 @@ pub struct AppliedDoc {
 }
 
 /// All pipelines.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PipelinesDoc {
     /// In order of their names.
     pub pipelines: Vec<PipelineDoc>,
+    /// Where the next page begins (as `after`), if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
 }
 
 /// A pipeline's definitions, as far as they are kept.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct RevisionsDoc {
     /// The latest first.
     pub revisions: Vec<RevisionDoc>,
 }
 
 /// One definition that a pipeline has or had.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct RevisionDoc {
     /// What names it.
     pub revision: String,
@@ -47,6 +54,7 @@ pub struct RevisionDoc {
     /// Whether new jobs follow it.
     pub current: bool,
     /// It; may be applied again.
+    #[schema(schema_with = pipeline_document)]
     pub definition: PipelineDocument,
 }
 
@@ -61,14 +69,32 @@ impl From<&RevisionView> for RevisionDoc {
     }
 }
 
+/// What differs between two definitions of a pipeline.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DiffDoc {
+    /// Which pipeline.
+    pub name: String,
+    /// The revision of the one; none if there is no such pipeline yet.
+    pub from: Option<String>,
+    /// The revision of the other.
+    pub to: String,
+    /// Whether they differ.
+    pub changed: bool,
+    /// How: a unified diff of the documents in TOML; empty if they do not.
+    pub diff: String,
+    /// Phases that the other has no more; jobs that began with them still run them.
+    pub left_out: Vec<String>,
+}
+
 /// A pipeline.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PipelineDoc {
     /// Its name.
     pub name: String,
     /// What names its current definition.
     pub revision: String,
     /// Its current definition; may be applied again.
+    #[schema(schema_with = pipeline_document)]
     pub definition: PipelineDocument,
     /// Whether no more of its work is given out.
     #[serde(default)]
@@ -83,6 +109,7 @@ pub struct PipelineDoc {
     /// Who should keep its jobs.
     pub replicas: Vec<NodeRef>,
     /// Its jobs by state, if its coordinator counted them lately.
+    #[schema(schema_with = counts)]
     pub counts: Option<Counts>,
     /// Phases that no live worker offers, or none that has what they require.
     pub unoffered: Vec<String>,
@@ -107,21 +134,17 @@ impl PipelineDoc {
 }
 
 /// All members.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct NodesDoc {
     /// The node that was asked among them.
     pub nodes: Vec<NodeDoc>,
-}
-
-impl NodesDoc {
-    /// The members' documents.
-    pub(crate) fn new(cluster: &ClusterView) -> Self {
-        Self { nodes: cluster.members.iter().map(NodeDoc::from).collect() }
-    }
+    /// Where the next page begins (as `after`), if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
 }
 
 /// A member.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct NodeDoc {
     /// 32 hexadecimal digits.
     pub id: String,
@@ -134,6 +157,7 @@ pub struct NodeDoc {
     /// Its program's version.
     pub version: String,
     /// Whether it can be reached.
+    #[schema(schema_with = liveness)]
     pub liveness: Liveness,
     /// What it does.
     pub roles: Vec<String>,
@@ -176,7 +200,7 @@ impl From<&MemberView> for NodeDoc {
 }
 
 /// A phase at one member.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct NodePhaseDoc {
     /// Which.
     pub phase: String,
@@ -187,14 +211,17 @@ pub struct NodePhaseDoc {
 }
 
 /// All phases that are offered.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PhasesDoc {
     /// In order of their names.
     pub phases: Vec<PhaseDoc>,
+    /// Where the next page begins (as `after`), if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
 }
 
 /// A phase that live members offer.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PhaseDoc {
     /// Which.
     pub phase: String,
@@ -207,7 +234,7 @@ pub struct PhaseDoc {
 }
 
 /// What one member offers of a phase.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct OfferDoc {
     /// Who.
     #[serde(flatten)]
@@ -237,12 +264,12 @@ impl PhasesDoc {
             free: nodes.iter().map(|offer| u64::from(offer.free)).sum(),
             nodes,
         };
-        Self { phases: offers.into_iter().map(phase).collect() }
+        Self { phases: offers.into_iter().map(phase).collect(), next: None }
     }
 }
 
 /// The cluster at a glance.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct StatusDoc {
     /// The node that was asked.
     pub node: NodeRef,
@@ -259,7 +286,7 @@ pub struct StatusDoc {
 }
 
 /// How many members there are, by liveness.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct MembersDoc {
     /// Connected.
     pub alive: usize,
@@ -272,7 +299,7 @@ pub struct MembersDoc {
 }
 
 /// A member that takes no jobs.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct RefusingDoc {
     /// Who.
     pub node: NodeRef,
@@ -311,7 +338,7 @@ impl StatusDoc {
 }
 
 /// Which program this is.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct VersionDoc {
     /// Its name.
     pub name: String,
@@ -319,8 +346,17 @@ pub struct VersionDoc {
     pub version: String,
 }
 
+/// A node takes no new work.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DrainDoc {
+    /// Which.
+    pub node: NodeRef,
+    /// Whether nothing runs on it any more.
+    pub quiet: bool,
+}
+
 /// The node's loop answers.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct HealthDoc {
     /// `ok`.
     pub status: String,

@@ -8,17 +8,20 @@ use carbonmesh_protocol::{
     view::{ClusterView, InvocationView, JobState, JobView, Liveness, MemberView, PipelineView},
 };
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::{Names, NodeRef, rfc3339};
+use crate::http::openapi::schemas::job_state;
 
 /// Why a job waits.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ExplainDoc {
     /// The job.
     pub id: String,
     /// Its pipeline.
     pub pipeline: String,
     /// Where it stands.
+    #[schema(schema_with = job_state)]
     pub state: JobState,
     /// What holds for all of it, if anything does.
     pub reasons: Vec<String>,
@@ -27,11 +30,12 @@ pub struct ExplainDoc {
 }
 
 /// Why a phase waits.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ExplainPhaseDoc {
     /// Its name in the pipeline.
     pub step: String,
     /// Where it stands.
+    #[schema(schema_with = job_state)]
     pub state: JobState,
     /// What it waits for.
     pub reasons: Vec<String>,
@@ -40,7 +44,7 @@ pub struct ExplainPhaseDoc {
 }
 
 /// What a node lacks.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ExplainNodeDoc {
     /// Who.
     pub node: NodeRef,

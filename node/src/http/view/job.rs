@@ -6,12 +6,19 @@ use carbonmesh_protocol::{
 };
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
+use utoipa::ToSchema;
 
 use super::{Names, NodeRef, raw, rfc3339};
-use crate::{document::merge_instructions, http::Problem};
+use crate::{
+    document::merge_instructions,
+    http::{
+        Problem,
+        openapi::schemas::{items, job_state, problem_document},
+    },
+};
 
 /// A job was accepted: it is on disk.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ReceiptDoc {
     /// The job.
     pub id: String,
@@ -38,7 +45,7 @@ impl From<&Receipt> for ReceiptDoc {
 }
 
 /// The answer to one line of many: a receipt's fields, or an error.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct LineDoc {
     /// Which line of the request, from 1.
     pub line: u64,
@@ -47,27 +54,33 @@ pub struct LineDoc {
     pub receipt: Option<ReceiptDoc>,
     /// Why not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(schema_with = problem_document)]
     pub error: Option<Problem>,
 }
 
 /// A job in full.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct JobDoc {
     /// The job.
     pub id: String,
     /// Its pipeline.
     pub pipeline: String,
     /// Where it stands.
+    #[schema(schema_with = job_state)]
     pub state: JobState,
     /// When it was enqueued.
+    #[schema(format = DateTime)]
     pub created_at: String,
     /// When it became terminal.
+    #[schema(format = DateTime)]
     pub finished_at: Option<String>,
     /// When it may begin, if that was put off.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(format = DateTime)]
     pub not_before: Option<String>,
     /// When it becomes a dead letter unless it has ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(format = DateTime)]
     pub deadline: Option<String>,
     /// Of what waits for the same phase, the higher goes first.
     #[serde(default)]
@@ -90,8 +103,10 @@ pub struct JobDoc {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub compensation: Option<String>,
     /// What was enqueued.
+    #[schema(value_type = Option<Object>)]
     pub instructions: Option<Box<RawValue>>,
     /// The instructions with the results so far merged into them; none before the first result.
+    #[schema(value_type = Option<Object>)]
     pub result: Option<Box<RawValue>>,
     /// Its phases, in the pipeline's order.
     pub invocations: Vec<InvocationDoc>,
@@ -135,13 +150,14 @@ impl JobDoc {
 }
 
 /// One phase of a job.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct InvocationDoc {
     /// Its name in the pipeline.
     pub step: String,
     /// What the worker must offer.
     pub phase: String,
     /// Where it stands.
+    #[schema(schema_with = job_state)]
     pub state: JobState,
     /// How often it was tried.
     pub attempt_count: u32,
@@ -151,9 +167,11 @@ pub struct InvocationDoc {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
     /// What it gave.
+    #[schema(value_type = Value)]
     pub result: Option<Box<RawValue>>,
     /// How far its items are, where it does something for each and that is under way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(schema_with = items)]
     pub items: Option<ItemsView>,
 }
 
@@ -174,7 +192,7 @@ impl InvocationDoc {
 }
 
 /// One run of a phase.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct AttemptDoc {
     /// From 1.
     pub number: u32,
@@ -184,8 +202,10 @@ pub struct AttemptDoc {
     #[serde(default)]
     pub token: String,
     /// When it was assigned.
+    #[schema(format = DateTime)]
     pub started_at: String,
     /// When its end was recorded.
+    #[schema(format = DateTime)]
     pub finished_at: Option<String>,
     /// What went wrong, if anything did.
     pub error: Option<String>,
@@ -205,7 +225,7 @@ impl AttemptDoc {
 }
 
 /// Jobs were changed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ChangedDoc {
     /// How many.
     pub changed: u64,
@@ -215,7 +235,7 @@ pub struct ChangedDoc {
 }
 
 /// A page of jobs.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct JobsDoc {
     /// The jobs.
     pub jobs: Vec<JobSummaryDoc>,
@@ -224,13 +244,15 @@ pub struct JobsDoc {
 }
 
 /// A job in a list.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct JobSummaryDoc {
     /// The job.
     pub id: String,
     /// Where it stands.
+    #[schema(schema_with = job_state)]
     pub state: JobState,
     /// When it was enqueued.
+    #[schema(format = DateTime)]
     pub created_at: String,
     /// Its idempotency key.
     pub key: Option<String>,
