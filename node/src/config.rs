@@ -3,15 +3,19 @@
 //! [`UpArgs`] holds flags and environment as clap reads them, `file` the TOML document; here they
 //! become one [`Settings`], checked as a whole. Every error names the setting and the way out.
 
+mod access;
 mod detect;
+mod embed;
 mod file;
 #[cfg(test)]
 mod fuzz;
 #[cfg(test)]
+mod reference;
+#[cfg(test)]
 mod tests;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     env, fs, io,
     net::SocketAddr,
     os::unix::fs::PermissionsExt,
@@ -22,19 +26,26 @@ use std::{
 use carbonmesh_protocol::{
     advert::Roles,
     config::{Limits, Timing},
+    handler::Language,
     name::Name,
     pipeline::PipelineDef,
+    rights::Rights,
 };
 use libp2p::Multiaddr;
 use thiserror::Error;
 
-use self::file::{ConfigFile, PhaseSection};
+use self::file::{ConfigFile, PhaseSection, ResultsSection};
+pub use self::{access::AccessArgs, embed::NodeBuilder};
 use crate::{
     document::PipelineDocument,
+    http::access::AccessSettings,
+    logs::LogFormat,
     net::{is_loopback, parse_address},
     phase::{
         ExecPhase, HostSettings, OfferedPhase, PhaseRegistry, Registered, RunningHost, host::sdk,
     },
+    scope::Scopes,
+    trust::{Invitation, joined_rights},
 };
 
 const DEFAULT_CLUSTER: &str = "carbonmesh";
@@ -117,15 +128,44 @@ pub struct UpArgs {
     /// The file that holds the cluster's secret, at least 16 bytes
     #[arg(long, env = "CARBONMESH_SECRET_FILE", value_name = "FILE")]
     secret_file: Option<PathBuf>,
+    /// Join a cluster by this invitation; every user of the machine sees flags, so give it by
+    /// --join-file or in the variable where others use it too
+    #[arg(long, env = "CARBONMESH_JOIN", value_name = "TOKEN", hide_env_values = true)]
+    join: Option<String>,
+    /// Join a cluster by the invitation in this file; a node that has joined needs it no more
+    #[arg(long, env = "CARBONMESH_JOIN_FILE", value_name = "FILE", conflicts_with = "join")]
+    join_file: Option<PathBuf>,
     /// The node's name for people [default: the host's name]
     #[arg(long, env = "CARBONMESH_NAME", value_name = "NAME")]
     name: Option<String>,
-    /// Where to serve HTTP; loopback only [default: 127.0.0.1:7400]
+    /// Where to serve HTTP; elsewhere than on loopback by TLS and with tokens [default: 127.0.0.1:7400]
     #[arg(long, env = "CARBONMESH_HTTP", value_name = "ADDRESS")]
     http: Option<String>,
+    #[command(flatten)]
+    access: AccessArgs,
     /// Do not look for nodes on the local network
     #[arg(long, env = "CARBONMESH_NO_MDNS")]
     no_mdns: bool,
+    /// Below which folder `carbonmesh backup` may make backups of this node
+    #[arg(long, env = "CARBONMESH_BACKUP_DIR", value_name = "FOLDER")]
+    backup_dir: Option<PathBuf>,
+    /// How to write logs [default: human]
+    #[arg(long, env = "CARBONMESH_LOG_FORMAT", value_name = "FORMAT", value_enum)]
+    log_format: Option<LogFormat>,
+    /// Run handlers that the cluster keeps, in these languages: python, javascript, shell [default: all]
+    #[arg(
+        long,
+        env = "CARBONMESH_ACCEPT_HANDLERS",
+        value_name = "LANGUAGES",
+        value_delimiter = ',',
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "all"
+    )]
+    accept_handlers: Vec<String>,
+    /// A file of values and secrets for phases that run here (TOML, chmod 600)
+    #[arg(long, env = "CARBONMESH_SECRETS_FILE", value_name = "FILE")]
+    secrets_file: Option<PathBuf>,
     /// Write where the node serves into this file, as JSON, once it does
     #[arg(long, env = "CARBONMESH_READY_FILE", value_name = "FILE")]
     ready_file: Option<PathBuf>,
@@ -237,6 +277,10 @@ pub struct Settings {
     pub cluster: String,
     /// The cluster's secret.
     pub secret: Option<ClusterSecret>,
+    /// The invitation by which it joins, if it was given one.
+    pub(crate) join: Option<Box<Invitation>>,
+    /// Whether its cluster goes by certificates.
+    pub certified: bool,
     /// What the node does.
     pub roles: Roles,
     /// What was found out about its machine, and what its operator says of it.
@@ -251,16 +295,24 @@ pub struct Settings {
     pub advertise: Vec<Multiaddr>,
     /// Where it keeps its state.
     pub data_dir: PathBuf,
+    /// Below which folder it may make backups.
+    pub backup_dir: Option<PathBuf>,
     /// Where it serves HTTP.
     pub http: SocketAddr,
     /// Whether somebody chose that: else another port may be taken.
     pub http_is_explicit: bool,
+    /// Who may use it, and how it is secured.
+    pub access: AccessSettings,
     /// Whether it looks for others on the local network.
     pub mdns: bool,
     /// Where to write that it serves.
     pub ready_file: Option<PathBuf>,
     /// The phases that it offers.
     pub phases: Vec<OfferedPhase>,
+    /// Values and secrets for phases that run here. Default none.
+    pub scopes: Scopes,
+    /// The languages of the cluster's handlers that it runs. Default none.
+    pub accept_handlers: BTreeSet<Language>,
     /// How much it takes.
     pub limits: Limits,
     /// How fast it reacts.
@@ -317,6 +369,19 @@ impl UpArgs {
         Ok(hosts)
     }
 
+    /// How the node writes its logs.
+    ///
+    /// # Errors
+    /// The configuration file cannot be used.
+    pub fn log_format(&self) -> Result<LogFormat, ConfigError> {
+        if let Some(given) = self.log_format {
+            return Ok(given);
+        }
+        let Some(name) = self.read_file()?.log_format else { return Ok(LogFormat::default()) };
+        let known = |_| wrong("log_format", format!("`{name}` is not known: take human or json"));
+        <LogFormat as clap::ValueEnum>::from_str(&name, false).map_err(known)
+    }
+
     fn data_dir(&self, file: &ConfigFile) -> Result<PathBuf, ConfigError> {
         if let Some(given) = self.data_dir.as_ref().or(file.data_dir.as_ref()) {
             return Ok(given.clone());
@@ -366,32 +431,73 @@ impl UpArgs {
         }
         let secret_file = self.secret_file.or(file.secret_file);
         let secret = read_secret(secret, secret_file.as_deref())?;
-        let exposed_ok = secret.is_some();
+        let join = read_invitation(self.join, self.join_file.as_deref())?;
+        let granted = joined_rights(&data_dir, join.as_ref());
+        let granted = granted.map_err(|error| wrong("--join", error.to_string()))?;
+        if granted.is_some() && secret.is_some() {
+            let reason = "this node has a certificate too, and a cluster goes by one of both: leave \
+                          the secret out (--secret-file, CARBONMESH_SECRET), or start with another \
+                          --data-dir and without --join";
+            return Err(wrong("--secret-file", reason));
+        }
+        let exposed_ok = secret.is_some() || granted.is_some();
         let listen = given(self.listen, file.listen);
         let listen_is_explicit = !listen.is_empty();
         let listen = match listen_is_explicit {
             true => addresses("--listen", &listen, exposed_ok)?,
             false => vec![default_listen(exposed_ok)],
         };
-        let roles = roles(&given(self.role, file.role))?;
+        let asked = given(self.role, file.role);
+        let roles = match &granted {
+            Some((_, rights)) if asked.is_empty() => rights.roles,
+            Some((_, rights)) => granted_roles(&asked, rights)?,
+            None => roles(&asked)?,
+        };
         let mut chosen = self.phase;
         match self.file.map(|file| file.take) {
             Some(Take::Phases(names)) => chosen.extend(names),
             Some(Take::All | Take::Pipeline(_)) | None => {}
         }
         let phases = match roles.worker {
-            true => phases(&chosen, &file.phases, registry)?,
+            true => phases(&chosen, &file.phases, &with_results(&file.results, registry)?)?,
             false if !chosen.is_empty() => {
                 return Err(wrong("--phase", "this node is no worker: add worker to --role"));
             }
             false => Vec::new(),
         };
+        let phases = match &granted {
+            Some((_, rights)) => granted_phases(phases, &chosen, rights)?,
+            None => phases,
+        };
         let said = if self.label.is_empty() { file.labels } else { labels(&self.label)? };
         let mut labels = detect::labels();
         labels.extend(said);
+        let scopes = match self.secrets_file.or(file.secrets_file) {
+            None => Scopes::default(),
+            Some(path) => Scopes::read(&path)
+                .map_err(|why| wrong(format!("--secrets-file {}", path.display()), why))?,
+        };
         let http = self.http.or(file.http);
-        let cluster = self.cluster.or(file.cluster).unwrap_or_else(|| DEFAULT_CLUSTER.to_owned());
+        let http_is_explicit = http.is_some();
+        let http = http_address(http)?;
+        let cluster = self.cluster.or(file.cluster);
+        let cluster = match &granted {
+            Some(_) if cluster.is_some() => {
+                let reason =
+                    "this node's certificate says which cluster it belongs to: leave it out";
+                return Err(wrong("--cluster", reason));
+            }
+            Some((root, _)) => root.cluster(),
+            None => cluster.unwrap_or_else(|| DEFAULT_CLUSTER.to_owned()),
+        };
         let cluster = cluster.parse::<Name>().map_err(|e| wrong("--cluster", e.to_string()))?;
+        let mut peers = addresses("--peer", &given(self.peer, file.peer), exposed_ok)?;
+        if let Some(join) = &join {
+            let invited = addresses("--join", &join.addresses, exposed_ok)?;
+            peers.extend(
+                invited.into_iter().filter(|address| !peers.contains(address)).collect::<Vec<_>>(),
+            );
+        }
         let loopback = listen.iter().all(is_loopback);
         Ok(Settings {
             name: node_name(self.name.or(file.name))?,
@@ -403,16 +509,25 @@ impl UpArgs {
             mdns: file.mdns.unwrap_or(true) && !self.no_mdns && !loopback,
             listen,
             listen_is_explicit,
-            peers: addresses("--peer", &given(self.peer, file.peer), exposed_ok)?,
+            peers,
+            join: join.map(Box::new),
+            certified: granted.is_some(),
             advertise: addresses(
                 "--advertise",
                 &given(self.advertise, file.advertise),
                 exposed_ok,
             )?,
             data_dir,
-            http_is_explicit: http.is_some(),
-            http: http_address(http)?,
+            backup_dir: self.backup_dir.or(file.backup_dir),
+            http_is_explicit,
+            http,
+            access: self.access.resolve(file.api, http)?,
             ready_file: self.ready_file,
+            scopes,
+            accept_handlers: accepted_languages(
+                &given(self.accept_handlers, file.accept_handlers),
+                roles,
+            )?,
             phases,
             limits,
             timing,
@@ -443,6 +558,81 @@ fn roles(names: &[String]) -> Result<Roles, ConfigError> {
         }
     }
     Ok(roles)
+}
+
+/// The languages of handlers that the operator lets run here.
+fn accepted_languages(names: &[String], roles: Roles) -> Result<BTreeSet<Language>, ConfigError> {
+    if !names.is_empty() && !roles.worker {
+        return Err(wrong("--accept-handlers", "this node is no worker: add worker to --role"));
+    }
+    let mut accepted = BTreeSet::new();
+    for name in names {
+        match name.trim() {
+            "all" => accepted.extend(Language::ALL),
+            name => {
+                let language = name.parse();
+                accepted
+                    .insert(language.map_err(|error: String| wrong("--accept-handlers", error))?);
+            }
+        }
+    }
+    Ok(accepted)
+}
+
+/// The roles that were asked for, all of which the certificate must grant.
+fn granted_roles(asked: &[String], rights: &Rights) -> Result<Roles, ConfigError> {
+    let roles = roles(asked)?;
+    let granted = Rights { roles: rights.roles, phases: None };
+    match granted.cover(&Rights { roles, phases: None }) {
+        true => Ok(roles),
+        false => {
+            let reason = format!(
+                "this node's certificate grants {} only: leave --role out, or ask for an invitation \
+                 with more",
+                rights.roles
+            );
+            Err(wrong("--role", reason))
+        }
+    }
+}
+
+/// The phases that the certificate grants; what was chosen by name must be among them.
+fn granted_phases(
+    phases: Vec<OfferedPhase>,
+    chosen: &[String],
+    rights: &Rights,
+) -> Result<Vec<OfferedPhase>, ConfigError> {
+    let (granted, others): (Vec<_>, Vec<_>) =
+        phases.into_iter().partition(|phase| rights.offer(&phase.name));
+    match others.first() {
+        Some(other) if !chosen.is_empty() => {
+            let reason = format!(
+                "this node's certificate does not grant phase `{}`: leave it out, or ask for an \
+                 invitation with it",
+                other.name
+            );
+            Err(wrong("--phase", reason))
+        }
+        Some(other) => {
+            tracing::warn!(phase = %other.name, "not offered: this node's certificate does not grant it");
+            Ok(granted)
+        }
+        None => Ok(granted),
+    }
+}
+
+fn read_invitation(
+    text: Option<String>,
+    file: Option<&Path>,
+) -> Result<Option<Invitation>, ConfigError> {
+    let (setting, text) = match (text, file) {
+        (Some(text), _) => ("--join".to_owned(), text),
+        (None, Some(path)) => {
+            (format!("--join-file {}", path.display()), private_text("--join-file", path)?)
+        }
+        (None, None) => return Ok(None),
+    };
+    text.parse::<Invitation>().map(Some).map_err(|error| wrong(setting, error.to_string()))
 }
 
 /// What this node offers: everything that it can run, or what `--phase` names of it.
@@ -497,6 +687,23 @@ fn phases(
     Ok(offered)
 }
 
+/// The registry with the phases that take results where the operator lets them.
+fn with_results(
+    results: &ResultsSection,
+    registry: &PhaseRegistry,
+) -> Result<PhaseRegistry, ConfigError> {
+    let secret = |setting: &str, path: &Path| {
+        let text = private_text(setting, path)?;
+        let text = text.trim_end_matches(['\r', '\n']).to_owned();
+        if text.is_empty() {
+            return Err(wrong(format!("{setting} {}", path.display()), "the file is empty"));
+        }
+        Ok(text)
+    };
+    let settings = results.settings(secret)?;
+    settings.register(registry.clone()).map_err(|(setting, reason)| wrong(setting, reason))
+}
+
 fn phase_name(text: &str) -> Result<Name, ConfigError> {
     text.parse::<Name>().map_err(|error| wrong(format!("phases.{text}"), error.to_string()))
 }
@@ -544,7 +751,7 @@ fn addresses(
         if !exposed_ok && !is_loopback(&address) {
             let reason = format!(
                 "{text} is not on this machine, and there is no cluster secret: give all nodes \
-                 the same one with --secret-file or CARBONMESH_SECRET"
+                 the same one with --secret-file or CARBONMESH_SECRET, or join with --join"
             );
             return Err(wrong(setting, reason));
         }
@@ -561,17 +768,8 @@ fn default_listen(exposed_ok: bool) -> Multiaddr {
 
 fn http_address(text: Option<String>) -> Result<SocketAddr, ConfigError> {
     let text = text.as_deref().unwrap_or(DEFAULT_HTTP);
-    let address: SocketAddr = text
-        .parse()
-        .map_err(|_| wrong("--http", format!("`{text}` is no IP:PORT, as {DEFAULT_HTTP} is")))?;
-    if !address.ip().is_loopback() {
-        let reason = format!(
-            "{text} is not on loopback: everybody who reaches it could run jobs; take \
-             127.0.0.1:PORT, and a proxy or an SSH tunnel for others"
-        );
-        return Err(wrong("--http", reason));
-    }
-    Ok(address)
+    text.parse()
+        .map_err(|_| wrong("--http", format!("`{text}` is no IP:PORT, as {DEFAULT_HTTP} is")))
 }
 
 fn node_name(given: Option<String>) -> Result<String, ConfigError> {
@@ -598,7 +796,9 @@ fn read_secret(
 ) -> Result<Option<ClusterSecret>, ConfigError> {
     let (setting, text) = match (variable, file) {
         (Some(text), _) => ("CARBONMESH_SECRET".to_owned(), text),
-        (None, Some(path)) => (format!("--secret-file {}", path.display()), secret_text(path)?),
+        (None, Some(path)) => {
+            (format!("--secret-file {}", path.display()), private_text("--secret-file", path)?)
+        }
         (None, None) => return Ok(None),
     };
     let secret = text.trim_end_matches(['\r', '\n']);
@@ -613,12 +813,13 @@ fn read_secret(
     Ok(Some(ClusterSecret(secret.as_bytes().to_vec())))
 }
 
-fn secret_text(path: &Path) -> Result<String, ConfigError> {
+/// Reads a file that only its owner may.
+fn private_text(setting: &str, path: &Path) -> Result<String, ConfigError> {
     let failed = |source| ConfigError::Read { path: path.to_owned(), source };
     let mode = fs::metadata(path).map_err(failed)?.permissions().mode();
     if mode & 0o077 != 0 {
         let reason = "others on this machine may read it: run chmod 600 on it";
-        return Err(wrong(format!("--secret-file {}", path.display()), reason));
+        return Err(wrong(format!("{setting} {}", path.display()), reason));
     }
     fs::read_to_string(path).map_err(failed)
 }

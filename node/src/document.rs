@@ -4,9 +4,12 @@
 //! Whether the phases form a graph that can be run is the protocol's business
 //! ([`PipelineDef::with`]). A definition reads back from the document that was made of it.
 
+pub(crate) mod diff;
 mod duration;
+pub(crate) mod graph;
 mod instructions;
 mod phase;
+mod result;
 mod retention;
 mod schedule;
 mod schema;
@@ -23,6 +26,8 @@ pub use duration::{DurationError, format_duration, parse_duration};
 pub use instructions::{Instructions, InstructionsError, merge_instructions, name_results};
 pub(crate) use instructions::{gathered_value, named_object, one_item};
 pub use phase::{BackoffDocument, LimitDocument, PhaseDocument, PhaseItem, RateDocument};
+pub use result::ResultDocument;
+pub(crate) use result::{EMAIL, HTTP_POST, WRITE_FILE};
 pub use retention::{KeepDocument, RetentionDocument};
 pub use schedule::ScheduleDocument;
 pub use schema::json_schema;
@@ -100,6 +105,9 @@ pub struct PipelineDocument {
     pub schedules: Vec<ScheduleDocument>,
     /// Its phases; each comes after the one before unless it says otherwise.
     pub phases: Vec<PhaseItem>,
+    /// Where results go beside staying with their jobs: stands for one more phase.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub result: Option<ResultDocument>,
 }
 
 impl PipelineDocument {
@@ -149,9 +157,13 @@ impl PipelineDocument {
         let schedules = schedules.map(|(at, it)| it.schedule(&format!("schedules[{at}]")));
         let phases = self.phases.iter().enumerate();
         let phases = phases.map(|(at, item)| item.input(&format!("phases[{at}]")));
+        let mut phases = phases.collect::<Result<Vec<_>, _>>()?;
+        if let Some(result) = &self.result {
+            phases.extend(result.phase(&phases)?);
+        }
         Ok(PipelineDef::with(
             name(&self.name, || "name".to_owned())?,
-            phases.collect::<Result<_, _>>()?,
+            phases,
             Settings {
                 replicas: self.replicas.unwrap_or(DEFAULT_REPLICAS),
                 accept,
@@ -195,6 +207,8 @@ impl From<&PipelineDef> for PipelineDocument {
             phases: (0..pipeline.phases.len())
                 .map(|at| PhaseItem::of(&pipeline.phases, at, &pipeline.compensations))
                 .collect(),
+            // It stands among the phases.
+            result: None,
         }
     }
 }

@@ -18,29 +18,35 @@ use carbonmesh_protocol::{
     codec,
     core::Core,
     id::NodeId,
-    io::{Effect, Input, PersistId, RequestId, Response},
+    io::{Effect, Input, PersistId, Refusal, Request, RequestId, Response},
+    rights::NotAllowed,
     store::ReadError,
     time::Timestamp,
 };
 use carbonmesh_storage::{Storage, StorageError};
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
+use tracing::{debug, warn};
 
 use crate::{
     clock,
     handle::Call,
     net::{Gossip, Lane, NetEvent},
-    phase::{News, PhaseRunner},
+    phase::{Heard, News, OfferedPhase, PhaseRunner},
+    trust::Trust,
 };
 
 /// How many inputs of one kind are handed in before effects are taken.
-const ROUND: usize = 1024;
+pub(crate) const ROUND: usize = 1024;
 
 /// A frame to a peer is sent when it has grown to this, even within a round.
 const FRAME_BYTES: usize = 4 << 20;
 
 /// How often the wall clock is compared.
 const WALL_CLOCK_EVERY: Duration = Duration::from_secs(10);
+
+/// How often refused messages are logged.
+const REFUSED_EVERY: Duration = Duration::from_secs(10);
 
 /// The node cannot go on. What was acknowledged is on disk.
 #[derive(Debug, Error)]
@@ -84,6 +90,8 @@ pub(crate) enum Command {
     Stop,
     /// A sync failed outside the driver's own writes.
     Fail(StorageError),
+    /// The phases that the node offers from now on.
+    Offer(Vec<OfferedPhase>),
 }
 
 /// Where inputs come from.
@@ -91,6 +99,7 @@ pub(crate) struct Inputs {
     pub(crate) net: mpsc::Receiver<NetEvent>,
     pub(crate) calls: mpsc::Receiver<Call>,
     pub(crate) phases: mpsc::Receiver<News>,
+    pub(crate) said: mpsc::Receiver<Heard>,
     pub(crate) commands: mpsc::Receiver<Command>,
 }
 
@@ -99,6 +108,8 @@ pub(crate) struct Outputs {
     pub(crate) gossip: Gossip,
     pub(crate) runner: PhaseRunner,
     pub(crate) storage: Arc<dyn Storage>,
+    /// What peers may say, where certificates decide that.
+    pub(crate) trust: Option<Trust>,
 }
 
 /// Runs the core on a thread of its own; the receiver hears how it ended.
@@ -119,10 +130,12 @@ pub(crate) fn spawn(
                 core,
                 gossip: outputs.gossip,
                 runner: outputs.runner,
+                trust: outputs.trust,
+                refused_at: None,
                 disk,
                 lanes: BTreeMap::new(),
                 answers: BTreeMap::new(),
-                drained: None,
+                drained: Vec::new(),
                 wall_clock_at: clock::now()?,
             };
             driver.run(inputs, written).await
@@ -137,10 +150,13 @@ struct Driver {
     core: Core,
     gossip: Gossip,
     runner: PhaseRunner,
+    trust: Option<Trust>,
+    /// When a message that its sender may not send was logged last.
+    refused_at: Option<Timestamp>,
     disk: disk::Queue,
     lanes: BTreeMap<NodeId, Outgoing>,
     answers: BTreeMap<RequestId, oneshot::Sender<Response>>,
-    drained: Option<oneshot::Sender<()>>,
+    drained: Vec<oneshot::Sender<()>>,
     wall_clock_at: Timestamp,
 }
 
@@ -156,6 +172,7 @@ struct Round {
     written: Vec<PersistId>,
     net: Vec<NetEvent>,
     phases: Vec<News>,
+    said: Vec<Heard>,
     calls: Vec<Call>,
     stop: bool,
 }
@@ -182,6 +199,7 @@ impl Driver {
                     }
                 }
                 _ = inputs.phases.recv_many(&mut round.phases, ROUND) => {}
+                _ = inputs.said.recv_many(&mut round.said, ROUND) => {}
                 _ = inputs.calls.recv_many(&mut round.calls, ROUND) => {}
                 () = wake => {}
             }
@@ -205,6 +223,10 @@ impl Driver {
         for event in round.net.drain(..) {
             self.net_event(now, event)?;
         }
+        // What an attempt said comes before its end.
+        for (token, said) in round.said.drain(..) {
+            self.core.handle_input(now, Input::Said { token, said: vec![said] })?;
+        }
         for news in round.phases.drain(..) {
             let input = match news {
                 News::Ended(token, outcome) => Input::AttemptFinished { token, outcome },
@@ -214,13 +236,29 @@ impl Driver {
         }
         for call in round.calls.drain(..) {
             let input = match call {
+                Call::Ask { request, answer, .. } if !self.may_serve(&request) => {
+                    // The client may have gone.
+                    let _ = answer.send(Response::Refused(Refusal::NotGateway));
+                    continue;
+                }
                 Call::Ask { id, request, answer } => {
                     self.answers.insert(id, answer);
                     Input::Request { id, request }
                 }
+                Call::Drain(drained) => {
+                    // Bounded: whoever has lost patience waits no more.
+                    self.drained.retain(|waiting| !waiting.is_closed());
+                    self.drained.push(drained);
+                    Input::Draining
+                }
                 Call::Forget(id) => {
                     self.answers.remove(&id);
                     Input::RequestDropped(id)
+                }
+                Call::Figures(answer) => {
+                    // Whoever asked may have gone.
+                    let _ = answer.send(Box::new(self.core.figures()));
+                    continue;
                 }
             };
             self.core.handle_input(now, input)?;
@@ -241,16 +279,58 @@ impl Driver {
                 self.lanes.remove(&peer);
                 Input::PeerDown(peer)
             }
-            NetEvent::Advert(advert) => Input::Advert(advert),
+            NetEvent::Expelled(node) => {
+                self.lanes.remove(&node);
+                Input::Expelled(node)
+            }
+            NetEvent::Advert(mut advert) => {
+                if let Some(trust) = &self.trust {
+                    // What it may claim is known once it was here: until then it is only dialled.
+                    let Some(rights) = trust.rights_of(advert.node) else { return Ok(()) };
+                    rights.limit(&mut advert);
+                }
+                Input::Advert(advert)
+            }
             NetEvent::Listening(addresses) => Input::Listening(addresses),
             NetEvent::Messages { from, messages } => {
-                for message in messages {
+                let rights = self.trust.as_ref().map(|trust| trust.rights_of(from));
+                for mut message in messages {
+                    // Without certificates every member may say everything.
+                    let admitted = match &rights {
+                        None => Ok(()),
+                        Some(None) => return Ok(()),
+                        Some(Some(rights)) => rights.admit(&mut message),
+                    };
+                    if let Err(error) = admitted {
+                        self.note_refused(now, from, &error);
+                        continue;
+                    }
                     self.core.handle_input(now, Input::Message { from, message })?;
                 }
                 return Ok(());
             }
         };
         Ok(self.core.handle_input(now, input)?)
+    }
+
+    /// Whether this node may do what its client asks for: others would not listen.
+    fn may_serve(&self, request: &Request) -> bool {
+        let Some(trust) = &self.trust else { return true };
+        matches!(request, Request::Cluster | Request::Revisions(_) | Request::Handlers)
+            || trust.rights().serve_clients()
+    }
+
+    fn note_refused(&mut self, now: Timestamp, from: NodeId, error: &NotAllowed) {
+        // A worker that is asked for the catalog answers: no harm is meant by that.
+        let expected =
+            matches!(error, NotAllowed::Kind { kind: "Catalog" | "Handlers" | "Stale", .. });
+        let due = self.refused_at.is_none_or(|at| now.since(at) >= REFUSED_EVERY);
+        if expected || !due {
+            debug!(%from, %error, "refused a message");
+            return;
+        }
+        self.refused_at = Some(now);
+        warn!(%from, %error, "refused a message: its sender's certificate does not grant that");
     }
 
     fn command(&mut self, command: Option<Command>, round: &mut Round) -> Result<(), DriverError> {
@@ -260,10 +340,18 @@ impl Driver {
                 self.core.handle_input(now, Input::Accepting(accepting))?;
             }
             Some(Command::Drain(drained)) => {
-                self.drained = Some(drained);
+                self.drained.push(drained);
                 self.core.handle_input(now, Input::Draining)?;
             }
             Some(Command::Fail(error)) => return Err(error.into()),
+            Some(Command::Offer(phases)) => {
+                let offers = phases.iter().map(|phase| (phase.name.clone(), phase.slots)).collect();
+                // What begins in this round may be of a phase from before, or of a new one.
+                let gone = self.runner.offer(phases);
+                self.core.handle_input(now, Input::Offers(offers))?;
+                self.take_effects()?;
+                self.runner.withdraw(&gone);
+            }
             // Nobody is left who could ask for more.
             Some(Command::Stop) | None => round.stop = true,
         }
@@ -298,12 +386,11 @@ impl Driver {
     }
 
     fn tell_drained(&mut self) {
-        if self.drained.is_some()
-            && self.core.is_quiet()
-            && let Some(drained) = self.drained.take()
-        {
-            // Whoever asked may have lost patience.
-            let _ = drained.send(());
+        if !self.drained.is_empty() && self.core.is_quiet() {
+            for drained in self.drained.drain(..) {
+                // Whoever asked may have lost patience.
+                let _ = drained.send(());
+            }
         }
     }
 
@@ -341,6 +428,8 @@ impl Round {
         }
         take(&mut inputs.net, &mut self.net);
         take(&mut inputs.phases, &mut self.phases);
+        // Later than their ends: what is in this queue now was said before any of these.
+        take(&mut inputs.said, &mut self.said);
         take(&mut inputs.calls, &mut self.calls);
         Ok(())
     }

@@ -1,16 +1,25 @@
 //! Requests into a running node: what the HTTP interface and embedding programs hold.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use carbonmesh_protocol::{
+    figures::Figures,
     id::NodeId,
     io::{Request, RequestId, Response},
 };
 use thiserror::Error;
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::timeout,
+};
 
-use crate::metrics::Metrics;
+use crate::{history::History, local::Local, metrics::Metrics, trust::Trust};
 
 /// The node has stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -30,6 +39,10 @@ pub(crate) enum Call {
     Ask { id: RequestId, request: Request, answer: oneshot::Sender<Response> },
     /// Nobody waits for this answer any more.
     Forget(RequestId),
+    /// What the core counts.
+    Figures(oneshot::Sender<Box<Figures>>),
+    /// Take no new work; answered when nothing is under way any more.
+    Drain(oneshot::Sender<()>),
 }
 
 /// Talks to a running node; cheap to clone.
@@ -39,17 +52,57 @@ pub struct NodeHandle {
     calls: mpsc::Sender<Call>,
     next: Arc<AtomicU64>,
     metrics: Metrics,
+    history: History,
+    local: Arc<Local>,
+    trust: Option<Trust>,
 }
 
 impl NodeHandle {
     /// A handle that feeds `calls`.
     pub(crate) fn new(node: NodeId, calls: mpsc::Sender<Call>) -> Self {
-        Self { node, calls, next: Arc::default(), metrics: Metrics::default() }
+        let (metrics, history) = (Metrics::default(), History::default());
+        let (next, local) = (Arc::default(), Arc::default());
+        Self { node, calls, next, metrics, history, local, trust: None }
+    }
+
+    /// The same, of a node that can do and tell this by itself.
+    pub(crate) fn with_local(self, local: Local) -> Self {
+        Self { local: Arc::new(local), ..self }
+    }
+
+    /// What the node can do and tell by itself.
+    pub(crate) fn local(&self) -> &Arc<Local> {
+        &self.local
+    }
+
+    /// The same, for a node with certificates.
+    pub(crate) fn with_trust(self, trust: Option<Trust>) -> Self {
+        Self { trust, ..self }
+    }
+
+    /// The node's certificates, if its cluster has any.
+    pub(crate) fn trust(&self) -> Option<&Trust> {
+        self.trust.as_ref()
     }
 
     /// What the node counts.
     pub(crate) fn metrics(&self) -> &Metrics {
         &self.metrics
+    }
+
+    /// What the node has seen within the last day.
+    pub(crate) fn history(&self) -> &History {
+        &self.history
+    }
+
+    /// What the node's core counts, and how far it is behind.
+    ///
+    /// # Errors
+    /// The node has stopped.
+    pub async fn figures(&self) -> Result<Box<Figures>, Stopped> {
+        let (answer, answered) = oneshot::channel();
+        self.calls.send(Call::Figures(answer)).await.map_err(|_| Stopped::Before)?;
+        answered.await.map_err(|_| Stopped::Unanswered)
     }
 
     /// The node's identity.
@@ -69,6 +122,23 @@ impl NodeHandle {
         let response = answered.await.map_err(|_| Stopped::Unanswered);
         forget.disarm();
         response
+    }
+}
+
+impl NodeHandle {
+    /// Lets the node take no new work, and waits until nothing is under way; tells whether that came
+    /// within `wait`. It holds until the node is started again.
+    ///
+    /// # Errors
+    /// The node has stopped.
+    pub async fn drain(&self, wait: Duration) -> Result<bool, Stopped> {
+        let (drained, quiet) = oneshot::channel();
+        self.calls.send(Call::Drain(drained)).await.map_err(|_| Stopped::Before)?;
+        match timeout(wait, quiet).await {
+            Ok(Ok(())) => Ok(true),
+            Ok(Err(_)) => Err(Stopped::Unanswered),
+            Err(_) => Ok(false),
+        }
     }
 }
 

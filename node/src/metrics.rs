@@ -3,27 +3,51 @@
 //! Counters of attempts live here; everything else is read when somebody asks. Jobs are told by the
 //! node that coordinates their pipeline alone, so that sums over all nodes are right.
 
-use std::{fs, time::Duration};
+mod classic;
+mod figures;
+mod host;
 
-use carbonmesh_protocol::view::{ClusterView, Counts, PipelineView};
-use nix::unistd::{SysconfVar, sysconf};
+use std::{
+    path::PathBuf,
+    sync::{Arc, OnceLock, Weak},
+    time::Duration,
+};
+
+use carbonmesh_protocol::{
+    figures::Figures,
+    view::{ClusterView, Counts, PipelineView},
+};
+use carbonmesh_storage::{Statistics, Storage};
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
     metrics::{
         counter::{ConstCounter, Counter},
         family::Family,
-        gauge::Gauge,
+        gauge::{ConstGauge, Gauge},
         histogram::{Histogram, exponential_buckets},
         info::Info,
     },
     registry::{Registry, Unit},
 };
 
+use self::host::Host;
+use crate::net::NetCounters;
+
 /// What is counted while a node runs; cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct Metrics {
     attempts: Family<AttemptLabels, Counter>,
     durations: Family<PhaseLabels, Histogram>,
+    watched: Arc<OnceLock<Watched>>,
+}
+
+/// The parts of a node that are looked at when somebody asks.
+#[derive(Debug)]
+struct Watched {
+    /// A node that ends waits until nobody holds its store.
+    storage: Weak<dyn Storage>,
+    net: NetCounters,
+    host: Host,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -49,6 +73,11 @@ struct JobLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct TableLabels {
+    table: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct MemberLabels {
     liveness: String,
 }
@@ -58,7 +87,7 @@ impl Default for Metrics {
         // From a millisecond to about an hour.
         let buckets = || Histogram::new(exponential_buckets(0.001, 4.0, 12));
         let durations = Family::new_with_constructor(buckets as fn() -> Histogram);
-        Self { attempts: Family::default(), durations }
+        Self { attempts: Family::default(), durations, watched: Arc::default() }
     }
 }
 
@@ -72,8 +101,20 @@ impl Metrics {
         self.attempts.get_or_create(&AttemptLabels { phase, outcome }).inc();
     }
 
-    /// All of it as text.
-    pub(crate) fn text(&self, cluster: &ClusterView) -> String {
+    /// From now on these are told of too, and the machine with the disk of this data folder.
+    pub(crate) fn watch(&self, storage: &Arc<dyn Storage>, net: NetCounters, folder: PathBuf) {
+        let storage = Arc::downgrade(storage);
+        // A node has one of each.
+        let _ = self.watched.set(Watched { storage, net, host: Host::watch(folder) });
+    }
+
+    /// All of it in the text format from before OpenMetrics.
+    pub(crate) fn classic_text(&self, cluster: &ClusterView, figures: &Figures) -> String {
+        classic::classic(&self.text(cluster, figures))
+    }
+
+    /// All of it as OpenMetrics text. Asks the disk: not to be called where that holds others up.
+    pub(crate) fn text(&self, cluster: &ClusterView, figures: &Figures) -> String {
         let mut registry = Registry::default();
         let own = registry.sub_registry_with_prefix("carbonmesh");
         let attempts = "Attempts that ended on this node";
@@ -86,7 +127,16 @@ impl Metrics {
             self.durations.clone(),
         );
         register_cluster(own, cluster);
-        register_process(&mut registry);
+        figures::register(own, cluster, figures);
+        if let Some(watched) = self.watched.get() {
+            watched.net.register(own);
+            let statistics = watched.storage.upgrade().map(|storage| storage.statistics());
+            if let Some(Ok(statistics)) = statistics {
+                register_storage(own, &statistics);
+            }
+            watched.host.register(own);
+        }
+        host::register_process(&mut registry);
         let mut text = String::new();
         // Writing into a text cannot fail.
         let _ = encode(&mut text, &registry);
@@ -121,6 +171,9 @@ fn register_cluster(own: &mut Registry, cluster: &ClusterView) {
     own.register("phase_slots", "Attempts that may run on this node at once", slots);
     own.register("phase_slots_busy", "Attempts that run on this node", busy);
     own.register("refusing_jobs", "1 while this node takes no jobs", refusing);
+    let leaderless = cluster.pipelines.iter().filter(|one| one.coordinator.is_none()).count();
+    let help = "Pipelines that nobody coordinates, as this node sees them";
+    own.register("pipelines_leaderless", help, ConstGauge::new(leaderless as u64));
     let (jobs, terms) =
         (Family::<JobLabels, Gauge>::default(), Family::<PipelineLabels, Gauge>::default());
     let unoffered = Family::<PipelineLabels, Gauge>::default();
@@ -155,28 +208,39 @@ fn by_state(counts: Counts) -> [(&'static str, u64); 5] {
     ]
 }
 
-/// What Prometheus expects of every process.
-fn register_process(registry: &mut Registry) {
-    let process = registry.sub_registry_with_prefix("process");
-    let per_second = sysconf(SysconfVar::CLK_TCK).ok().flatten().unwrap_or(100) as f64;
-    let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    // The name may have anything in it but ends with the last parenthesis.
-    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split(' ').collect();
-    let ticks =
-        |at: usize| fields.get(at).and_then(|it| it.parse::<f64>().ok()).unwrap_or_default();
-    let seconds = (ticks(12) + ticks(13)) / per_second;
-    let help = "CPU time, user and system";
-    process.register_with_unit("cpu", help, Unit::Seconds, ConstCounter::new(seconds));
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let kib =
-        resident.and_then(|rest| rest.trim().trim_end_matches("kB").trim().parse::<i64>().ok());
-    let memory = Gauge::<i64>::default();
-    memory.set(kib.unwrap_or_default() << 10);
-    process.register_with_unit("resident_memory", "Memory in use", Unit::Bytes, memory);
-    let open = Gauge::<i64>::default();
-    open.set(fs::read_dir("/proc/self/fd").map_or(0, |found| found.count() as i64));
-    process.register("open_fds", "Open file descriptors", open);
+/// What RocksDB says of itself.
+fn register_storage(own: &mut Registry, statistics: &Statistics) {
+    let store = own.sub_registry_with_prefix("rocksdb");
+    let mut bytes = |name: &str, help: &str, value: u64| {
+        store.register_with_unit(name, help, Unit::Bytes, ConstGauge::new(value));
+    };
+    bytes("tables", "What the tables take on disk", statistics.table_bytes);
+    bytes(
+        "memtables",
+        "Changes in memory that wait to be written to tables",
+        statistics.memtable_bytes,
+    );
+    let help = "What has to be written again to bring the tables in order";
+    bytes("pending_compaction", help, statistics.pending_compaction_bytes);
+    bytes("block_cache", "Blocks of tables that are kept in memory", statistics.cache_bytes);
+    let compactions = ConstGauge::new(statistics.compactions);
+    store.register("compactions_running", "Compactions under way", compactions);
+    let flushes = ConstGauge::new(statistics.flushes);
+    store.register("flushes_running", "Flushes of memory to tables under way", flushes);
+    let stopped = ConstGauge::new(i64::from(statistics.is_write_stopped));
+    store.register("write_stopped", "1 while writes wait for compactions", stopped);
+    let help = "Bytes a second to which writes are slowed down; 0 while they are not";
+    store.register("delayed_write_rate", help, ConstGauge::new(statistics.delayed_write_rate));
+    let errors = ConstCounter::new(statistics.background_errors);
+    store.register("background_errors", "Errors of compactions and flushes", errors);
+    let changes = ConstCounter::new(statistics.sequence);
+    store.register("changes", "Changes of keys, since the data folder was made", changes);
+    let keys = Family::<TableLabels, Gauge>::default();
+    for (table, count) in &statistics.keys {
+        let labels = TableLabels { table };
+        keys.get_or_create(&labels).set(i64::try_from(*count).unwrap_or(i64::MAX));
+    }
+    store.register("keys", "About how many keys each table has", keys);
 }
 
 #[cfg(test)]
@@ -191,7 +255,8 @@ mod tests {
         metrics.ended("fetch", "succeeded", Duration::from_millis(30));
         metrics.ended("fetch", "failed", Duration::from_secs(2));
         let node = NodeId::from_bytes([1; 16]);
-        let text = metrics.text(&ClusterView { node, members: vec![], pipelines: vec![] });
+        let cluster = ClusterView { node, members: vec![], pipelines: vec![] };
+        let text = metrics.text(&cluster, &Figures::default());
         for line in [
             r#"carbonmesh_attempts_total{phase="fetch",outcome="succeeded"} 1"#,
             r#"carbonmesh_attempts_total{phase="fetch",outcome="failed"} 1"#,
@@ -202,5 +267,38 @@ mod tests {
             assert!(text.lines().any(|it| it == line), "{line}\n{text}");
         }
         assert!(text.contains("process_cpu_seconds_total"), "{text}");
+    }
+
+    #[test]
+    fn the_store_the_network_and_the_machine_are_told_once_they_are_there() {
+        let metrics = Metrics::default();
+        let storage: Arc<dyn Storage> = Arc::new(carbonmesh_storage::MemoryStorage::default());
+        metrics.watch(&storage, NetCounters::default(), std::env::temp_dir());
+        let cluster =
+            ClusterView { node: NodeId::from_bytes([1; 16]), members: vec![], pipelines: vec![] };
+        let text = metrics.classic_text(&cluster, &Figures::default());
+        for line in [
+            "# TYPE carbonmesh_rocksdb_memtables_bytes gauge",
+            "# TYPE carbonmesh_rocksdb_changes_total counter",
+            "# TYPE carbonmesh_stream_sent_bytes_total counter",
+            "carbonmesh_network_connections 0",
+            r#"carbonmesh_rocksdb_keys{table="jobs"} 0"#,
+        ] {
+            assert!(text.lines().any(|it| it == line), "{line}\n{text}");
+        }
+        assert!(!text.contains("# UNIT") && !text.contains("# EOF"), "{text}");
+        let watched = metrics.watched.get().expect("it watches");
+        let began = std::time::Instant::now();
+        loop {
+            let mut registry = Registry::default();
+            watched.host.register(&mut registry);
+            let mut text = String::new();
+            encode(&mut text, &registry).expect("a text");
+            if text.contains("host_memory_total_bytes") && text.contains("host_load1") {
+                return;
+            }
+            assert!(began.elapsed() < Duration::from_secs(20), "{text}");
+            std::thread::yield_now();
+        }
     }
 }

@@ -17,6 +17,7 @@ use carbonmesh_protocol::{
     id::NodeId,
     io::{Request, Response},
     pipeline::PipelineDef,
+    rights::Rights,
     store::ReadError,
     view::Liveness,
 };
@@ -36,14 +37,25 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::{
+    backup::Owner,
     clock,
     config::{ConfigError, DEFAULT_PORT, Settings, UpArgs},
     driver::{self, Command, DriverError, Inputs, Outputs},
+    facts::{self, FactsOfOthers, Here},
     handle::{NodeHandle, Stopped},
-    http::{self, HttpLimits, Problem},
+    http::{
+        self, HttpLimits, Problem,
+        access::{AccessError, Security},
+    },
     key,
+    library::{Library, Terms},
+    local::Local,
+    logs,
     net::{self, Net, NetConfig, NetError, Secret},
     phase::{self, PhaseRegistry, PhaseRunner},
+    service,
+    tls::Fingerprint,
+    trust::{Trust, TrustError},
 };
 
 /// How long a node that failed waits for its threads to let go of the store.
@@ -51,6 +63,9 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long a node that stops waits for what runs on it.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a node that stops tries to write the audit log.
+const AUDIT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How often the side file that tells a restored folder from the latest one is written.
 const MARK_EVERY: Duration = Duration::from_secs(1);
@@ -82,6 +97,9 @@ pub enum RunError {
     /// The node's key cannot be used.
     #[error(transparent)]
     Key(#[from] crate::key::KeyError),
+    /// The node has no certificate that holds.
+    #[error(transparent)]
+    Trust(#[from] TrustError),
     /// The network cannot be used.
     #[error(transparent)]
     Net(#[from] NetError),
@@ -93,6 +111,9 @@ pub enum RunError {
         /// Why not.
         source: io::Error,
     },
+    /// The HTTP interface cannot be secured as it is wanted.
+    #[error(transparent)]
+    Access(#[from] AccessError),
     /// What the node has on disk cannot be read.
     #[error("cannot read what is in the data folder: {0}")]
     Read(#[from] ReadError),
@@ -124,12 +145,14 @@ pub enum RunError {
 pub struct Node {
     handle: NodeHandle,
     http: SocketAddr,
+    security: Arc<Security>,
     net: Net,
     data: Arc<DataDir>,
     commands: mpsc::Sender<Command>,
     ended: oneshot::Receiver<Result<(), DriverError>>,
     server: JoinHandle<io::Result<()>>,
     mark: JoinHandle<()>,
+    history: JoinHandle<()>,
     cancel: CancelOnDrop,
 }
 
@@ -159,36 +182,112 @@ impl Node {
         }
         let cancel = CancelOnDrop(CancellationToken::new());
         let keypair = key::load_or_create(&settings.data_dir.join("key"), data.is_new)?;
+        let trust = Trust::open(&settings.data_dir, &keypair, settings.join.as_deref())?;
+        if let Some(trust) = &trust {
+            // What is found on the disk now may not be what the settings were made for.
+            let asked = Rights { roles: settings.roles, phases: None };
+            let granted = Rights { roles: trust.rights().roles, phases: None };
+            if !granted.cover(&asked) || settings.cluster != trust.cluster() {
+                return Err(TrustError::Changed.into());
+            }
+        }
         let listener = listen_http(&settings).await?;
         let http = listener.local_addr()?;
+        let security = Arc::new(Security::open(&settings.access, &settings.data_dir, http)?);
+        security.watch(&cancel.0);
 
         let (net_events, net_inputs) = mpsc::channel(WAITING_EVENTS);
-        let net = start_net(&settings, keypair, net_events, cancel.0.clone()).await?;
+        let net =
+            start_net(&settings, keypair, trust.clone(), net_events, cancel.0.clone()).await?;
         let (news, phase_inputs) = mpsc::channel(WAITING_NEWS);
+        let (said, said_inputs) = mpsc::channel(driver::ROUND);
         let (calls, call_inputs) = mpsc::channel(WAITING_CALLS);
         let (commands, command_inputs) = mpsc::channel(16);
         let node = net.node_id();
         let core = new_core(&settings, node, &data)?;
         let sizes = (settings.limits.result_bytes, settings.limits.job_bytes);
-        let handle = NodeHandle::new(node, calls);
+        // What the node tells of itself asks through one that does not have that in it.
+        let plain = NodeHandle::new(node, calls).with_trust(trust.clone());
+        let owner = Owner {
+            node: format!("{node:#}"),
+            name: settings.name.clone(),
+            cluster: settings.cluster.clone(),
+        };
+        let local = Local::new(&data, settings.backup_dir.clone(), owner);
+        let handle = plain.clone().with_local(local);
+        let folder = settings.data_dir.clone();
+        handle.metrics().watch(&data.storage, net.counters(), folder);
+        let terms = Terms {
+            accept: settings.accept_handlers,
+            labels: settings.labels,
+            folder: settings.data_dir.join("handlers"),
+            own: settings.phases.clone(),
+        };
         let runner = PhaseRunner::new(settings.phases, sizes, news, handle.metrics().clone())?;
+        let runner = runner.with_scopes(settings.scopes).heard_by(said);
         let inputs = Inputs {
             net: net_inputs,
             calls: call_inputs,
             phases: phase_inputs,
+            said: said_inputs,
             commands: command_inputs,
         };
-        let outputs = Outputs { gossip: net.gossip(), runner, storage: data.storage.clone() };
+        let storage = data.storage.clone();
+        let outputs = Outputs { gossip: net.gossip(), runner, storage, trust };
         let ended = driver::spawn(core, inputs, outputs)?;
 
-        let limits = HttpLimits { job_bytes: settings.limits.job_bytes, ..HttpLimits::default() };
-        let router = http::router(handle.clone(), limits);
-        let server = tokio::spawn(http::serve(listener, router, cancel.0.clone()));
+        let here = Here {
+            handle: plain,
+            name: settings.name.clone(),
+            started_at: format!("{:.3}", jiff::Timestamp::now()),
+            boot: data.boot,
+            data_dir: settings.data_dir.clone(),
+            amnesia: data.amnesia.clone(),
+            least_free_bytes: settings.free_bytes,
+            listen: net.listening().iter().map(Multiaddr::to_string).collect(),
+            port_was_taken: !settings.listen_is_explicit && !net.listening().iter().any(is_usual),
+            http: format!("{}://{http}", scheme(&security)),
+            has_secret: settings.secret.is_some() || handle.trust().is_some(),
+        };
+        if let Some(asked) = net.streams().accept(facts::FACTS) {
+            tokio::spawn(facts::answer(
+                here.clone(),
+                handle.trust().cloned(),
+                asked,
+                cancel.0.clone(),
+            ));
+        }
+        handle.local().tells(here, FactsOfOthers(net.streams()));
+        let hosts = settings.access.hosts.clone();
+        let job_bytes = settings.limits.job_bytes;
+        let limits = HttpLimits { job_bytes, hosts, ..HttpLimits::default() };
+        let router = http::secured_router(handle.clone(), limits, security.clone());
+        let serve = http::serve_with(listener, security.tls(), router, cancel.0.clone());
+        let server = tokio::spawn(serve);
         let mark = tokio::spawn(keep_mark(data.clone(), commands.clone(), cancel.0.clone()));
         let path = settings.data_dir.clone();
         let watch = watch_space(path, settings.free_bytes, commands.clone(), cancel.0.clone());
         tokio::spawn(watch);
-        Ok(Self { handle, http, net, data, commands, ended, server, mark, cancel })
+        if !terms.accept.is_empty() {
+            let library = Library::new(handle.clone(), commands.clone(), terms);
+            tokio::spawn(library.run(cancel.0.clone()));
+        }
+        let path = settings.data_dir.join("history.json");
+        let history = handle.history().clone().run(handle.clone(), path, cancel.0.clone());
+        let history = tokio::spawn(history);
+        Ok(Self {
+            handle,
+            http,
+            security,
+            net,
+            data,
+            commands,
+            ended,
+            server,
+            mark,
+            history,
+            cancel,
+        })
     }
 
     /// Talks to the node.
@@ -199,6 +298,11 @@ impl Node {
     /// Where the HTTP interface is.
     pub fn http_address(&self) -> SocketAddr {
         self.http
+    }
+
+    /// What clients may trust its certificate by, if it speaks TLS.
+    pub fn http_fingerprint(&self) -> Option<Fingerprint> {
+        self.security.tls().map(|tls| tls.fingerprint())
     }
 
     /// Where other nodes can connect.
@@ -216,6 +320,7 @@ impl Node {
         // store that closes beside that ends it by a signal.
         self.cancel.0.cancel();
         let _ = (&mut self.mark).await;
+        let _ = timeout(AUDIT_TIMEOUT, self.security.flush()).await;
         let began = tokio::time::Instant::now();
         while Arc::strong_count(&self.data.storage) > 1 && began.elapsed() < CLOSE_TIMEOUT {
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -243,8 +348,12 @@ impl Node {
         if let Ok(Err(error)) = self.server.await {
             warn!(%error, "the HTTP interface did not end in order");
         }
+        if timeout(AUDIT_TIMEOUT, self.security.flush()).await.is_err() {
+            warn!("the audit log could not be written to its end");
+        }
         // An error here is a panic in the task, which has been reported already.
         let _ = self.mark.await;
+        let _ = self.history.await;
         ended?;
         self.data.storage.flush()?;
         self.data.mark()?;
@@ -257,7 +366,7 @@ impl Node {
 /// # Errors
 /// It cannot be started, or fails. What was acknowledged is on disk.
 pub async fn run(args: UpArgs, phases: PhaseRegistry) -> Result<(), RunError> {
-    init_tracing();
+    logs::start(args.log_format()?);
     raise_file_limit();
     let guard = phase::groups::Guard::start();
     if let Err(error) = &guard {
@@ -265,7 +374,7 @@ pub async fn run(args: UpArgs, phases: PhaseRegistry) -> Result<(), RunError> {
     }
     let hosts = args.start_hosts().await?;
     let settings = args.resolve(&hosts.register(phases)?)?;
-    if settings.secret.is_none() {
+    if settings.secret.is_none() && !settings.certified {
         info!("no cluster secret: only nodes on this machine can join (see --secret-file)");
     }
     let (name, ready_file) = (settings.name.clone(), settings.ready_file.clone());
@@ -276,7 +385,7 @@ pub async fn run(args: UpArgs, phases: PhaseRegistry) -> Result<(), RunError> {
 
 /// Makes pipelines known, once others were met or had the time to be: what they know comes first. Goes
 /// on until the cluster takes them: a strict pipeline, for one, takes a majority.
-async fn apply_all(handle: NodeHandle, pipelines: Vec<PipelineDef>) {
+pub(crate) async fn apply_all(handle: NodeHandle, pipelines: Vec<PipelineDef>) {
     if !pipelines.is_empty() {
         await_others(&handle).await;
     }
@@ -335,6 +444,7 @@ async fn serve(
     announce(&node, name, ready_file)?;
     // It ends with the node: nothing answers it then.
     tokio::spawn(apply_all(node.handle().clone(), pipelines));
+    tokio::spawn(service::keep_alive(node.handle().clone()));
     tokio::select! {
         _ = terminate.recv() => info!("stopping"),
         _ = interrupt.recv() => info!("stopping; press Ctrl-C again to stop at once"),
@@ -343,6 +453,7 @@ async fn serve(
             return Err(failure);
         }
     }
+    service::stopping();
     tokio::select! {
         stopped = node.stop() => stopped,
         _ = terminate.recv() => Ok(()),
@@ -350,25 +461,35 @@ async fn serve(
     }
 }
 
-fn announce(node: &Node, name: &str, ready_file: Option<&Path>) -> Result<(), RunError> {
-    let listen: Vec<String> = node.listening().iter().map(Multiaddr::to_string).collect();
-    let http = format!("http://{}", node.http_address());
-    let id = node.handle().node();
-    info!(node = %id, name, %http, listen = listen.join(" "), "ready");
-    let Some(path) = ready_file else { return Ok(()) };
-    let text = json!({ "node": format!("{id:#}"), "http": http, "listen": listen }).to_string();
-    let fresh = path.with_extension("new");
-    fs::write(&fresh, text)
-        .and_then(|()| fs::rename(&fresh, path))
-        .map_err(|source| RunError::ReadyFile { path: path.to_owned(), source })
+fn scheme(security: &Security) -> &'static str {
+    if security.tls().is_some() { "https" } else { "http" }
 }
 
-fn init_tracing() {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("CARBONMESH_LOG")
-        .unwrap_or_else(|_| "warn,carbonmesh=info".into());
-    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
-    // An embedding program may have its own.
-    let _ = logs.with_ansi(io::IsTerminal::is_terminal(&io::stderr())).try_init();
+fn announce(node: &Node, name: &str, ready_file: Option<&Path>) -> Result<(), RunError> {
+    let listen: Vec<String> = node.listening().iter().map(Multiaddr::to_string).collect();
+    let fingerprint = node.http_fingerprint().map(|it| it.to_string());
+    let http = format!("{}://{}", scheme(&node.security), node.http_address());
+    let id = node.handle().node();
+    let listening = listen.join(" ");
+    match &fingerprint {
+        Some(fingerprint) => {
+            info!(node = %id, name, %http, fingerprint, listen = listening, "ready");
+        }
+        None => info!(node = %id, name, %http, listen = listening, "ready"),
+    }
+    if let Some(path) = ready_file {
+        let mut ready = json!({ "node": format!("{id:#}"), "http": http, "listen": listen });
+        if let Some(fingerprint) = fingerprint {
+            ready["fingerprint"] = fingerprint.into();
+        }
+        let text = ready.to_string();
+        let fresh = path.with_extension("new");
+        fs::write(&fresh, text)
+            .and_then(|()| fs::rename(&fresh, path))
+            .map_err(|source| RunError::ReadyFile { path: path.to_owned(), source })?;
+    }
+    service::ready(&format!("node {id} serves at {http}"));
+    Ok(())
 }
 
 async fn listen_http(settings: &Settings) -> Result<TcpListener, RunError> {
@@ -386,6 +507,7 @@ async fn listen_http(settings: &Settings) -> Result<TcpListener, RunError> {
 async fn start_net(
     settings: &Settings,
     keypair: libp2p::identity::Keypair,
+    trust: Option<Trust>,
     events: mpsc::Sender<net::NetEvent>,
     cancel: CancellationToken,
 ) -> Result<Net, RunError> {
@@ -393,6 +515,7 @@ async fn start_net(
         keypair: keypair.clone(),
         cluster: settings.cluster.clone(),
         secret: settings.secret.as_ref().map(|secret| Secret::new(secret.as_bytes())),
+        trust: trust.clone(),
         listen: listen.to_vec(),
         peers,
         mdns: settings.mdns,
@@ -414,6 +537,10 @@ async fn start_net(
 /// Where another node of this machine most likely is.
 fn usual_peer() -> Multiaddr {
     Multiaddr::from(Ipv4Addr::LOCALHOST).with(Protocol::Tcp(DEFAULT_PORT))
+}
+
+fn is_usual(address: &Multiaddr) -> bool {
+    address.iter().any(|part| part == Protocol::Tcp(DEFAULT_PORT))
 }
 
 fn any_port(address: &Multiaddr) -> Multiaddr {

@@ -202,7 +202,7 @@ impl Upload<'_> {
             if self.out.is_json() {
                 let json = serde_json::to_string(&answer)
                     .map_err(|error| self.client.unreadable(error.to_string()))?;
-                self.out.text(&json)?;
+                self.out.row(&json)?;
             }
             match (&answer.receipt, &answer.error) {
                 (Some(receipt), _) => {
@@ -272,7 +272,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        cli::output::Format,
+        cli::output::{Color, Format},
         http::{HttpLimits, fake},
     };
 
@@ -294,7 +294,7 @@ mod tests {
             skip: 0,
         };
         let client = Client::new(url.parse().expect("a URL"))?;
-        run(args, &client, &Output::new(Format::Table)).await
+        run(args, &client, &Output::new(Format::Table, Color::Never)).await
     }
 
     fn numbered(count: usize) -> String {

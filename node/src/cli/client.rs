@@ -5,7 +5,8 @@ use std::{error::Error, str::FromStr, time::Duration};
 use reqwest::{Method, RequestBuilder, Response, Url};
 use serde::de::DeserializeOwned;
 
-use super::failure::Failure;
+use super::{failure::Failure, reach::ReachArgs};
+use crate::outbound;
 
 pub(super) use crate::http::Problem;
 
@@ -24,10 +25,9 @@ impl FromStr for BaseUrl {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = |why: &str| format!("{why}: give it as http://HOST:PORT");
+        let wrong = |why: &str| format!("{why}: give it as http://HOST:PORT or https://HOST:PORT");
         match text.parse::<Url>() {
-            Ok(url) if url.scheme() == "http" && url.has_host() => Ok(Self(url)),
-            Ok(url) if url.scheme() == "https" => Err(wrong("nodes do not speak https")),
+            Ok(url) if matches!(url.scheme(), "http" | "https") && url.has_host() => Ok(Self(url)),
             Ok(_) => Err(wrong("no http URL")),
             Err(error) => Err(wrong(&error.to_string())),
         }
@@ -49,11 +49,19 @@ pub(super) struct Answer<T> {
 }
 
 impl Client {
+    /// One that shows nobody who it is.
+    #[cfg(test)]
     pub(super) fn new(base: BaseUrl) -> Result<Self, Failure> {
-        // No proxy: a node is a neighbour, and its interface is for its neighbours alone.
-        let http = reqwest::Client::builder().no_proxy().connect_timeout(CONNECT_TIMEOUT).build();
+        Self::reaching(base, &ReachArgs::default())
+    }
+
+    pub(super) fn reaching(base: BaseUrl, reach: &ReachArgs) -> Result<Self, Failure> {
         let base = base.0;
-        match http {
+        // No proxy: a node is a neighbour, and its interface is for its neighbours alone.
+        let http = outbound::client().no_proxy().connect_timeout(CONNECT_TIMEOUT);
+        // A token is for this node, wherever it might send us.
+        let http = http.redirect(reqwest::redirect::Policy::none());
+        match reach.apply(http, &base)?.build() {
             Ok(http) => Ok(Self { http, base }),
             Err(error) => Err(Failure::Usage(innermost(&error))),
         }
@@ -132,7 +140,10 @@ impl Client {
     pub(super) fn failure(&self, error: &reqwest::Error) -> Failure {
         let url = self.base.clone();
         match error {
-            _ if error.is_connect() => Failure::NoNode(url),
+            _ if error.is_connect() => match untrusted(error) {
+                Some(reason) => Failure::Untrusted { url, reason },
+                None => Failure::NoNode(url),
+            },
             _ if error.is_timeout() => Failure::NoAnswer { url, waited: ANSWER_TIMEOUT },
             _ => Failure::Lost { url, reason: innermost(error) },
         }
@@ -142,6 +153,24 @@ impl Client {
     pub(super) fn unreadable(&self, reason: String) -> Failure {
         Failure::Unreadable { url: self.base.clone(), reason }
     }
+}
+
+/// Why TLS was not agreed on, if that is what failed.
+fn untrusted(error: &reqwest::Error) -> Option<String> {
+    let mut at: &dyn Error = error;
+    while let Some(source) = at.source() {
+        at = source;
+        if let Some(found) = tls_error(at) {
+            return Some(found.to_string());
+        }
+    }
+    None
+}
+
+/// The error of TLS itself; what wraps it may be wrapped in turn.
+fn tls_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
+    let inner = || error.downcast_ref::<std::io::Error>()?.get_ref();
+    error.downcast_ref().or_else(|| tls_error(inner()?))
 }
 
 /// The reason below all others: the upper ones only repeat what was tried.

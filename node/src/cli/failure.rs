@@ -18,11 +18,22 @@ pub(super) enum Failure {
     /// Something that the command line names cannot be used.
     #[error("{0}")]
     Usage(String),
+    /// There is nothing of that name.
+    #[error("{0}")]
+    NotFound(String),
     /// Nobody listens there.
     #[error(
         "no node answers at {0}: start one with `carbonmesh up`, or give another address with --api"
     )]
     NoNode(Url),
+    /// What answers there cannot show that it is the node that is meant, or does not know us.
+    #[error("{url} is not trusted, or does not trust this program: {reason}")]
+    Untrusted {
+        /// Where.
+        url: Url,
+        /// Why not.
+        reason: String,
+    },
     /// The connection broke; what was asked may have been done.
     #[error("the connection to {url} broke before the answer came: {reason}")]
     Lost {
@@ -96,9 +107,23 @@ pub(super) enum Failure {
     /// The node that was run has failed.
     #[error("{0}")]
     Node(String),
+    /// An audit log is not as it was written.
+    #[error("the audit log is not as it was written")]
+    Tampered,
     /// A phase host does not keep the protocol.
     #[error("the host breaks {0} of these rules: see docs/phase-hosts.md")]
     HostBreaks(usize),
+    /// A backup cannot be restored; nothing was.
+    #[error("{0}")]
+    Restore(String),
+    /// `doctor` found something.
+    #[error("{broken} things are broken, {warnings} need a look")]
+    Unwell {
+        /// How much works, but needs a look.
+        warnings: usize,
+        /// How much does not work.
+        broken: usize,
+    },
 }
 
 impl Failure {
@@ -124,6 +149,7 @@ impl Failure {
     pub(super) fn after_accepted(self, job: &str) -> Self {
         match self {
             Self::NoNode(_)
+            | Self::Untrusted { .. }
             | Self::Lost { .. }
             | Self::Unreadable { .. }
             | Self::NoAnswer { .. }
@@ -148,6 +174,11 @@ impl Failure {
             Self::Unreadable { .. } => {
                 Some("check that --api names a CarbonMesh node of this version".to_owned())
             }
+            Self::Untrusted { .. } => Some(
+                "give its certificate's fingerprint with --tls-fingerprint, as it prints it when it is \
+                 ready, or who has signed it with --ca-file"
+                    .to_owned(),
+            ),
             Self::Ended { job, .. } => Some(format!("see `carbonmesh job show {job}`")),
             Self::StillUnfinished { job, .. } => {
                 Some(format!("go on waiting with `carbonmesh job show {job} --wait`"))
@@ -166,11 +197,13 @@ impl Failure {
         match self {
             Self::OutputClosed => 0,
             Self::Refused(problem) if problem.status < 500 => 1,
-            Self::SomeRefused(_) | Self::HostBreaks(_) => 1,
-            Self::Usage(_) => 2,
+            Self::SomeRefused(_) | Self::HostBreaks(_) | Self::NotFound(_) | Self::Tampered => 1,
+            Self::Usage(_) | Self::Restore(_) | Self::Untrusted { .. } => 2,
             Self::NoNode(_) => 3,
             Self::Ended { .. } => 4,
             Self::StillUnfinished { .. } | Self::NoAnswer { .. } => 6,
+            Self::Unwell { broken: 0, .. } => 7,
+            Self::Unwell { .. } => 8,
             Self::Stopped { reason, .. } | Self::Unseen { reason, .. } => reason.code(),
             Self::Refused(_)
             | Self::Lost { .. }
@@ -187,6 +220,9 @@ fn refused_hint(problem: &Problem) -> Option<String> {
     match slug {
         "unknown-pipeline" => Some("see `carbonmesh pipeline ls`, or apply it first".to_owned()),
         "foreign-host" => Some("call the node by localhost or 127.0.0.1".to_owned()),
+        "not-recoverable" => Some("see `carbonmesh pipeline recover --help`".to_owned()),
+        "no-backup-folder" => Some("only the node's own operator can allow one".to_owned()),
+        "unauthorized" => Some("give a token with --token-file or in CARBONMESH_TOKEN".to_owned()),
         "bad-json" => Some("quote the JSON for your shell, or give it as @FILE".to_owned()),
         _ => problem.retry_after_s.map(|seconds| format!("try again in {seconds}s")),
     }

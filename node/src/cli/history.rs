@@ -7,7 +7,6 @@ use std::{
 
 use carbonmesh_protocol::{name::Name, pipeline::PipelineDef};
 use reqwest::Method;
-use similar::TextDiff;
 
 use super::{
     client::Client,
@@ -16,7 +15,7 @@ use super::{
     pipeline::{applied, read},
 };
 use crate::{
-    document::{PhaseDocument, PhaseItem, PipelineDocument},
+    document::{PipelineDocument, diff},
     http::view::{AppliedDoc, PipelineDoc, RevisionDoc, RevisionsDoc},
 };
 
@@ -101,25 +100,8 @@ async fn current(name: &Name, client: &Client) -> Result<Option<PipelineDoc>, Fa
     Ok(all.document.pipelines.into_iter().find(|one| one.name == name.as_str()))
 }
 
-/// What goes and what comes, in the words of the document.
 fn unified(old: Option<&PipelineDocument>, new: &PipelineDocument) -> String {
-    let text = |document: &PipelineDocument| {
-        // With each key of each phase on a line of its own.
-        let mut document = document.clone();
-        for phase in &mut document.phases {
-            if let PhaseItem::Name(name) = phase {
-                let named = PhaseDocument { name: name.clone(), ..PhaseDocument::default() };
-                *phase = PhaseItem::Full(Box::new(named));
-            }
-        }
-        toml::to_string_pretty(&document).unwrap_or_default()
-    };
-    let (old, new) = (old.map(text).unwrap_or_default(), text(new));
-    if old == new {
-        return "nothing changes".to_owned();
-    }
-    let diff = TextDiff::from_lines(&old, &new);
-    diff.unified_diff().context_radius(3).to_string().trim_end().to_owned()
+    diff::unified_diff(old, new).unwrap_or_else(|| "nothing changes".to_owned())
 }
 
 /// Phases that a new definition leaves out, for whoever applies it: jobs that began with them end as
@@ -127,25 +109,5 @@ fn unified(old: Option<&PipelineDocument>, new: &PipelineDocument) -> String {
 pub(super) async fn left_out(new: &PipelineDef, client: &Client) -> Result<Vec<String>, Failure> {
     let Some(current) = current(&new.name, client).await? else { return Ok(Vec::new()) };
     let Ok(old) = current.definition.definition() else { return Ok(Vec::new()) };
-    let names = |pipeline: &PipelineDef| -> Vec<String> {
-        pipeline.all_phases().iter().map(|phase| phase.name.to_string()).collect()
-    };
-    let kept = names(new);
-    Ok(names(&old).into_iter().filter(|name| !kept.contains(name)).collect())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_diff_shows_what_goes_and_what_comes() {
-        let read = |text: &str| PipelineDocument::from_text(text).expect("a document");
-        let old = read(r#"{"name":"p","phases":["a",{"name":"b","timeout":"5s"}]}"#);
-        let new = read(r#"{"name":"p","phases":["a",{"name":"b","timeout":"9s"}]}"#);
-        let diff = unified(Some(&old), &new);
-        assert!(diff.contains("-timeout = \"5s\"") && diff.contains("+timeout = \"9s\""), "{diff}");
-        assert_eq!(unified(Some(&old), &old), "nothing changes");
-        assert!(unified(None, &new).lines().any(|line| line == "+name = \"p\""));
-    }
+    Ok(diff::left_out(&old, new))
 }

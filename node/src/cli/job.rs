@@ -75,6 +75,10 @@ pub(super) enum Command {
         #[command(flatten)]
         which: Which,
     },
+    /// Write a pipeline's jobs to stdout, a document of each on its line
+    Export(super::transfer::ExportArgs),
+    /// Enqueue jobs that were exported and had not ended; a second time makes none twice
+    Import(super::transfer::ImportArgs),
     /// Give a job the signal that a phase of it waits for
     Signal {
         /// Which job
@@ -148,6 +152,8 @@ pub(super) async fn run(command: Command, client: &Client, out: &Output) -> Resu
             };
             out.answer(&client.answer::<ChangedDoc>(request, Duration::ZERO).await?, changed)
         }
+        Command::Export(args) => super::transfer::export(args, client, out).await,
+        Command::Import(args) => super::transfer::import(args, client, out).await,
         Command::Show { id, wait: Some(limit) } => wait(&id.to_string(), limit, client, out).await,
     }
 }

@@ -3,22 +3,34 @@
 //! Data goes to stdout, errors (`error: ...`, then `hint: ...`) and progress to stderr. This knows
 //! the interface's documents and nothing of the protocol behind them.
 
+mod audit;
+mod backup;
 mod bulk;
 mod client;
 mod cluster;
+mod doctor;
 mod enqueue;
+mod events;
 mod failure;
 mod file;
-mod graph;
+mod handler;
 mod history;
 mod host;
 mod job;
 mod output;
 mod pipeline;
+mod reach;
+mod recover;
+mod reference;
 mod source;
+mod token;
+mod top;
+mod transfer;
+mod trust;
 mod unanswered;
+mod watch;
 
-use std::{io::Write, process::ExitCode};
+use std::{io::Write, path::PathBuf, process::ExitCode};
 
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
@@ -26,7 +38,7 @@ use clap_complete::Shell;
 use self::{
     client::{BaseUrl, Client},
     failure::Failure,
-    output::{Format, Output},
+    output::{Color, Format, Output},
 };
 use crate::phase::PhaseRegistry;
 
@@ -38,7 +50,9 @@ Exit codes:
   3  no node answers
   4  the job that was waited for ended dead or cancelled
   5  trouble in the node or the cluster: try again later
-  6  time is over";
+  6  time is over
+  7  doctor: something needs a look
+  8  doctor: something is broken";
 
 /// Job pipelines on a cluster without a broker.
 #[derive(Debug, Parser)]
@@ -53,9 +67,24 @@ struct Cli {
         default_value = "http://127.0.0.1:7400"
     )]
     api: BaseUrl,
-    /// How to print: a table for people, or the interface's JSON for programs
+    /// How to print: a table for people, or the interface's JSON for programs, or that as YAML
     #[arg(short, long, global = true, value_enum, default_value_t)]
     output: Format,
+    /// Whether to use colours
+    #[arg(long, global = true, value_enum, default_value_t, value_name = "WHEN")]
+    color: Color,
+    /// Ask again and again, every 2s or as given, and show what there is now
+    #[arg(
+        long,
+        global = true,
+        value_name = "DURATION",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = watch::USUAL
+    )]
+    watch: Option<watch::Every>,
+    #[command(flatten)]
+    reach: reach::ReachArgs,
     #[command(subcommand)]
     command: Command,
 }
@@ -77,19 +106,53 @@ enum Command {
     /// Show jobs
     #[command(subcommand)]
     Job(job::Command),
+    /// Keep sources of phases in the cluster, for nodes that accept them
+    #[command(subcommand)]
+    Handler(handler::Command),
     /// Show nodes
     #[command(subcommand)]
     Node(cluster::NodeCommand),
     /// Show phases that workers offer; or run a node for some: `phase FILE NAME...`
     #[command(subcommand)]
     Phase(cluster::PhaseCommand),
+    /// Show what happened to a pipeline and its jobs, or in the cluster; with -f go on
+    Events(events::EventsArgs),
+    /// Show the end of a job's logs; with -f go on until it has ended
+    Logs(events::LogsArgs),
+    /// Watch nodes, pipelines and failures on one screen
+    Top,
+    /// Keys of a cluster: make them, let nodes in, shut them out
+    #[command(subcommand)]
+    Cluster(trust::Command),
     /// Show the cluster at a glance
     Status,
+    /// Look for what is wrong with nodes, their machines and their ways to each other
+    Doctor,
+    /// Copy the asked node's data folder while the node runs
+    Backup(backup::BackupArgs),
+    /// Make a new data folder of a backup; no node is needed
+    Restore(backup::RestoreArgs),
     /// Print the version of this program and of the node
     Version,
+    /// Make tokens for the HTTP interface of nodes
+    #[command(subcommand)]
+    Token(token::Command),
+    /// Check audit logs
+    #[command(subcommand)]
+    Audit(audit::Command),
     /// Kill what a node that is gone has left running; nodes start this themselves
     #[command(hide = true, name = crate::phase::groups::Guard::COMMAND)]
     KillOrphans,
+    /// Write man pages into a folder
+    Man {
+        /// Which; made if it is not there
+        folder: PathBuf,
+    },
+    /// Print the reference of all commands that docs/cli.md has
+    #[command(hide = true)]
+    Reference,
+    /// Print the document of the HTTP interface (OpenAPI 3.1)
+    Openapi,
     /// Print completions for a shell
     Completions {
         /// Which shell
@@ -100,6 +163,7 @@ enum Command {
 /// Runs the program; `phases` are those that its nodes offer beside the configured ones.
 pub fn main_with(phases: PhaseRegistry) -> ExitCode {
     let cli = Cli::parse();
+    crate::tls::install_provider();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return report(&Failure::Runtime(error)),
@@ -110,25 +174,54 @@ pub fn main_with(phases: PhaseRegistry) -> ExitCode {
     done.map_or_else(|failure| report(&failure), |()| ExitCode::SUCCESS)
 }
 
+impl Cli {
+    fn output(&self) -> Output {
+        Output::new(self.output, self.color)
+    }
+}
+
 async fn run(cli: Cli, phases: PhaseRegistry) -> Result<(), Failure> {
-    let out = Output::new(cli.output);
-    let client = || Client::new(cli.api.clone());
+    let out = cli.output();
+    match cli.watch {
+        Some(every) => watch::run(cli, every, Cli::parse).await,
+        None => once(cli, &out, phases).await,
+    }
+}
+
+async fn once(cli: Cli, out: &Output, phases: PhaseRegistry) -> Result<(), Failure> {
+    let client = || Client::reaching(cli.api.clone(), &cli.reach);
     match cli.command {
         Command::Up(args) => file::run(*args, phases).await,
         Command::Bundle(args) => file::run(args.up(), phases).await,
-        Command::Host(command) => host::run(command, &out).await,
-        Command::Pipeline(command) => pipeline::run(command, &client()?, &out, phases).await,
-        Command::Enqueue(args) => enqueue::run(args, &client()?, &out).await,
-        Command::Job(command) => job::run(command, &client()?, &out).await,
-        Command::Node(cluster::NodeCommand::Ls) => cluster::nodes(&client()?, &out).await,
-        Command::Phase(cluster::PhaseCommand::Ls) => cluster::phases(&client()?, &out).await,
+        Command::Host(command) => host::run(command, out).await,
+        Command::Pipeline(command) => pipeline::run(command, &client()?, out, phases).await,
+        Command::Enqueue(args) => enqueue::run(args, &client()?, out).await,
+        Command::Job(command) => job::run(command, &client()?, out).await,
+        Command::Handler(command) => handler::run(command, &client()?, out).await,
+        Command::Node(command) => cluster::node_command(command, &client()?, out).await,
+        Command::Phase(cluster::PhaseCommand::Ls) => cluster::phases(&client()?, out).await,
+        Command::Phase(cluster::PhaseCommand::Show { phase }) => {
+            cluster::show_phase(&phase, &client()?, out).await
+        }
         Command::Phase(cluster::PhaseCommand::File(words)) => file::phase(words, phases).await,
-        Command::Status => cluster::status(&client()?, &out).await,
-        Command::Version => cluster::version(&client()?, &out).await,
+        Command::Doctor => doctor::run(&client()?, out).await,
+        Command::Backup(args) => backup::back_up(args, &client()?, out).await,
+        Command::Restore(args) => backup::restore(&args, out),
+        Command::Man { folder } => reference::man(Cli::command(), &folder, out),
+        Command::Reference => out.text(&reference::markdown(Cli::command())),
+        Command::Events(args) => events::run(args, &client()?, out).await,
+        Command::Logs(args) => events::logs(args, &client()?, out).await,
+        Command::Top => top::run(client()?).await,
+        Command::Cluster(command) => trust::run(command, &client()?, out).await,
+        Command::Status => cluster::status(&client()?, out).await,
+        Command::Version => cluster::version(&client()?, out).await,
+        Command::Token(command) => token::run(command, out),
+        Command::Audit(command) => audit::run(command, out),
         Command::KillOrphans => {
             crate::phase::groups::guard(std::io::stdin().lock());
             Ok(())
         }
+        Command::Openapi => out.text(crate::http::openapi_json().trim_end()),
         Command::Completions { shell } => {
             // To memory first: the generator panics if its writer fails.
             let mut script = Vec::new();
@@ -159,6 +252,45 @@ mod tests {
         Cli::command().debug_assert();
     }
 
+    /// The docs say what there is; with UPDATE_DOCS=1 this writes it there.
+    #[test]
+    fn the_reference_in_the_docs_is_current() {
+        const PATH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/cli.md");
+        const MARK: &str = "--lib reference` -->\n";
+        let docs = std::fs::read_to_string(PATH).unwrap();
+        let (head, _) = docs.split_once(MARK).expect("the mark that the reference begins behind");
+        for line in AFTER_HELP.lines().skip(1) {
+            let (code, meaning) = line.trim().split_once("  ").expect("a code and its meaning");
+            let row = format!("| {code} | {meaning} |");
+            assert!(head.contains(&row), "{row} is not in docs/cli.md");
+        }
+        let current = format!("{head}{MARK}{}", reference::markdown(Cli::command()));
+        if std::env::var_os("UPDATE_DOCS").is_some() {
+            std::fs::write(PATH, &current).unwrap();
+        } else {
+            assert!(docs == current, "docs/cli.md is old: run this test with UPDATE_DOCS=1");
+        }
+    }
+
+    #[test]
+    fn every_command_gets_a_man_page() {
+        let folder = tempfile::tempdir().unwrap();
+        let out = Output::new(Format::Table, Color::Never);
+        reference::man(Cli::command(), folder.path(), &out).unwrap();
+        let page = std::fs::read_to_string(folder.path().join("carbonmesh-pipeline-recover.1"));
+        assert!(page.unwrap().contains("accept"), "its options are in it");
+        assert!(folder.path().join("carbonmesh.1").exists());
+        assert!(!folder.path().join("carbonmesh-kill-orphans.1").exists());
+    }
+
+    #[test]
+    fn only_looks_are_watched() {
+        let parse = |args: &[&str]| Cli::try_parse_from([&["carbonmesh"], args].concat()).unwrap();
+        assert!(parse(&["status", "--watch"]).watch.is_some());
+        assert!(parse(&["--watch=5s", "job", "ls", "p"]).watch.is_some());
+        assert!(parse(&["node", "ls"]).watch.is_none());
+    }
+
     #[test]
     fn wait_takes_a_duration_or_none() {
         let parse = |args: &[&str]| Cli::try_parse_from([&["carbonmesh"], args].concat());
@@ -167,7 +299,13 @@ mod tests {
             &["enqueue", "p", "--wait=30s", "{}"],
             &["enqueue", "p", "-", "--ndjson", "--key", "id", "--skip", "7"],
             &["job", "ls", "p", "--state", "dead", "--limit", "5", "-o", "json"],
+            &["events", "p", "-f", "--kind", "dead,log", "--kind", "gap"],
+            &["events", "--follow"],
+            &["logs", "-f", "0192e4a1-7c3b-7def-8123-456789abcdef"],
             &["--api", "http://[::1]:7400", "status"],
+            &["status", "--api", "https://oak:7400", "--token-file", "t", "--ca-file", "c"],
+            &["token", "create", "--name", "ci", "--scope", "read:*,enqueue:p", "--expires", "30d"],
+            &["audit", "verify", "audit.ndjson"],
         ] {
             assert!(parse(good).is_ok(), "{good:?}");
         }
@@ -178,7 +316,14 @@ mod tests {
             &["enqueue", "p/q", "{}"],
             &["job", "show", "7"],
             &["job", "ls", "p", "--state", "lost"],
-            &["--api", "https://localhost", "status"],
+            &["--api", "ftp://localhost", "status"],
+            &["--tls-fingerprint", "ab", "status"],
+            &["token", "create", "--name", "ci"],
+            &["token", "create", "--name", "ci", "--scope", "write:*"],
+            &["audit", "verify"],
+            &["events", "p", "--kind", "lost"],
+            &["events", "--job", "0192e4a1-7c3b-7def-8123-456789abcdef"],
+            &["logs", "7"],
             &["--api", "localhost:7400", "status"],
         ] {
             assert!(parse(bad).is_err(), "{bad:?}");

@@ -1,6 +1,9 @@
-//! What goes to stdout: tables for people, the interface's JSON for programs.
+//! What goes to stdout: tables for people, the interface's JSON for programs, or the same as YAML.
 
-use std::io::{self, ErrorKind, Write};
+use std::{
+    cell::Cell,
+    io::{self, ErrorKind, IsTerminal, Write},
+};
 
 use clap::ValueEnum;
 use comfy_table::{Table, presets};
@@ -18,21 +21,73 @@ pub(super) enum Format {
     Table,
     /// For programs
     Json,
+    /// The same, for programs and people
+    Yaml,
+}
+
+/// Whether to use colours.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(super) enum Color {
+    /// On a terminal, unless NO_COLOR is set
+    #[default]
+    Auto,
+    /// Always
+    Always,
+    /// Never
+    Never,
+}
+
+impl Color {
+    fn is_on(self) -> bool {
+        let unwanted = || std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        match self {
+            Self::Auto => io::stdout().is_terminal() && !unwanted(),
+            Self::Always => true,
+            Self::Never => false,
+        }
+    }
 }
 
 /// Stdout, and how to print to it.
 pub(super) struct Output {
     format: Format,
+    colors: bool,
+    /// Whether what is printed is drawn over what was before.
+    redraws: bool,
+    /// Whether one document was printed: another is set apart from it.
+    printed: Cell<bool>,
 }
 
 impl Output {
-    pub(super) fn new(format: Format) -> Self {
-        Self { format }
+    pub(super) fn new(format: Format, color: Color) -> Self {
+        let colors = format == Format::Table && color.is_on();
+        Self { format, colors, redraws: false, printed: Cell::new(false) }
+    }
+
+    /// The same, drawn over what was on the terminal before.
+    pub(super) fn redrawn(self) -> Self {
+        Self { redraws: true, ..self }
+    }
+
+    /// A round of `--watch` begins.
+    pub(super) fn begin(&self) -> Result<(), Failure> {
+        // Home; each line clears its own rest, so that nothing flickers.
+        if self.redraws { self.raw("\x1b[H") } else { Ok(()) }
+    }
+
+    /// A round of `--watch` ends.
+    pub(super) fn end(&self) -> Result<(), Failure> {
+        match (self.redraws, self.format) {
+            (true, _) => self.raw("\x1b[J"),
+            (false, Format::Table) => self.raw("\n"),
+            (false, Format::Json) => Ok(()),
+            (false, Format::Yaml) => self.raw("---\n"),
+        }
     }
 
     /// Whether programs read this.
     pub(super) fn is_json(&self) -> bool {
-        self.format == Format::Json
+        self.format != Format::Table
     }
 
     /// Prints an answer: as it came, or as people like it.
@@ -42,8 +97,8 @@ impl Output {
         for_people: impl FnOnce(&T) -> String,
     ) -> Result<(), Failure> {
         match self.format {
-            Format::Json => self.text(&answer.text),
-            Format::Table => self.text(&for_people(&answer.document)),
+            Format::Json | Format::Yaml => self.row(&answer.text),
+            Format::Table => self.text(&self.painted(for_people(&answer.document))),
         }
     }
 
@@ -54,21 +109,80 @@ impl Output {
         for_people: impl FnOnce() -> String,
     ) -> Result<(), Failure> {
         match self.format {
-            Format::Json => self.text(&document.to_string()),
-            Format::Table => self.text(&for_people()),
+            Format::Json | Format::Yaml => self.row(&document.to_string()),
+            Format::Table => self.text(&self.painted(for_people())),
         }
+    }
+
+    /// Prints one JSON document of possibly many, as programs want it.
+    pub(super) fn row(&self, json: &str) -> Result<(), Failure> {
+        if self.format != Format::Yaml {
+            return self.text(json);
+        }
+        let separator = if self.printed.replace(true) { "---\n" } else { "" };
+        // Read as YAML's own value, so that fields keep their order.
+        let yaml = serde_json::from_str::<serde_yaml_ng::Value>(json)
+            .map_err(|error| error.to_string())
+            .and_then(|value| serde_yaml_ng::to_string(&value).map_err(|error| error.to_string()));
+        match yaml {
+            Ok(yaml) => self.text(&format!("{separator}{yaml}")),
+            Err(error) => Err(Failure::Output(io::Error::other(error))),
+        }
+    }
+
+    fn painted(&self, text: String) -> String {
+        if self.colors { painted(&text) } else { text }
     }
 
     /// Prints a text and ends its last line.
     pub(super) fn text(&self, text: &str) -> Result<(), Failure> {
-        let mut stdout = io::stdout().lock();
         let end = if text.is_empty() || text.ends_with('\n') { "" } else { "\n" };
-        let written = write!(stdout, "{text}{end}").and_then(|()| stdout.flush());
+        let text = format!("{text}{end}");
+        match self.redraws {
+            true => self.raw(&text.replace('\n', "\x1b[K\n")),
+            false => self.raw(&text),
+        }
+    }
+
+    fn raw(&self, text: &str) -> Result<(), Failure> {
+        let mut stdout = io::stdout().lock();
+        let written = write!(stdout, "{text}").and_then(|()| stdout.flush());
         written.map_err(|error| match error.kind() {
             ErrorKind::BrokenPipe => Failure::OutputClosed,
             _ => Failure::Output(error),
         })
     }
+}
+
+/// Colours states where they fill a cell.
+fn painted(text: &str) -> String {
+    const RED: &str = "31";
+    const GREEN: &str = "32";
+    const YELLOW: &str = "33";
+    const COLOURS: [(&str, &str); 11] = [
+        ("alive", GREEN),
+        ("ok", GREEN),
+        ("succeeded", GREEN),
+        ("running", YELLOW),
+        ("suspect", YELLOW),
+        ("WARNING", YELLOW),
+        ("cancelled", YELLOW),
+        ("retired", YELLOW),
+        ("dead", RED),
+        ("down", RED),
+        ("BROKEN", RED),
+    ];
+    let cell = |cell: &str| {
+        let word = cell.trim();
+        match COLOURS.iter().find(|(name, _)| *name == word) {
+            Some((_, colour)) => cell.replacen(word, &format!("\x1b[{colour}m{word}\x1b[0m"), 1),
+            None => cell.to_owned(),
+        }
+    };
+    // Cells are apart by two spaces at least.
+    let line = |line: &str| line.split("  ").map(cell).collect::<Vec<_>>().join("  ");
+    let lines: Vec<String> = text.split('\n').map(line).collect();
+    lines.join("\n")
 }
 
 /// Rows below a header.
@@ -135,6 +249,17 @@ mod tests {
         let rows = [["a".to_owned(), "1".to_owned()], ["long".to_owned(), "2".to_owned()]];
         assert_eq!(table(["NAME", "N"], rows), "NAME  N\na     1\nlong  2");
         assert_eq!(values([("a", Some("1".into())), ("b", None)]), "a:  1");
+    }
+
+    #[test]
+    fn states_are_coloured_and_nothing_else_changes() {
+        let plain = "NAME  STATE  ERROR\na     dead   it is dead\nok    file: all\nb     alive  ";
+        let coloured = painted(plain);
+        assert!(coloured.contains("\x1b[31mdead\x1b[0m"), "{coloured:?}");
+        assert!(coloured.contains("\x1b[32malive\x1b[0m"), "{coloured:?}");
+        assert!(coloured.contains("it is dead"), "text is not touched: {coloured:?}");
+        let without = coloured.replace("\x1b[0m", "").replace("\x1b[31m", "");
+        assert_eq!(without.replace("\x1b[32m", ""), plain);
     }
 
     #[test]

@@ -14,11 +14,11 @@ use reqwest::Method;
 use super::{
     client::Client,
     failure::Failure,
-    file, graph, history,
+    file, history,
     output::{Output, clean, joined, or_dash, table, values},
 };
 use crate::{
-    document::{PhaseItem, PipelineDocument, json_schema},
+    document::{PhaseItem, PipelineDocument, graph, json_schema},
     http::view::{AppliedDoc, NodeRef, PipelineDoc, PipelinesDoc},
     phase::PhaseRegistry,
 };
@@ -82,6 +82,8 @@ pub(super) enum Command {
         #[arg(long, value_enum, default_value = "text")]
         format: graph::Format,
     },
+    /// Let a strict pipeline go on whose replicas are lost for good, all but a minority
+    Recover(super::recover::RecoverArgs),
     /// Remove a pipeline that has no unfinished jobs
     Rm {
         /// Which
@@ -121,6 +123,7 @@ pub(super) async fn run(
         }
         Command::Schema => out.text(&json_schema()),
         Command::Graph { name, format } => draw(&name, format, client, out).await,
+        Command::Recover(args) => super::recover::run(args, client, out).await,
         Command::Rm { name } => {
             let request = client.request(Method::DELETE, &["pipelines", name.as_str()], &[]);
             client.text(request, Duration::ZERO).await.map(drop)

@@ -10,13 +10,14 @@ use std::{
 use carbonmesh_protocol::config::{Limits, Timing};
 use serde::Deserialize;
 
-use super::{ConfigError, wrong};
+use super::{ConfigError, access::ApiSection, wrong};
 use crate::{
     document::parse_duration,
     phase::{ExecSettings, HostSettings, host::sdk},
+    results::{FileSettings, MailSettings, MailTls, PostSettings, ResultSettings},
 };
 
-const DEFAULT_FREE_BYTES: u64 = 512 << 20;
+pub(super) const DEFAULT_FREE_BYTES: u64 = 512 << 20;
 
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -27,15 +28,51 @@ pub(super) struct ConfigFile {
     pub(super) peer: Vec<String>,
     pub(super) advertise: Vec<String>,
     pub(super) data_dir: Option<PathBuf>,
+    pub(super) backup_dir: Option<PathBuf>,
+    pub(super) log_format: Option<String>,
     pub(super) cluster: Option<String>,
     pub(super) secret_file: Option<PathBuf>,
     pub(super) name: Option<String>,
     pub(super) http: Option<String>,
+    pub(super) api: ApiSection,
     pub(super) mdns: Option<bool>,
+    pub(super) accept_handlers: Vec<String>,
+    pub(super) secrets_file: Option<PathBuf>,
     pub(super) phases: BTreeMap<String, PhaseSection>,
     pub(super) hosts: BTreeMap<String, HostSection>,
+    pub(super) results: ResultsSection,
     pub(super) limits: LimitsSection,
     pub(super) timing: TimingSection,
+}
+
+/// Where results of jobs may go.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct ResultsSection {
+    folder: Option<PathBuf>,
+    post: Option<PostSection>,
+    mail: Option<MailSection>,
+}
+
+/// To which HTTP servers.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct PostSection {
+    urls: Vec<String>,
+    secret_file: PathBuf,
+    timeout: Option<String>,
+}
+
+/// By e-mail, through which server, and to whom.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct MailSection {
+    server: String,
+    tls: Option<String>,
+    user: Option<String>,
+    password_file: Option<PathBuf>,
+    from: String,
+    to: Vec<String>,
 }
 
 /// One phase.
@@ -81,6 +118,8 @@ pub(super) struct LimitsSection {
     waiting_bytes: Option<usize>,
     pipelines: Option<usize>,
     requests: Option<usize>,
+    events: Option<usize>,
+    event_bytes: Option<usize>,
     free_bytes: Option<u64>,
 }
 
@@ -128,6 +167,7 @@ impl PhaseSection {
             directory: self.directory.clone(),
             env: self.env.clone(),
             max_output: self.max_output.unwrap_or(ExecSettings::MAX_OUTPUT),
+            clean: false,
             no_retry_codes: self
                 .no_retry_codes
                 .clone()
@@ -198,6 +238,70 @@ impl HostSection {
     }
 }
 
+impl ResultsSection {
+    /// What phases may do with results; secrets are read by `secret`.
+    pub(super) fn settings(
+        &self,
+        secret: impl Fn(&str, &Path) -> Result<String, ConfigError>,
+    ) -> Result<ResultSettings, ConfigError> {
+        let file = self.folder.clone().map(|folder| FileSettings { folder });
+        let post = self.post.as_ref().map(|post| {
+            if post.urls.is_empty() {
+                return Err(wrong("results.post.urls", "is empty: say where results may be sent"));
+            }
+            let timeout = duration("results.post.timeout", post.timeout.as_deref())?;
+            Ok(PostSettings {
+                urls: post.urls.clone(),
+                secret: secret("results.post.secret_file", &post.secret_file)?.into_bytes(),
+                timeout: timeout.unwrap_or(PostSettings::TIMEOUT),
+            })
+        });
+        let mail = self.mail.as_ref().map(|mail| mail.settings(&secret));
+        Ok(ResultSettings { file, post: post.transpose()?, mail: mail.transpose()? })
+    }
+}
+
+impl MailSection {
+    fn settings(
+        &self,
+        secret: impl Fn(&str, &Path) -> Result<String, ConfigError>,
+    ) -> Result<MailSettings, ConfigError> {
+        let port = |text: &str| text.parse::<u16>().ok().filter(|port| *port > 0);
+        let server = self.server.rsplit_once(':');
+        let server = server.and_then(|(host, text)| Some((host, port(text)?)));
+        let (host, port) = server.filter(|(host, _)| !host.is_empty()).ok_or_else(|| {
+            let reason = format!("`{}` is no HOST:PORT, as smtp.example.org:587 is", self.server);
+            wrong("results.mail.server", reason)
+        })?;
+        let tls = match self.tls.as_deref() {
+            None | Some("starttls") => MailTls::StartTls,
+            Some("tls") => MailTls::Tls,
+            Some("none") => MailTls::None,
+            Some(other) => {
+                let reason = format!("`{other}` is none: starttls, tls and none are");
+                return Err(wrong("results.mail.tls", reason));
+            }
+        };
+        let login = match (&self.user, &self.password_file) {
+            (None, None) => None,
+            (Some(user), Some(file)) => {
+                Some((user.clone(), secret("results.mail.password_file", file)?))
+            }
+            _ => return Err(wrong("results.mail", "give user and password_file, or none of them")),
+        };
+        if login.is_some() && tls == MailTls::None {
+            let reason = "a password would be sent in the clear: take starttls or tls";
+            return Err(wrong("results.mail.tls", reason));
+        }
+        if self.to.is_empty() {
+            let reason = "is empty: name addresses, or a domain as @example.org";
+            return Err(wrong("results.mail.to", reason));
+        }
+        let (from, to) = (self.from.clone(), self.to.clone());
+        Ok(MailSettings { host: host.to_owned(), port, tls, login, from, to })
+    }
+}
+
 impl LimitsSection {
     /// The limits, and the free space below which no jobs are taken.
     pub(super) fn resolve(&self) -> Result<(Limits, u64), ConfigError> {
@@ -210,6 +314,8 @@ impl LimitsSection {
             waiting_bytes: self.waiting_bytes.unwrap_or(default.waiting_bytes),
             pipelines: self.pipelines.unwrap_or(default.pipelines),
             requests: self.requests.unwrap_or(default.requests),
+            events: self.events.unwrap_or(default.events),
+            event_bytes: self.event_bytes.unwrap_or(default.event_bytes),
         };
         // A job and its results have to fit into one message with room to spare.
         const MOST: usize = 16 << 20;

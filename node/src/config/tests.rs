@@ -74,6 +74,19 @@ fn a_secret_opens_the_node_to_the_network() {
 }
 
 #[test]
+fn elsewhere_than_on_loopback_there_is_tls_and_somebody_asks() {
+    let near = given(&[]).resolve().unwrap().access;
+    assert!(!near.tls && near.tokens_file.is_none());
+    let far = given(&["--http", "0.0.0.0:1", "--tokens-file", "t"]).resolve().unwrap().access;
+    assert!(far.tls && far.certificate.is_none());
+    let file = "http = '[::]:1'\n[api]\ntokens_file = 't'\ntls_cert = 'c'\ntls_key = 'k'\n";
+    let far = given(&["--tokens-file", "u"]).file(file).resolve().unwrap().access;
+    assert!(far.tls && far.certificate.is_some());
+    assert_eq!(far.tokens_file, Some("u".into()));
+    assert!(given(&["--tls"]).resolve().unwrap().access.tls);
+}
+
+#[test]
 fn phases_are_chosen_from_what_there_is() {
     let file = "[phases.a]\nslots = 2\ncommand = ['true']\n[phases.b]\ncommand = ['true']\n";
     let all = given(&[]).file(file).resolve().unwrap();
@@ -90,7 +103,15 @@ fn wrong_settings_are_named_with_the_way_out() {
         (&["--role", "boss"] as &[&str], "", &["--role", "`boss`", "gateway"] as &[&str]),
         (&["--listen", "0.0.0.0:1"], "", &["--listen", "0.0.0.0:1", "--secret-file"]),
         (&["--peer", "oak"], "", &["--peer", "`oak`", "HOST:PORT"]),
-        (&["--http", "0.0.0.0:1"], "", &["--http", "loopback"]),
+        (&["--http", "0.0.0.0:1"], "", &["--http", "loopback", "--tokens-file", "SSH tunnel"]),
+        (&["--http", "0.0.0.0:1", "--tls"], "", &["--http", "--tokens-file"]),
+        (&["--tls-client-ca", "ca"], "", &["--tls-client-ca", "--tokens-file"]),
+        (&["--http-origin", "dash.example"], "", &["--http-origin", "https://dash.example"]),
+        (&["--http-origin", "https://dash.example/"], "", &["--http-origin", "without a path"]),
+        (&["--http-host", "a:1"], "", &["--http-host", "without a port"]),
+        (&["--audit", "some"], "", &["--audit", "`some`", "changes"]),
+        (&[], "[api]\ntls_cert = 'c'", &["api.tls_key", "missing"]),
+        (&[], "[api]\ntoken = 't'", &["node.toml", "token"]),
         (&["--http", "here"], "", &["--http", "`here`", "127.0.0.1:7400"]),
         (&["--label", "x"], "", &["--label", "KEY=VALUE"]),
         (&["--phase", "x=1"], "", &["--phase", "`x`", "[phases.x]"]),
@@ -103,6 +124,23 @@ fn wrong_settings_are_named_with_the_way_out() {
         (&[], "[phases.a]\ncommand = ['x']\ntimeout = 'soon'", &["phases.a.timeout"]),
         (&[], "[timing]\nlease = '1s'", &["timing.lease", "timing.beat"]),
         (&[], "[limits]\njob_bytes = 0", &["limits.job_bytes"]),
+        (&[], "[results]\nfolder = '/no/such'", &["results.folder", "/no/such"]),
+        (
+            &[],
+            "[results.mail]\nserver = 'x'\nfrom = 'a@b.c'\nto = []",
+            &["results.mail.server", "HOST:PORT"],
+        ),
+        (
+            &[],
+            "[results.mail]\nserver = 'x:25'\nfrom = 'a@b.c'\nto = []",
+            &["results.mail.to", "@example.org"],
+        ),
+        (
+            &[],
+            "[results.post]\nurls = []\nsecret_file = '/no/such'",
+            &["results.post.urls", "empty"],
+        ),
+        (&[], "[results.post]\nurls = ['http://x/']\nsecret_file = '/no/such'", &["/no/such"]),
     ] {
         let error = given(args).file(file).error();
         for part in parts {
@@ -116,6 +154,29 @@ fn wrong_settings_are_named_with_the_way_out() {
 }
 
 #[test]
+fn results_go_where_the_operator_lets_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let secret = folder.path().join("secret");
+    fs::write(&secret, "a secret\n").unwrap();
+    fs::set_permissions(&secret, fs::Permissions::from_mode(0o600)).unwrap();
+    let (folder, secret) = (folder.path().display(), secret.display());
+    let file = format!(
+        "[results]\nfolder = '{folder}'\n\
+         [results.post]\nurls = ['https://hooks.example/']\nsecret_file = '{secret}'\n\
+         [results.mail]\nserver = 'localhost:25'\ntls = 'none'\nfrom = 'a@b.example'\n\
+         to = ['@b.example']\n"
+    );
+    let settings = given(&[]).file(&file).resolve().unwrap();
+    let expected = "[carbonmesh.email=8, carbonmesh.http-post=8, carbonmesh.write-file=8]";
+    assert_eq!(format!("{:?}", settings.phases), expected);
+    let none = given(&["--role", "replica"]).file(&file).resolve().unwrap();
+    assert!(none.phases.is_empty());
+    let open = file
+        .replace("tls = 'none'", &format!("tls = 'none'\nuser = 'u'\npassword_file = '{secret}'"));
+    assert!(given(&[]).file(&open).error().contains("in the clear"));
+}
+
+#[test]
 fn a_secret_that_others_may_read_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("secret");
@@ -126,4 +187,36 @@ fn a_secret_that_others_may_read_is_refused() {
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
     let settings = given(&flags).resolve().unwrap();
     assert_eq!(settings.secret.unwrap().as_bytes(), b"0123456789abcdef");
+}
+
+#[test]
+fn an_invitation_says_what_a_node_may_be() {
+    use crate::trust::tests::{Operator, WORKER};
+    let operator = Operator::new();
+    let phases = Some(["a".parse().unwrap()].into());
+    let mut invitation = operator.invite(Rights { roles: WORKER, phases }, 1, false);
+    invitation.addresses = vec!["/ip4/10.0.0.7/tcp/7401".to_owned()];
+    let token = invitation.to_string();
+    let file = "[phases.a]\ncommand = ['true']\n[phases.b]\ncommand = ['true']\n";
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().display().to_string();
+    let with = |more: &[&str]| given(&[&["--join", &token, "--data-dir", &data], more].concat());
+    let settings = with(&[]).file(file).resolve().unwrap();
+    assert_eq!(settings.roles, WORKER);
+    assert_eq!(format!("{:?}", settings.phases), "[a=1]");
+    assert_eq!(settings.peers[0].to_string(), invitation.addresses[0]);
+    assert_eq!(settings.listen[0].to_string(), "/ip4/0.0.0.0/tcp/7401");
+    assert_eq!(settings.cluster, operator.root().cluster());
+    for (args, word) in [
+        (&["--role", "gateway"] as &[&str], "grants worker only"),
+        (&["--phase", "b"], "does not grant phase `b`"),
+        (&["--cluster", "c"], "leave it out"),
+    ] {
+        let error = with(args).file(file).error();
+        assert!(error.contains(word), "{error}");
+    }
+    let both = with(&[]).secret("0123456789abcdef").error();
+    assert!(both.contains("--secret-file") && both.contains("one of both"), "{both}");
+    let damaged = given(&["--join", &token[..40], "--data-dir", &data]).error();
+    assert!(damaged.contains("--join: this is no invitation"), "{damaged}");
 }

@@ -3,18 +3,19 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use carbonmesh_protocol::{id::JobId, io::Attempt, mapping, name::Name};
+use carbonmesh_protocol::{event::LogLevel, id::JobId, io::Attempt, mapping, name::Name};
 use tokio::{
     sync::watch,
     time::{Instant, timeout},
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{Span, info};
+use tracing::{Span, debug, error, info, warn};
 
-use super::{Fields, PhaseError, items::ItemSink};
+use super::{Fields, PhaseError, items::ItemSink, voice::Voice};
 use crate::document::{
     InstructionsError, gathered_value, merge_instructions, name_results, named_object, one_item,
 };
+use crate::scope::Scope;
 
 /// The largest input that a mapping may make.
 const MAX_INPUT_BYTES: usize = 64 << 20;
@@ -29,6 +30,9 @@ pub struct PhaseContext {
     items: Option<Arc<ItemSink>>,
     /// When it showed last that it lives.
     heard: Arc<watch::Sender<Instant>>,
+    scope: Scope,
+    /// Who follows the job hears it by this.
+    voice: Arc<Voice>,
 }
 
 impl PhaseContext {
@@ -37,9 +41,19 @@ impl PhaseContext {
         cancelled: CancellationToken,
         span: Span,
         items: Option<Arc<ItemSink>>,
+        voice: Arc<Voice>,
     ) -> Self {
         let heard = Arc::new(watch::Sender::new(Instant::now()));
-        Self { attempt, cancelled, span, items, heard }
+        Self { attempt, cancelled, span, items, heard, scope: Scope::default(), voice }
+    }
+
+    pub(super) fn with_scope(self, scope: Scope) -> Self {
+        Self { scope, ..self }
+    }
+
+    /// Values and secrets that this node's operator gives to this phase.
+    pub fn scope(&self) -> &Scope {
+        &self.scope
     }
 
     /// Shows that the attempt lives. One whose phase has a `heartbeat_timeout`, and that is silent for
@@ -139,6 +153,11 @@ impl PhaseContext {
         self.attempt.step.as_str()
     }
 
+    /// The idempotency key that the job was enqueued with.
+    pub fn key(&self) -> Option<&str> {
+        self.attempt.key.as_deref()
+    }
+
     /// Which attempt of this phase of this job it is, from 1.
     pub fn attempt(&self) -> u32 {
         self.attempt.number
@@ -207,9 +226,32 @@ impl PhaseContext {
         &self.span
     }
 
-    /// Logs how far the attempt has come: a part of 1, and what is being done.
+    /// Logs how far the attempt has come: a part of 1, and what is being done. Whoever follows the job
+    /// sees it.
     pub fn progress(&self, done: f32, message: &str) {
         self.heartbeat();
         info!(parent: &self.span, done, message, "progress");
+        let parts = (done.clamp(0.0, 1.0) * 10_000.0).round();
+        self.voice.say(LogLevel::Info, Some(parts as u16), message);
+    }
+
+    /// Writes a line to the attempt's log: to that of the node, and for those who follow the job
+    /// (`carbonmesh logs`). Never waits: lines that are too many, a few hundred a second, are left out,
+    /// and it is told how many.
+    pub fn log(&self, level: LogLevel, line: &str) {
+        self.heartbeat();
+        let span = &self.span;
+        match level {
+            LogLevel::Debug => debug!(target: "carbonmesh::phase", parent: span, "{line}"),
+            LogLevel::Info => info!(target: "carbonmesh::phase", parent: span, "{line}"),
+            LogLevel::Warning => warn!(target: "carbonmesh::phase", parent: span, "{line}"),
+            LogLevel::Error => error!(target: "carbonmesh::phase", parent: span, "{line}"),
+        }
+        self.say(level, line);
+    }
+
+    /// Says a line to those who follow the job, and not to the node's log.
+    pub(super) fn say(&self, level: LogLevel, line: &str) {
+        self.voice.say(level, None, line);
     }
 }

@@ -24,7 +24,7 @@ use tokio::{
 };
 use tracing::info;
 
-use super::{Fields, Phase, PhaseContext, PhaseError, groups::Group};
+use super::{Fields, LogLevel, Phase, PhaseContext, PhaseError, groups::Group, host::PASSED_ENV};
 use crate::document::parse_duration;
 
 /// How long a group may take to end after SIGTERM before it gets SIGKILL.
@@ -80,6 +80,8 @@ pub struct ExecSettings {
     pub directory: Option<PathBuf>,
     /// More environment variables.
     pub env: BTreeMap<String, String>,
+    /// Whether it gets none of the node's environment but `PATH`, `HOME` and the like.
+    pub clean: bool,
     /// The most that it may print, in bytes.
     pub max_output: usize,
     /// Exit codes that mean: do not try again.
@@ -115,6 +117,10 @@ impl ExecPhase {
             PhaseError::Fatal("the phase's command is empty: set it in the configuration".into())
         })?;
         let mut command = Command::new(program);
+        if settings.clean {
+            let passed = PASSED_ENV.iter().filter_map(|name| Some((name, std::env::var_os(name)?)));
+            command.env_clear().envs(passed);
+        }
         command
             .args(arguments)
             .env("CARBONMESH_JOB_ID", context.job().to_string())
@@ -124,7 +130,9 @@ impl ExecPhase {
             .env("CARBONMESH_TOKEN", context.token())
             .env("CARBONMESH_IDEMPOTENCY_KEY", context.idempotency_key())
             .env_remove("CARBONMESH_SECRET")
-            .envs(&settings.env);
+            .env_remove("CARBONMESH_JOIN")
+            .envs(&settings.env)
+            .envs(context.scope().all());
         spawn_attached(&mut command, settings.directory.as_deref()).map_err(|error| {
             // Another node may have the program, or descriptors left.
             PhaseError::Retry(format!("cannot run {program}: {error}; check the phase's command"))
@@ -157,7 +165,13 @@ impl Phase for ExecPhase {
         let logger = context.clone();
         let log = async move {
             match stderr {
-                Some(stderr) => read_log(stderr, LogBudget::once(), || logger.heartbeat()).await,
+                Some(stderr) => {
+                    let heard = |line: &str| {
+                        logger.heartbeat();
+                        logger.say(LogLevel::Info, line);
+                    };
+                    read_log(stderr, LogBudget::once(), heard).await
+                }
                 None => String::new(),
             }
         };
@@ -330,7 +344,7 @@ pub(super) async fn read_items(
 pub(super) async fn read_log(
     stderr: impl AsyncRead + Unpin,
     mut budget: LogBudget,
-    alive: impl Fn(),
+    heard: impl Fn(&str),
 ) -> String {
     let mut reader = BufReader::with_capacity(LINE_BYTES, stderr);
     let mut tail = Vec::new();
@@ -339,12 +353,13 @@ pub(super) async fn read_log(
         if available.is_empty() {
             break;
         }
-        alive();
         let end =
             available.iter().position(|byte| *byte == b'\n').map_or(available.len(), |i| i + 1);
         let line = &available[..end];
+        let text = String::from_utf8_lossy(line);
+        heard(text.trim_end());
         if budget.takes(end) {
-            info!(target: "carbonmesh::phase", "{}", String::from_utf8_lossy(line).trim_end());
+            info!(target: "carbonmesh::phase", "{}", text.trim_end());
         }
         tail.extend_from_slice(line);
         if tail.len() > TAIL_BYTES {

@@ -13,6 +13,8 @@ pub(crate) mod groups;
 pub(crate) mod host;
 mod items;
 mod runner;
+mod typed;
+mod voice;
 
 use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
@@ -21,10 +23,13 @@ use carbonmesh_protocol::name::Name;
 use serde_json::{Map, Value};
 use thiserror::Error;
 
-pub use context::PhaseContext;
+pub use carbonmesh_protocol::event::LogLevel;
+pub use context::{PhaseContext, PhaseContext as Context};
 pub use exec::{ExecPhase, ExecSettings};
 pub use host::{HostSettings, RunningHost};
 pub(crate) use runner::{News, PhaseRunner};
+pub use typed::{Failure, NamedPhase, OrFail, TypedPhase, phase_fn};
+pub(crate) use voice::Heard;
 
 /// A JSON object: what a phase gets, and what it gives.
 pub type Fields = Map<String, Value>;

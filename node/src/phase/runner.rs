@@ -19,8 +19,16 @@ use tokio::{runtime::Runtime, sync::mpsc, time::timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, info_span, warn};
 
-use super::{Fields, OfferedPhase, Phase, PhaseContext, PhaseError, items::ItemSink};
-use crate::{document::format_duration, metrics::Metrics};
+use super::{
+    Fields, OfferedPhase, Phase, PhaseContext, PhaseError,
+    items::ItemSink,
+    voice::{Heard, Voice},
+};
+use crate::{
+    document::format_duration,
+    metrics::Metrics,
+    scope::{Scopes, hidden},
+};
 
 /// How long an attempt that was cancelled may take to end by itself.
 const GRACE: Duration = Duration::from_secs(3);
@@ -34,7 +42,11 @@ pub(crate) struct PhaseRunner {
     result_bytes: usize,
     job_bytes: usize,
     news: mpsc::Sender<News>,
+    /// Where goes what attempts say.
+    said: Option<mpsc::Sender<Heard>>,
     metrics: Metrics,
+    /// What attempts get beside their instructions.
+    scopes: Scopes,
     running: Arc<Running>,
     /// Their own: a phase that keeps a thread busy must not keep the network from its beats. There
     /// until it is dropped.
@@ -86,10 +98,38 @@ impl PhaseRunner {
             result_bytes,
             job_bytes,
             news,
+            said: None,
             metrics,
+            scopes: Scopes::default(),
             running: Arc::default(),
             runtime: Some(runtime),
         })
+    }
+
+    /// The same, with values and secrets for its attempts.
+    pub(crate) fn with_scopes(mut self, scopes: Scopes) -> Self {
+        self.scopes = scopes;
+        self
+    }
+
+    /// What attempts say goes there.
+    pub(crate) fn heard_by(mut self, said: mpsc::Sender<Heard>) -> Self {
+        self.said = Some(said);
+        self
+    }
+
+    /// Offers these phases from now on; attempts that run go on as they began. Gives the names of those
+    /// that are not among them: they are kept until [`withdraw`](Self::withdraw).
+    pub(crate) fn offer(&mut self, phases: Vec<OfferedPhase>) -> Vec<Name> {
+        let before: Vec<Name> = self.phases.keys().cloned().collect();
+        let names: Vec<Name> = phases.iter().map(|phase| phase.name.clone()).collect();
+        self.phases.extend(phases.into_iter().map(|phase| (phase.name.clone(), phase)));
+        before.into_iter().filter(|name| !names.contains(name)).collect()
+    }
+
+    /// Offers these no more.
+    pub(crate) fn withdraw(&mut self, phases: &[Name]) {
+        phases.iter().for_each(|phase| drop(self.phases.remove(phase)));
     }
 
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
@@ -117,23 +157,28 @@ impl PhaseRunner {
         let (name, metrics) = (attempt.phase.to_string(), self.metrics.clone());
         attempt.timeout = attempt.timeout.or(offered.timeout);
         let result_bytes = self.result_bytes;
+        let scope = self.scopes.of(attempt.pipeline.as_str(), attempt.phase.as_str());
         let span = info_span!(
             "attempt",
             job = %attempt.job,
             step = %attempt.step,
             number = attempt.number
         );
+        let voice = Arc::new(Voice::new(token, self.said.clone()));
         let task = async move {
-            let context = PhaseContext::new(attempt, cancelled.clone(), span.clone(), items);
+            let (voice, cancel) = (voice, cancelled.clone());
+            let context = PhaseContext::new(attempt, cancel, span.clone(), items, voice.clone());
+            let context = context.with_scope(scope);
             let began = Instant::now();
             let ended = attended(&*phase, context, result_bytes, &cancelled);
             let ended = ended.instrument(span).await;
             running.lock().remove(&token);
             let outcome = match ended {
-                Ended::Result(result) => concluded(result, result_bytes),
+                Ended::Result(result) => concluded(result.map_err(hiding), result_bytes),
                 Ended::Cancelled => Outcome::Cancelled,
             };
             metrics.ended(&name, outcome_name(&outcome), began.elapsed());
+            voice.end().await;
             let _ = news.send(News::Ended(token, outcome)).await;
         };
         self.spawn(task);
@@ -252,6 +297,16 @@ fn outcome_name(outcome: &Outcome) -> &'static str {
         Outcome::Succeeded(_) => "succeeded",
         Outcome::Failed { .. } => "failed",
         Outcome::Cancelled => "cancelled",
+    }
+}
+
+/// An error goes to every replica, and to whoever asks: no secret of this node may be in it.
+fn hiding(error: PhaseError) -> PhaseError {
+    let shown = |text: String| hidden(&text).into_owned();
+    match error {
+        PhaseError::Retry(text) => PhaseError::Retry(shown(text)),
+        PhaseError::RetryAfter(text, after) => PhaseError::RetryAfter(shown(text), after),
+        PhaseError::Fatal(text) => PhaseError::Fatal(shown(text)),
     }
 }
 

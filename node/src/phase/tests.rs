@@ -40,6 +40,7 @@ fn sh(script: &str) -> ExecPhase {
         command: ["sh", "-c", script].map(str::to_owned).to_vec(),
         directory: None,
         env: BTreeMap::new(),
+        clean: false,
         max_output: ExecSettings::MAX_OUTPUT,
         no_retry_codes: ExecSettings::NO_RETRY_CODES.to_vec(),
     })
@@ -361,4 +362,46 @@ async fn hooks_hear_how_attempts_begin_and_end() {
         "failed the phase panicked: out of luck",
     ];
     assert_eq!(*heard.lock().unwrap(), expected);
+}
+
+/// Runs one attempt to its end; what it said.
+async fn said(phase: impl Phase) -> Vec<(LogLevel, Option<u16>, String)> {
+    let (ends, mut ended) = mpsc::channel(1);
+    let (says, mut said) = mpsc::channel(100);
+    let runner = runner(phase, ends).heard_by(says);
+    runner.start(attempt(None));
+    assert!(matches!(ended.recv().await, Some(News::Ended(..))));
+    // All of it is there before the end is.
+    let said = std::iter::from_fn(|| said.try_recv().ok());
+    said.map(|(_, said)| (said.level, said.done, said.text.to_string())).collect()
+}
+
+#[tokio::test]
+async fn what_a_command_logs_is_heard() {
+    let lines = said(sh("echo one >&2; echo two >&2; printf 'no end' >&2; echo {}")).await;
+    let line = |text: &str| (LogLevel::Info, None, text.to_owned());
+    assert_eq!(lines, ["one", "two", "no end"].map(line));
+}
+
+struct Chatty;
+
+#[async_trait]
+impl Phase for Chatty {
+    async fn run(&self, context: PhaseContext) -> Result<Fields, PhaseError> {
+        context.log(LogLevel::Warning, "careful");
+        context.progress(0.25, "a quarter");
+        context.progress(f32::NAN, "who knows");
+        Ok(Fields::new())
+    }
+}
+
+#[tokio::test]
+async fn what_a_phase_says_is_heard() {
+    let lines = said(Chatty).await;
+    let expected = [
+        (LogLevel::Warning, None, "careful".to_owned()),
+        (LogLevel::Info, Some(2500), "a quarter".to_owned()),
+        (LogLevel::Info, Some(0), "who knows".to_owned()),
+    ];
+    assert_eq!(lines, expected);
 }

@@ -106,6 +106,7 @@ impl Talk {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .env_remove("CARBONMESH_SECRET")
+            .env_remove("CARBONMESH_JOIN")
             .process_group(0)
             .kill_on_drop(true)
             .spawn()

@@ -3,13 +3,13 @@
 //! What a host writes is not trusted: whatever is no frame comes back as a reason that its author
 //! can use.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, collections::BTreeMap};
 
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Value, value::RawValue};
 
 use crate::document::parse_duration;
-use crate::phase::PhaseError;
+use crate::phase::{LogLevel, PhaseError};
 
 /// The version of the protocol that is spoken here.
 pub(super) const PROTOCOL: u32 = 1;
@@ -46,6 +46,17 @@ pub(super) enum Level {
     Info,
     Warning,
     Error,
+}
+
+impl From<Level> for LogLevel {
+    fn from(level: Level) -> Self {
+        match level {
+            Level::Debug => Self::Debug,
+            Level::Info => Self::Info,
+            Level::Warning => Self::Warning,
+            Level::Error => Self::Error,
+        }
+    }
 }
 
 /// All keys of all types; which have to be there depends on the type.
@@ -190,6 +201,8 @@ pub(super) struct Run<'a> {
     pub(super) idempotency_key: String,
     pub(super) gives_items: bool,
     pub(super) timeout_ms: Option<u64>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) scope: &'a BTreeMap<String, String>,
     pub(super) instructions: &'a RawValue,
 }
 

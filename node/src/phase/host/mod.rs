@@ -20,6 +20,7 @@ use async_trait::async_trait;
 use serde_json::Value;
 
 use self::pool::Pool;
+pub(super) use self::process::PASSED_ENV;
 use super::{Fields, Phase, PhaseContext, PhaseError};
 
 /// How a phase host is run.

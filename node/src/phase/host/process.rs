@@ -29,13 +29,14 @@ use super::{
     frame::{FromHost, Hello, Level, PROTOCOL, Run, ToHost},
 };
 use crate::phase::{
-    Fields, PhaseContext, PhaseError,
+    Fields, LogLevel, PhaseContext, PhaseError,
     exec::{LINE_BYTES, LogBudget, PIPE_GRACE, TERM_GRACE, ended_how, read_log, spawn_attached},
     groups::Group,
 };
 
 /// Variables of the node that every host gets.
-const PASSED_ENV: [&str; 7] = ["PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "USER"];
+pub(in crate::phase) const PASSED_ENV: [&str; 7] =
+    ["PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "USER"];
 
 /// Frames that may wait until the host reads them.
 const WAITING_FRAMES: usize = 64;
@@ -133,6 +134,15 @@ impl Shared {
         self.table().budget.takes(message.len().min(LINE_BYTES))
     }
 
+    /// What it writes to standard error is said by the attempt in it, if there is only one.
+    fn say(&self, line: &str) {
+        let table = self.table();
+        let mut attempts = table.attempts.values();
+        if let (Some(given), None) = (attempts.next(), attempts.next()) {
+            given.context.say(LogLevel::Info, line);
+        }
+    }
+
     /// Waits until the process has ended.
     async fn ended(&self) -> Over {
         loop {
@@ -197,7 +207,7 @@ impl Process {
             let shared = shared.clone();
             async move {
                 let pipes = (read(stdout, &shared, answers), write(stdin, to_write));
-                let log = read_log(stderr, LogBudget::renewed(), || {});
+                let log = read_log(stderr, LogBudget::renewed(), |line| shared.say(line));
                 attend(child, group, pipes, log, &shared).await;
             }
         };
@@ -249,6 +259,7 @@ impl Process {
             idempotency_key: context.idempotency_key(),
             gives_items: context.gives_items(),
             timeout_ms: context.timeout().map(|limit| limit.as_millis() as u64),
+            scope: context.scope().all(),
             instructions,
         }));
         let ended = async {
@@ -555,11 +566,14 @@ fn log(shared: &Shared, id: Option<u64>, level: Level, message: &str) {
     if let Some(context) = &context {
         context.heartbeat();
     }
+    let message = cut(message);
+    if let Some(context) = &context {
+        context.say(level.into(), message);
+    }
     let span = context.map_or_else(Span::current, |context| context.span().clone());
     if !shared.may_log(message) {
         return;
     }
-    let message = cut(message);
     match level {
         Level::Debug => debug!(target: "carbonmesh::phase", parent: &span, "{message}"),
         Level::Info => info!(target: "carbonmesh::phase", parent: &span, "{message}"),

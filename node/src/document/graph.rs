@@ -11,7 +11,7 @@ use layout::{
 
 /// As what.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(super) enum Format {
+pub(crate) enum Format {
     /// Phases in layers, each with what it comes after
     Text,
     /// For Graphviz
@@ -21,7 +21,7 @@ pub(super) enum Format {
 }
 
 /// The pipeline as a graph.
-pub(super) fn draw(pipeline: &PipelineDef, format: Format) -> String {
+pub(crate) fn draw(pipeline: &PipelineDef, format: Format) -> String {
     match format {
         Format::Text => text(pipeline),
         Format::Dot => dot(pipeline),
