@@ -134,6 +134,9 @@ class Context {
     Object.assign(this, { job, pipeline, step, attempt: number, token, idempotencyKey: key });
     this.givesItems = frame.gives_items;
     this.timeoutMs = frame.timeout_ms;
+    /** Values and secrets that the node's operator gives to this phase. */
+    this.scope = frame.scope ?? {};
+    Object.defineProperty(this, 'scope', { enumerable: false });
     /** Aborted when nobody wants the attempt's end any more. */
     this.signal = signal;
     this.send = (part) => send({ ...part, id });

@@ -6,10 +6,15 @@ idempotency key, given or made here; changes of jobs are not, as they may have b
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import http.client
+import ipaddress
 import json
 import os
 import random
+import re
+import ssl
 import time
 import uuid
 from datetime import datetime
@@ -93,15 +98,37 @@ class Client:
 
     Without any, to ``CARBONMESH_API`` or the node of this machine. ``patience`` is how many seconds a
     call goes on trying once nodes are busy, away or without a coordinator. Threads may share it.
+
+    Nodes elsewhere speak HTTPS and ask who calls: ``token``, or ``token_file`` that holds it. Trusted are
+    nodes whose certificates ``ca_file`` has signed (by default, those that the system trusts), or one of
+    the ``fingerprint``s that they print when they are ready, apart by commas. ``certificate`` is the
+    files of a certificate to show and of its key. What is not given is taken from the environment, as the
+    ``carbonmesh`` program does: ``CARBONMESH_TOKEN``, ``CARBONMESH_TOKEN_FILE``, ``CARBONMESH_CA_FILE``,
+    ``CARBONMESH_TLS_FINGERPRINT``, ``CARBONMESH_CLIENT_CERT`` and ``CARBONMESH_CLIENT_KEY``.
     """
 
-    def __init__(self, *urls: str, patience: float = 30.0) -> None:
+    def __init__(
+        self,
+        *urls: str,
+        patience: float = 30.0,
+        token: Optional[str] = None,
+        token_file: Optional[str] = None,
+        ca_file: Optional[str] = None,
+        fingerprint: Optional[str] = None,
+        certificate: Optional[Tuple[str, str]] = None,
+    ) -> None:
         given = urls or (os.environ.get("CARBONMESH_API", DEFAULT_URL),)
         self._urls = [url.rstrip("/") for url in given]
         for url in self._urls:
             if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
                 raise ValueError(f"{url!r} is no address of a node: write {DEFAULT_URL}")
         self._patience = patience
+        self._trust = _Trust(ca_file, fingerprint, certificate)
+        self._token = _token(token, token_file)
+        if self._token is not None:
+            for url in self._urls:
+                if urlsplit(url).scheme != "https" and not _is_near(urlsplit(url).hostname or ""):
+                    raise ValueError(f"{url!r}: a token is not sent there, as everybody on the way could read it")
 
     # Jobs.
 
@@ -209,6 +236,59 @@ class Client:
             if after is None:
                 return
 
+    def events(
+        self,
+        pipeline: Optional[str] = None,
+        *,
+        job: Optional[str] = None,
+        kinds: Iterable[str] = (),
+        after: Optional[str] = None,
+        follow: bool = True,
+    ) -> Iterator[Dict[str, Any]]:
+        """What happens to a pipeline and its jobs, or without one in the cluster, as it happens.
+
+        Begins with the oldest event that is kept, or behind the one with the token ``after``
+        (``"latest"``: with what happens from now on), and never ends, unless not to ``follow``. A
+        connection that breaks is made again, to whichever node answers; what cannot be told any
+        more then comes as an event of kind ``gap``. Raises ``Unreachable`` once no node has
+        answered for as long as the client's patience.
+        """
+        path = _path(*(("pipelines", pipeline, "events") if pipeline is not None else ("events",)))
+        wanted = ",".join(kinds) or None
+        tries, turn = _Tries(self._patience), 0
+        while True:
+            url = self._urls[turn % len(self._urls)]
+            query = _given(job=job, kinds=wanted, after=after, follow=str(follow).lower())
+            failure: CarbonMeshError
+            try:
+                for event in _stream(url, path + "?" + urlencode(query)):
+                    tries = _Tries(self._patience)
+                    after = event.get("token") or after
+                    if event["kind"] == "end":
+                        break
+                    if event["kind"] != "alive":
+                        yield event
+                else:
+                    if not follow:
+                        return
+                failure = Unreachable(f"the stream of {url} ended")
+            except Refused as refused:
+                if refused.status not in (429, 503, 504):
+                    raise
+                failure = refused
+            except (OSError, http.client.HTTPException, ValueError) as error:
+                failure = Unreachable(f"the connection to {url} broke: {error!r}")
+            turn += 1
+            if not tries.pause(0.0):
+                raise failure
+
+    def logs(self, job: str) -> List[Dict[str, Any]]:
+        """What is kept of a job's logs: for each attempt its ``phase``, ``attempt`` and ``lines``.
+
+        What comes next is told by ``events``, in those of kind ``log``.
+        """
+        return list(self._call("GET", _path("jobs", job, "logs"))["attempts"])
+
     def cancel(self, job: str, reason: Optional[str] = None) -> None:
         """Ends a job."""
         self._call("POST", _path("jobs", job, "cancel"), {}, _given(reason=reason))
@@ -288,12 +368,16 @@ class Client:
         """
         target = path + ("?" + urlencode(query) if query else "")
         tries, turn, at_least = _Tries(self._patience), 0, 0.0
+        if self._token is not None:
+            headers = {**headers, "Authorization": f"Bearer {self._token}"}
         while True:
             url = self._urls[turn % len(self._urls)]
             turn += 1
             failure: CarbonMeshError
             try:
-                status, retry_after, text = _ask(url, method, target, body, headers, waits)
+                status, retry_after, text = _ask(
+                    url, method, target, body, headers, waits, self._trust
+                )
             except _NotConnected as error:
                 failure = Unreachable(f"no node answers at {url}: {error}")
             except (OSError, http.client.HTTPException) as error:
@@ -365,6 +449,79 @@ class _NotConnected(Exception):
     """Nothing was sent."""
 
 
+class _Trust:
+    """Which nodes are the right ones, and how this client shows who it is."""
+
+    def __init__(
+        self,
+        ca_file: Optional[str],
+        fingerprint: Optional[str],
+        certificate: Optional[Tuple[str, str]],
+    ) -> None:
+        given = os.environ.get
+        if ca_file is None and fingerprint is None:
+            ca_file, fingerprint = given("CARBONMESH_CA_FILE"), given("CARBONMESH_TLS_FINGERPRINT")
+        if ca_file and fingerprint:
+            raise ValueError("ca_file, fingerprint: give one of them")
+        self._ca_file = ca_file or None
+        self._fingerprints = [_fingerprint(one) for one in (fingerprint or "").split(",") if one.strip()]
+        if certificate is None and given("CARBONMESH_CLIENT_CERT"):
+            certificate = (os.environ["CARBONMESH_CLIENT_CERT"], given("CARBONMESH_CLIENT_KEY") or "")
+        self._certificate = certificate
+        self._context: Optional[ssl.SSLContext] = None
+
+    def context(self) -> ssl.SSLContext:
+        """Made when it is needed first: reading what the system trusts takes a while."""
+        if self._context is None:
+            context = ssl.create_default_context(cafile=self._ca_file)
+            context.minimum_version = ssl.TLSVersion.TLSv1_2
+            if self._fingerprints:
+                # The certificate itself is compared, which says more than its name and signer.
+                context.check_hostname = False
+                context.verify_mode = ssl.CERT_NONE
+            if self._certificate is not None:
+                context.load_cert_chain(*self._certificate)
+            self._context = context
+        return self._context
+
+    def check(self, connection: ssl.SSLSocket) -> None:
+        """Refuses a node whose certificate is another."""
+        if not self._fingerprints:
+            return
+        found = hashlib.sha256(connection.getpeercert(True) or b"").digest()
+        if not any(hmac.compare_digest(found, one) for one in self._fingerprints):
+            raise ssl.SSLCertVerificationError(f"the node's certificate is another one: {found.hex()}")
+
+
+def _fingerprint(text: str) -> bytes:
+    digits = re.sub(r"^sha256", "", text.strip().lower().replace(":", ""))
+    if not re.fullmatch("[0-9a-f]{64}", digits):
+        raise ValueError(f"fingerprint: {text!r} is none: give the 64 hexadecimal digits that a node prints")
+    return bytes.fromhex(digits)
+
+
+def _token(token: Optional[str], token_file: Optional[str]) -> Optional[str]:
+    if token is None and token_file is None:
+        token, token_file = os.environ.get("CARBONMESH_TOKEN"), os.environ.get("CARBONMESH_TOKEN_FILE")
+    if token and token_file:
+        raise ValueError("token, token_file: give one of them")
+    if token_file:
+        with open(token_file, encoding="utf-8") as file:
+            token = file.read()
+    token = (token or "").strip()
+    if not re.fullmatch("[!-~]*", token):
+        raise ValueError("token: it has characters that no token has")
+    return token or None
+
+
+def _is_near(host: str) -> bool:
+    """Whether what is sent there stays on this machine."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def _ask(
     url: str,
     method: str,
@@ -372,14 +529,21 @@ def _ask(
     body: Optional[bytes],
     headers: Dict[str, str],
     waits: float,
+    trust: "_Trust",
 ) -> Tuple[int, float, bytes]:
     parts = urlsplit(url)
-    secure = parts.scheme == "https"
-    kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
-    connection = kind(parts.hostname or "", parts.port, timeout=_CONNECT_TIME)
+    host, port = parts.hostname or "", parts.port
+    connection: http.client.HTTPConnection
+    if parts.scheme == "https":
+        connection = http.client.HTTPSConnection(host, port, timeout=_CONNECT_TIME, context=trust.context())
+    else:
+        connection = http.client.HTTPConnection(host, port, timeout=_CONNECT_TIME)
     try:
         try:
             connection.connect()
+            # Before anything is sent.
+            if isinstance(connection.sock, ssl.SSLSocket):
+                trust.check(connection.sock)
         except OSError as error:
             raise _NotConnected(str(error)) from error
         connection.sock.settimeout(_ANSWER_TIME + waits)
@@ -388,6 +552,29 @@ def _ask(
         retry_after = answer.getheader("Retry-After") or ""
         seconds = float(retry_after) if retry_after.isdigit() else 0.0
         return answer.status, seconds, answer.read()
+    finally:
+        connection.close()
+
+
+def _stream(url: str, target: str) -> Iterator[Dict[str, Any]]:
+    """The lines of a stream of events, which shows every few seconds that it lives."""
+    parts = urlsplit(url)
+    secure = parts.scheme == "https"
+    kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
+    connection = kind(parts.hostname or "", parts.port, timeout=_CONNECT_TIME)
+    try:
+        connection.connect()
+        connection.sock.settimeout(_ANSWER_TIME)
+        connection.request("GET", parts.path + target, headers={"Accept": "application/x-ndjson"})
+        answer = connection.getresponse()
+        if answer.status >= 400:
+            raise Refused(_problem(answer.status, answer.read()))
+        while True:
+            line = answer.readline()
+            if not line:
+                return
+            if line.strip():
+                yield dict(json.loads(line))
     finally:
         connection.close()
 

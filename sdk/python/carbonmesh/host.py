@@ -153,6 +153,7 @@ class Host:
             idempotency_key=frame.get("idempotency_key", ""),
             gives_items=frame.get("gives_items", False),
             timeout=None if timeout_ms is None else timeout_ms / 1000,
+            scope=frame.get("scope", {}),
             _id=frame["id"],
             _send=self._wire.send,
         )

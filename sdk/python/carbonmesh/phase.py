@@ -99,6 +99,8 @@ class Context:
     gives_items: bool = True
     #: How long it may take, in seconds.
     timeout: Optional[float] = None
+    #: Values and secrets that the node's operator gives to this phase.
+    scope: Dict[str, str] = field(default_factory=dict, repr=False)
     #: What the node calls it.
     _id: Any = field(default=None, repr=False)
     _send: Callable[[Dict[str, Any]], None] = field(default=_unheard, repr=False)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import ssl
+import subprocess
+import tempfile
 import threading
 import unittest
 import uuid
 from datetime import datetime, timedelta, timezone
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any, Callable, Dict, List, Tuple
+from unittest import mock
 
 from carbonmesh import Client, Phase, Pipeline, PipelineClient, Refused, TimeOver, Unreachable
 
@@ -76,6 +81,43 @@ class ClientTest(unittest.TestCase):
         self.assertEqual((caught.exception.status, caught.exception.kind), (404, "unknown-pipeline"))
         self.assertEqual(str(caught.exception), "no pipeline p")
         self.assertEqual(len(node.asked), 1)
+
+    def test_events_are_followed_over_broken_connections(self) -> None:
+        def lines(*events: Dict[str, Any]) -> bytes:
+            return b"".join(json.dumps(event).encode() + b"\n" for event in events)
+
+        first = lines({"kind": "alive", "token": "1"}, {"kind": "enqueued", "token": "2"})
+        second = lines({"kind": "succeeded", "token": "3"}, {"kind": "end", "reason": "stopping"})
+        third = lines({"kind": "gap", "token": "9", "reason": "another"})
+        busy = (503, {"type": "urn:carbonmesh:problem:stopping", "detail": "later"})
+        node = self.node((200, first), (0, None), (200, second), busy, (200, third))
+        events = Client(node.url).events("p", job="7", kinds=["enqueued", "succeeded"])
+        found = [next(events)["kind"] for _ in range(3)]
+        self.assertEqual(found, ["enqueued", "succeeded", "gap"])
+        paths = [it["path"] for it in node.asked]
+        self.assertEqual(
+            paths[0], "/v1/pipelines/p/events?job=7&kinds=enqueued%2Csucceeded&follow=true"
+        )
+        self.assertTrue(all("&after=2&" in path for path in paths[1:3]), paths)
+        self.assertTrue(all("&after=3&" in path for path in paths[3:5]), paths)
+
+    def test_events_end_if_they_are_not_followed_and_refusals_are_raised(self) -> None:
+        node = self.node((200, b'{"kind":"node_joined","token":"1"}\n'))
+        events = list(Client(node.url).events(follow=False))
+        self.assertEqual([event["kind"] for event in events], ["node_joined"])
+        self.assertEqual(node.asked[0]["path"], "/v1/events?follow=false")
+        kind = "urn:carbonmesh:problem:unknown-pipeline"
+        node = self.node((404, {"type": kind, "detail": "no pipeline p"}))
+        with self.assertRaises(Refused):
+            next(Client(node.url).events("p"))
+        with self.assertRaises(Unreachable):
+            next(Client("http://127.0.0.1:9", patience=0.1).events("p"))
+
+    def test_logs_are_shown_by_attempt(self) -> None:
+        attempts = [{"phase": "s", "attempt": 1, "lines": []}]
+        node = self.node((200, {"attempts": attempts, "next": "7"}))
+        self.assertEqual(Client(node.url).logs("j"), attempts)
+        self.assertEqual(node.asked[0]["path"], "/v1/jobs/j/logs")
 
     def test_another_node_is_asked_if_one_is_away(self) -> None:
         gone = Node((200, {}))
@@ -192,6 +234,55 @@ class ClientTest(unittest.TestCase):
         self.assertEqual(client.enqueue_job({"name": "p"}), lacking)
         # Brokers' addresses mean this machine's node.
         PipelineClient("tcp://127.0.0.1:5050", hwm=10).connect()
+
+    def test_a_token_is_shown_to_nodes_and_to_nobody_on_the_way(self) -> None:
+        node = self.node((200, {"ok": 1}))
+        Client(node.url, token="cmt_abc").status()
+        self.assertEqual(node.asked[0]["headers"]["Authorization"], "Bearer cmt_abc")
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "token")
+            with open(path, "w", encoding="utf-8") as file:
+                file.write("cmt_def\n")
+            with mock.patch.dict(os.environ, {"CARBONMESH_TOKEN_FILE": path}):
+                Client(node.url).status()
+        self.assertEqual(node.asked[1]["headers"]["Authorization"], "Bearer cmt_def")
+        Client(node.url).status()
+        self.assertNotIn("Authorization", node.asked[2]["headers"])
+        wrong: List[Callable[[], Client]] = [
+            lambda: Client("http://10.0.0.1:7400", token="cmt_abc"),
+            lambda: Client("http://localhost.evil.example", token="cmt_abc"),
+            lambda: Client(node.url, token="a\r\nX: y"),
+            lambda: Client(node.url, token="a", token_file="b"),
+            lambda: Client(node.url, fingerprint="ab"),
+            lambda: Client(node.url, fingerprint="ab" * 32, ca_file="ca"),
+        ]
+        for make in wrong:
+            with self.assertRaises(ValueError):
+                make()
+
+    def test_a_node_with_another_certificate_gets_no_request(self) -> None:
+        node = self.node((200, {"ok": 1}))
+        with tempfile.TemporaryDirectory() as folder:
+            key, cert = os.path.join(folder, "key"), os.path.join(folder, "cert")
+            made = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+            made += ["-keyout", key, "-out", cert, "-days", "2", "-subj", "/CN=t"]
+            made += ["-addext", "subjectAltName=IP:127.0.0.1"]
+            try:
+                subprocess.run(made, check=True, capture_output=True)
+            except (OSError, subprocess.CalledProcessError):
+                self.skipTest("there is no openssl that makes certificates")
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(cert, key)
+            node.server.socket = context.wrap_socket(node.server.socket, server_side=True)
+            with open(cert, encoding="ascii") as file:
+                der = ssl.PEM_cert_to_DER_cert(file.read())
+            url, right = node.url.replace("http:", "https:"), hashlib.sha256(der).hexdigest()
+            self.assertEqual(Client(url, fingerprint=f"{'ab' * 32},{right}").status(), {"ok": 1})
+            self.assertEqual(Client(url, ca_file=cert).status(), {"ok": 1})
+            for options in ({"fingerprint": "ab" * 32}, {}):
+                with self.assertRaises(Unreachable):
+                    Client(url, patience=0, token="cmt_abc", **options).status()
+        self.assertEqual(len(node.asked), 2)
 
     def test_wrong_addresses_are_named(self) -> None:
         with self.assertRaises(ValueError):
