@@ -7,7 +7,12 @@
 # make model     explores elections and takeovers in every order, within wider bounds; JOBS=n MODEL="..."
 # make fuzz      feeds damaged bytes to every decoder; SECONDS=n for each target
 # make chaos     real nodes in namespaces of their own, under faults; MINUTES=n SEED=n OUT=FOLDER
+# make test-api  a node held to the document of its HTTP interface, by schemathesis; API="..."
 # make test-sdk  the tests of the SDKs alone; make test-page  the page of a node in a real browser
+# make test-ops  metrics, alerts, dashboard, service and package, tried on real nodes
+# make deb       builds the Debian package; OUT=folder, PROFILE=dev for the program as tests have it
+# make audit     licences, advisories and sources of all that is built in; make sbom lists it (CycloneDX)
+# make book      builds docs/ as a book, with mdbook
 # make help      lists these and the long runs
 
 # Dependencies are built once, outside the working copy, and kept between clones.
@@ -19,8 +24,13 @@ MODEL ?= --wide
 SECONDS ?= 60
 # What is given to the benchmark: `--only latency`, `--repeat 5`, `--queued 10000000`; see `--help`.
 BENCH ?=
+# Where `make test-api` installs what it needs.
+API_TOOLS ?= $(HOME)/.cache/carbonmesh/api
 # Where `make setup-peers` puts what Debian does not have.
 PEERS ?= $(HOME)/.cache/carbonmesh/peers
+# Where programs go that checks need and the system lacks.
+TOOLS ?= $(HOME)/.cache/carbonmesh/tools
+PROFILE ?= release
 OUT_CHAOS := $(or $(OUT),$(CARGO_TARGET_DIR)/chaos)
 
 # The C++ part is compiled through ccache where there is one, so that it survives a `cargo clean`.
@@ -31,7 +41,7 @@ endif
 
 BIN := $(CARGO_TARGET_DIR)/debug
 
-.PHONY: help setup setup-peers build demo wordcount test test-sdk test-page verify verify-peers bench bench-peers simulate model chaos fuzz doc clean
+.PHONY: help setup setup-peers build demo wordcount test test-sdk test-api test-page test-docs test-ops deb audit sbom book verify verify-peers bench bench-peers simulate model chaos fuzz doc clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -72,11 +82,13 @@ verify: setup
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	cargo clippy --locked -p carbonmesh-simulations --features mutants --all-targets -- -D warnings
 	@./.ci/check-core
+	@./.ci/check-client
 
 test: verify
+	@./.ci/setup-examples
 	cargo build --locked --workspace --all-targets
 	cargo test --locked --workspace
-	@$(MAKE) --no-print-directory test-sdk
+	@$(MAKE) --no-print-directory test-sdk test-docs
 	cargo test --locked -p carbonmesh-simulations --features mutants --test mutants --test model_mutants
 	@$(MAKE) --no-print-directory chaos SEED=$(or $(SEED),1)
 
@@ -85,9 +97,48 @@ test-sdk:
 	@if command -v node >/dev/null; then node --test sdk/javascript/carbonmesh.test.mjs; \
 		else echo "not tried: there is no Node.js for sdk/javascript"; fi
 
+# A node's HTTP interface against its own document; see tests/api/README.md.
+test-api: build
+	@test -x "$(API_TOOLS)/bin/schemathesis" || { python3 -m venv "$(API_TOOLS)" && \
+		"$(API_TOOLS)/bin/pip" install -q -r tests/api/requirements.txt; }
+	python3 tests/api/check.py --program $(BIN)/carbonmesh --schemathesis "$(API_TOOLS)/bin/schemathesis" $(API)
+
 # The page of a node in a real browser; what it needs stands in tests/page/README.md.
 test-page: build
 	python3 tests/page/check.py --program $(BIN)/carbonmesh $(if $(OUT),--out $(OUT)) $(if $(AXE),--axe $(AXE))
+
+# Links between the pages of docs/, and that each of them is in the book.
+test-docs:
+	python3 tests/docs/check.py
+
+# What it checks, and what it needs, stands in tests/ops/README.md.
+test-ops: build
+	@./.ci/setup-ops "$(TOOLS)"
+	PATH="$$PATH:$(TOOLS)" python3 tests/ops/check.py --program $(BIN)/carbonmesh $(if $(ONLY),--only $(ONLY))
+
+deb: setup
+	@./.ci/announce-build "$(CARGO_TARGET_DIR)"
+	@cargo build --locked --profile $(PROFILE) -p carbonmesh
+	@./packaging/deb/build "$(CARGO_TARGET_DIR)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))/carbonmesh" \
+		"$(or $(OUT),$(CARGO_TARGET_DIR)/deb)"
+
+# What cargo-deny and cargo-audit need beside themselves is the database of advisories, which they fetch.
+audit:
+	@./.ci/check-licences
+	@if command -v cargo-deny >/dev/null; then cargo deny --locked check; \
+		else echo "not asked: cargo-deny is not installed (cargo install --locked cargo-deny)"; fi
+	@if command -v cargo-audit >/dev/null; then cargo audit --ignore RUSTSEC-2025-0141; \
+		else echo "not asked: cargo-audit is not installed (cargo install --locked cargo-audit)"; fi
+
+sbom:
+	@mkdir -p "$(or $(OUT),$(CARGO_TARGET_DIR)/sbom)"
+	@./.ci/sbom >"$(or $(OUT),$(CARGO_TARGET_DIR)/sbom)/carbonmesh.cdx.json"
+	@echo "$(or $(OUT),$(CARGO_TARGET_DIR)/sbom)/carbonmesh.cdx.json"
+
+book:
+	@command -v mdbook >/dev/null || { echo "error: mdbook is not installed" >&2; \
+		echo "hint: cargo install mdbook; the pages can be read in docs/ as they are" >&2; exit 1; }
+	mdbook build docs --dest-dir "$(or $(OUT),$(CARGO_TARGET_DIR)/book)"
 
 simulate: setup
 	cargo run --locked --profile simulate -p carbonmesh-simulations -- --seeds $(SEEDS) --jobs $(JOBS) \

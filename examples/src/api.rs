@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+pub use carbonmesh::outbound::client as http_client;
+
 /// What went wrong with a request.
 pub type Error = Box<dyn std::error::Error + Send + Sync>;
 
@@ -29,7 +31,7 @@ impl Api {
     /// # Errors
     /// The HTTP client cannot be made.
     pub fn new(base: &str) -> Result<Self, Error> {
-        let http = reqwest::Client::builder().timeout(Duration::from_secs(120)).build()?;
+        let http = http_client().timeout(Duration::from_secs(120)).build()?;
         Ok(Self { base: base.to_owned(), http })
     }
 

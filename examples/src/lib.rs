@@ -4,3 +4,8 @@
 pub mod api;
 pub mod bench;
 pub mod local;
+
+/// The page on Rust; what it shows compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/rust.md")]
+pub struct RustPage;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{Bench, Plan, Results, load, process};
-use crate::api::Error;
+use crate::api::{Error, http_client};
 
 /// How many jobs wait, the key of that figure, and on how many nodes each of them is kept.
 const SIZES: [(usize, &str, usize); 4] = [
@@ -78,7 +78,7 @@ impl Queue {
         let bench = Bench::start(&plan).await?;
         let url = bench.jobs_url(&bench.gateway().await?)?;
         let empty_mib = bench.fullest_mib()?;
-        Ok(Self { bench, http: reqwest::Client::new(), url, queued: 0, empty_mib })
+        Ok(Self { bench, http: http_client().build()?, url, queued: 0, empty_mib })
     }
 
     /// Enqueues until `size` jobs wait; what the fullest node has then, in MiB.

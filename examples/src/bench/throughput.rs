@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::{Bench, PAUSE, Plan, Results, load, process, wait_for};
-use crate::api::Error;
+use crate::api::{Error, http_client};
 
 /// What is measured: jobs of one size on one kind of cluster.
 #[derive(Clone, Copy, Debug)]
@@ -148,7 +148,7 @@ async fn run(results: &mut Results, plan: &Plan, case: Case) -> Result<Figures, 
     let bench = Bench::start(plan).await?;
     let coordinator = bench.coordinator("a").await?;
     let gateway = bench.gateway().await?;
-    let (http, url) = (reqwest::Client::new(), bench.jobs_url(&gateway)?);
+    let (http, url) = (http_client().build()?, bench.jobs_url(&gateway)?);
     // The first jobs warm connections and caches.
     let warm = case.jobs / 20 + 1;
     load::enqueue(&http, &url, load::lines(warm, case.bytes), warm).await?;

@@ -5,7 +5,7 @@
 //! rust-node pipeline apply - <<< '{"name": "hello", "phases": ["greet"]}'
 //! rust-node enqueue hello '{"name": "Ada"}' --wait
 //! ```
-//! `greet` shows how a phase reads its instructions and gives a result. `noop` and `sleep` are what
+//! `greet` shows how a phase with types reads its instructions and gives a result. `noop` and `sleep` are what
 //! the benchmark measures with: `sleep` waits `ms` milliseconds, and appends a line with job, step,
 //! node, token and the time in ms since 1970 to the file that `RUST_NODE_STARTS` names, if it does.
 
@@ -20,20 +20,19 @@ use std::{
 use async_trait::async_trait;
 use carbonmesh::{
     cli,
-    phase::{Fields, Phase, PhaseContext, PhaseError, PhaseRegistry},
+    phase::{Context, Fields, Phase, PhaseContext, PhaseError, PhaseRegistry, phase_fn},
 };
+use serde::{Deserialize, Serialize};
 
-struct Greet;
+/// What `greet` reads. A job that does not fit becomes a dead letter at once.
+#[derive(Deserialize)]
+struct Named {
+    name: String,
+}
 
-#[async_trait]
-impl Phase for Greet {
-    async fn run(&self, context: PhaseContext) -> Result<Fields, PhaseError> {
-        let instructions = context.instructions()?;
-        let name = instructions.get("name").and_then(|name| name.as_str());
-        // Without a name no attempt will do better: the job becomes a dead letter at once.
-        let name = name.ok_or_else(|| PhaseError::Fatal("`name` must be a text".to_owned()))?;
-        Ok(Fields::from_iter([("greeting".to_owned(), format!("Hello, {name}!").into())]))
-    }
+#[derive(Serialize)]
+struct Greeting {
+    greeting: String,
 }
 
 struct Noop;
@@ -75,8 +74,11 @@ fn note_start(context: &PhaseContext) -> std::io::Result<()> {
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
+    let greet = phase_fn("greet", |_: Context, Named { name }| async move {
+        Ok(Greeting { greeting: format!("Hello, {name}!") })
+    });
     let phases = PhaseRegistry::default()
-        .with("greet", 4, Greet)
+        .with_phase(greet.slots(4))
         .with("noop", 256, Noop)
         .with("sleep", 16, Sleep);
     cli::main_with(phases)
