@@ -224,6 +224,33 @@ class Checks:
         expect(rate).not_to_have_text(re.compile("^[–0]$"), timeout=20_000)
         self.shot(page, "overview")
 
+    def history(self):
+        self.enqueue("page-graph", {})
+
+        def seen():
+            points = call(self.api, "GET", "/v1/history?pipeline=page-graph&range=hour")["points"]
+            return len(points) > 1 and any(point["succeeded"] for point in points)
+        until("the node has seen a job succeed", seen, 60)
+        page = self.page()
+        for view in ["", "pipelines/page-graph"]:
+            self.open(page, view)
+            panel = page.get_by_role("region", name="What happened")
+            expect(panel.get_by_role("img", name=re.compile("^Finished per second, the last hour: succeeded .* now, at most [0-9.]"))).to_be_visible()
+            expect(panel.get_by_role("img", name=re.compile("^Jobs at once, the last hour: queued .*; running "))).to_be_visible()
+            expect(panel.get_by_role("img", name=re.compile("^Time until success, the last hour: half of them within "))).to_be_visible()
+            lines = panel.locator("path.line.k0").first.get_attribute("d")
+            assert lines.startswith("M"), lines
+            expect(panel).to_contain_text("1 h ago")
+        day = panel.get_by_role("button", name="Day", exact=True)
+        day.press("Enter")
+        expect(day).to_have_attribute("aria-pressed", "true")
+        # There is one point of five minutes, or two.
+        expect(panel).to_contain_text(re.compile("not seen enough yet|1 d ago"))
+        expect(panel).not_to_contain_text("1 h ago")
+        panel.get_by_role("button", name="Hour", exact=True).click()
+        expect(panel).to_contain_text("1 h ago")
+        self.shot(page, "history")
+
     def nodes(self):
         return len(call(self.api, "GET", "/v1/nodes")["nodes"])
 
@@ -575,6 +602,7 @@ class Checks:
 
     def run(self):
         self.check("the overview shows nodes, pipelines, rates and warnings", self.overview)
+        self.check("the last hour and day are drawn, and said in words", self.history)
         self.check("a job is enqueued by the form", self.enqueue_by_form)
         self.check("a job is followed to its end", self.job_is_followed)
         self.check("it is said why a job waits; a job is cancelled", self.waiting_is_explained)

@@ -22,6 +22,7 @@ HEADERS = {
     "referrer-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
 }
+STREAMS = ("application/x-ndjson", "text/event-stream")
 PASSED_ON = ("content-type", "location", "retry-after")
 
 
@@ -53,6 +54,10 @@ def server(port, node, folder=FOLDER):
                 connection = http.client.HTTPConnection(node, timeout=90)
                 connection.request(self.command, self.path, body, headers)
                 response = connection.getresponse()
+                if response.getheader("content-type") in STREAMS:
+                    self.stream(response)
+                    connection.close()
+                    return
                 data = response.read()
                 connection.close()
             except OSError:
@@ -62,6 +67,17 @@ def server(port, node, folder=FOLDER):
                 return
             found = {name: value for name, value in response.getheaders() if name.lower() in PASSED_ON}
             self.reply(response.status, found, data)
+
+        def stream(self, response):
+            """An answer that does not end: what comes is passed on as it comes."""
+            self.send_response(response.status)
+            self.send_header("content-type", response.getheader("content-type"))
+            self.send_header("connection", "close")
+            self.end_headers()
+            self.close_connection = True
+            while chunk := response.read1():
+                self.wfile.write(chunk)
+                self.wfile.flush()
 
         def reply(self, status, headers, body):
             self.send_response(status)

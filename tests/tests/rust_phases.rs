@@ -13,5 +13,9 @@ async fn phases_in_rust_run_and_fail_as_commands_do() {
     assert_eq!(done.body["result"]["greeting"], "Hello, Ada!", "{:?}", done.body);
     let dead = api.enqueue_with("hello", &json!({ "name": 7 }), "?wait=30s").await.unwrap();
     assert_eq!(dead.body["state"], "dead", "{:?}", dead.body);
-    assert!(dead.body.to_string().contains("`name` must be a text"), "{:?}", dead.body);
+    assert!(
+        dead.body.to_string().contains("at `name`: invalid type: integer `7`"),
+        "{:?}",
+        dead.body
+    );
 }

@@ -14,8 +14,9 @@ use crate::{Options, world::newer_component};
 
 pub(super) struct Merge {
     newer_per_mille: u32,
-    /// The last value of each phase that a process held, by disk and life.
-    last: BTreeMap<(DiskId, u64, JobId, u16), Control>,
+    /// The last value of each phase that a process held, by disk, life and copy: whoever stood in for
+    /// others drops its copy when they are back, and may begin another.
+    last: BTreeMap<(DiskId, u64, u64, JobId, u16), Control>,
     /// What each store was about.
     stores: BTreeMap<(usize, usize, u64), Vec<JobId>>,
     /// Jobs that some disk took together with a component that it does not know.
@@ -61,9 +62,10 @@ impl Invariant for Merge {
     fn inspect(&mut self, seen: &Seen<'_>) -> Verdict {
         for (node, core) in seen.cores() {
             let (disk, life) = (node.config.disk, node.life);
+            let copy = core.copies_begun(seen.pipeline);
             for (job, record) in core.records(seen.pipeline) {
                 for (step, control) in &record.controls {
-                    let key = (disk, life, job, *step);
+                    let key = (disk, life, copy, job, *step);
                     let before = self.last.get(&key);
                     if before.is_some_and(|before| before == control) {
                         continue;

@@ -10,6 +10,7 @@ mod bounded;
 mod bounded_rerun;
 mod convergence;
 mod durable_before_said;
+mod events;
 mod fact;
 mod fenced;
 mod items;
@@ -154,6 +155,7 @@ impl Invariants {
                 Box::new(one_coordinator::OneCoordinator::new(options)),
                 Box::new(convergence::Convergence::default()),
                 Box::new(bounded::Bounded),
+                Box::new(events::Events::default()),
             ],
             acknowledged: BTreeSet::new(),
             violations: Vec::new(),

@@ -25,8 +25,9 @@ pub(crate) struct Client {
 impl Client {
     fn new(http: &str) -> Result<Self, Error> {
         // Connections do not outlive the process at their other end.
-        let client =
-            reqwest::Client::builder().pool_idle_timeout(Duration::from_secs(2)).build()?;
+        let client = carbonmesh_examples::api::http_client()
+            .pool_idle_timeout(Duration::from_secs(2))
+            .build()?;
         Ok(Self { base: format!("http://{http}"), http: client })
     }
 
