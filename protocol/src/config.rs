@@ -100,11 +100,13 @@ pub struct Limits {
     /// The most that the results of one job's phases may have together, in bytes, since they go to
     /// the phases behind them in one message. Default 16 MiB.
     pub job_results_bytes: usize,
-    /// How many unfinished jobs of one pipeline a replica keeps. Default 1,000,000.
+    /// How many unfinished jobs of one pipeline a replica keeps. Default 10,000,000.
     pub waiting_jobs: u64,
-    /// How many bytes the unfinished jobs of one node may have together, since they are kept in
-    /// memory. Default 1 GiB.
+    /// How many bytes of memory the unfinished jobs of one node may take together. Default 1 GiB.
     pub waiting_bytes: usize,
+    /// How many bytes of memory they may take before those that only wait are kept on disk, and no
+    /// more of them in memory than some 100 bytes each. Default 64 MiB.
+    pub resident_bytes: usize,
     /// How many pipelines there may be. Default 1,000.
     pub pipelines: usize,
     /// How many requests may wait in a node. Default 10,000.
@@ -123,8 +125,9 @@ impl Limits {
         job_bytes: 1 << 20,
         result_bytes: 1 << 20,
         job_results_bytes: 16 << 20,
-        waiting_jobs: 1_000_000,
+        waiting_jobs: 10_000_000,
         waiting_bytes: 1 << 30,
+        resident_bytes: 64 << 20,
         pipelines: 1000,
         requests: 10_000,
         events: 16_384,

@@ -138,6 +138,11 @@ impl JobId {
         Self(id.as_u128()).tagged(pipeline)
     }
 
+    /// Whether ids like it come in the order in which jobs were enqueued.
+    pub(crate) fn is_time_ordered(self) -> bool {
+        uuid::Uuid::from_u128(self.0).get_version_num() == 7
+    }
+
     /// The id of the one job that `key` names in `pipeline`.
     pub fn of_key(pipeline: PipelineId, key: &str) -> Self {
         let digest =

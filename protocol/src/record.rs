@@ -375,6 +375,18 @@ impl JobRecord {
         self.reaped.is_some() && self.spec.is_none()
     }
 
+    /// Whether nothing but enqueueing has happened to it, and nothing but its turn has to come: it is no
+    /// part of another job, and waits for no moment.
+    pub(crate) fn is_untouched(&self) -> bool {
+        let plain = |spec: &JobSpec| {
+            let JobOptions { not_before_ms, deadline_ms, priority: _ } = spec.options;
+            let alone = spec.parent.is_none() && spec.compensates.is_none();
+            alone && not_before_ms == 0 && deadline_ms.is_none()
+        };
+        let known = self.reaped.is_none() && self.unknown.is_empty() && self.payloads.0.is_empty();
+        known && self.controls.is_empty() && self.spec.as_deref().is_some_and(plain)
+    }
+
     /// Whether nothing is left to do.
     pub fn is_over(&self) -> bool {
         self.is_reaped() || self.state().is_terminal()

@@ -27,6 +27,8 @@ pub struct Options {
     pub quorums: (Quorum, Quorum),
     /// How many phases the pipeline has.
     pub phases: usize,
+    /// What jobs take of a node's memory before those that only wait are on disk alone.
+    pub resident_bytes: usize,
     /// Attempts of one phase that a worker runs at once.
     pub slots: u32,
     /// How many requests clients make.
@@ -257,6 +259,7 @@ impl Options {
             changes_per_mille: one_of(&[0, 0, 0, 300]),
             items: one_of(&[0, 0, 1]) == 1,
             undone: one_of(&[0, 0, 1]) == 1,
+            resident_bytes: one_of(&[64 << 20, 64 << 20, 4000, 0]) as usize,
             #[cfg(feature = "mutants")]
             mutant: None,
         }

@@ -251,6 +251,7 @@ fn defaults_are_those_of_the_code() {
         ("limits.job_results_bytes", limits.job_results_bytes as u128),
         ("limits.waiting_jobs", limits.waiting_jobs.into()),
         ("limits.waiting_bytes", limits.waiting_bytes as u128),
+        ("limits.resident_bytes", limits.resident_bytes as u128),
         ("limits.pipelines", limits.pipelines as u128),
         ("limits.requests", limits.requests as u128),
         ("limits.events", limits.events as u128),

@@ -536,6 +536,8 @@ impl Core {
             }
             self.answer_watchers(pipeline, job);
             self.forget_if_settled(pipeline, job);
+        } else if entry.pending == 0 {
+            self.rest_if_crowded(pipeline, job);
         }
     }
 }

@@ -285,7 +285,7 @@ impl Core {
     }
 
     /// Compares what a worker has with what it was given, also where the job has ended meanwhile.
-    fn match_loaded(
+    pub(super) fn match_loaded(
         &mut self,
         worker: NodeId,
         sequence: u64,

@@ -484,6 +484,7 @@ impl Core {
     }
 
     fn settle(&mut self) {
+        self.crowded = self.is_crowded();
         while let Some(first) = self.commits.front() {
             if !first.on_disk || !first.waiting.is_empty() {
                 return;

@@ -103,7 +103,7 @@ impl Core {
             instructions: Bytes::from_static(b"{}"),
         };
         if let Some(group) = self.groups.get_mut(&pipeline) {
-            group.jobs.entry(id).or_default().record = JobRecord::new(undo);
+            group.jobs.get_or_default(id).record = JobRecord::new(undo);
             self.touch(pipeline, id, SPEC, true);
         }
         for turn in under_way {

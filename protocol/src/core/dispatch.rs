@@ -191,8 +191,12 @@ impl Core {
                 }
                 return None;
             };
+            let woken = self.wake(pipeline, entry.job);
             let ready = self.is_ready(pipeline, entry.job, entry.step);
             if !ready || !self.is_collected(pipeline, entry.job, entry.step) {
+                if woken {
+                    self.forget_if_settled(pipeline, entry.job);
+                }
                 let reign = self.groups.get_mut(&pipeline)?.reign()?;
                 reign.ready.get_mut(name)?.skip(&entry);
                 continue;

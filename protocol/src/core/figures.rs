@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, time::Duration};
 
 use crate::{
     figures::{Figures, GroupFigures, PeerLag, QueueFigures},
-    id::{JobId, NodeId},
-    record::Progress,
+    id::NodeId,
+    record::{JobRecord, Progress},
 };
 
 use super::{
@@ -79,14 +79,21 @@ impl Core {
 
     fn oldest_in(&self, group: &Group, queue: &ReadyQueue) -> Duration {
         let since = queue.fronts().take(LOOKED_AT);
-        let since = since.filter_map(|(job, step)| waits_since_ms(group, job, step)).min();
+        let since = since.filter_map(|(job, step)| match group.jobs.get(&job) {
+            Some(entry) => waits_since_ms(&entry.record, step),
+            // It rests; a disk that fails shows when its turn comes.
+            None if group.jobs.is_resting(&job) => {
+                waits_since_ms(&self.read_record(group.id, job).ok()??, step)
+            }
+            None => None,
+        });
+        let since = since.min();
         since.map_or(Duration::ZERO, |ms| Duration::from_millis(self.wall_ms().saturating_sub(ms)))
     }
 }
 
 /// Since when an invocation could have begun (ms since 1970); none if it does not wait any more.
-fn waits_since_ms(group: &Group, job: JobId, step: u16) -> Option<u64> {
-    let record = &group.jobs.get(&job)?.record;
+fn waits_since_ms(record: &JobRecord, step: u16) -> Option<u64> {
     let spec = record.spec.as_ref()?;
     let came_ms = spec.created_ms.max(spec.options.not_before_ms);
     // A step behind others waits since the last of these has ended.

@@ -33,6 +33,7 @@ use super::{
     ready::{QueueName, ReadyQueue},
     said::Logs,
     strict::StrictReign,
+    table::{Jobs, RESTING_BYTES, Waiting},
 };
 
 /// What a node has promised within a group; on disk before any promise is told.
@@ -413,8 +414,7 @@ pub(super) struct Group {
     pub(super) election_at: Option<Timestamp>,
     /// How often it stood since somebody coordinated last.
     pub(super) stood: u32,
-    /// Boxed, so that the nodes of the tree are small, and what is moved within them.
-    pub(super) jobs: BTreeMap<JobId, Box<Job>>,
+    pub(super) jobs: Jobs,
     pub(super) live: Digest,
     pub(super) finished: Finished,
     pub(super) finished_dirty: bool,
@@ -428,7 +428,7 @@ pub(super) struct Group {
     pub(super) watchers: BTreeMap<JobId, Vec<Watcher>>,
     /// Those who wait for events.
     pub(super) readers: Readers,
-    /// Bytes of the jobs in memory.
+    /// Bytes of the resident jobs.
     pub(super) bytes: usize,
     running: u64,
     /// Unfinished jobs that are parts of others.
@@ -477,7 +477,7 @@ impl Group {
             leaderless_since: now,
             election_at: None,
             stood: 0,
-            jobs: BTreeMap::new(),
+            jobs: Jobs::default(),
             live: Digest::default(),
             finished: Finished::default(),
             finished_dirty: false,
@@ -600,6 +600,12 @@ impl Group {
         let counted = Some((Standing::of(&record), record.digest() ^ job_hash(id)));
         let size = record.size();
         self.bytes += size;
+        debug_assert!(
+            self.jobs.find_resting(&id).map(|it| it.hash).is_none_or(
+                |hash| counted.is_some_and(|(standing, now)| standing.is_live() && now == hash)
+            ),
+            "a job that rests lies on disk as it is counted"
+        );
         self.jobs.insert(id, Box::new(Job { record, counted, size, ..Job::default() }));
     }
 
@@ -622,6 +628,25 @@ impl Group {
         if settled && let Some(job) = self.jobs.remove(&id) {
             self.bytes -= job.size;
         }
+    }
+
+    /// Lets a job rest that does nothing but wait, and that is whole on disk. Says whether it does.
+    pub(super) fn rest_if_idle(&mut self, id: JobId) -> bool {
+        let idle = self.jobs.get(&id).and_then(|job| {
+            let (_, hash) = job.counted.filter(|(standing, _)| standing.is_live())?;
+            let spec = job.record.spec.as_ref().filter(|_| job.pending == 0)?;
+            let (revision, priority) = (spec.revision, spec.options.priority);
+            let waits = job.record.is_untouched() && job.dropped.is_empty();
+            waits.then_some(Waiting { job: id, hash, revision, priority })
+        });
+        let Some(job) = idle.and_then(|waiting| self.jobs.rest(waiting)) else { return false };
+        self.bytes -= job.size;
+        true
+    }
+
+    /// What unfinished jobs take in memory, about, in bytes.
+    pub(super) fn memory(&self) -> usize {
+        self.bytes + self.jobs.resting() * RESTING_BYTES
     }
 
     /// Forgets all jobs, in memory and in the counts.

@@ -1,7 +1,10 @@
 //! What may be seen of a core: enough to hold it to its invariants and to stop it in order, nothing
 //! that could change it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use crate::{
     group_view::GroupView,
@@ -133,10 +136,18 @@ impl Core {
         }
     }
 
-    /// The jobs of a pipeline that this node has in memory: all that are unfinished.
-    pub fn records(&self, pipeline: PipelineId) -> impl Iterator<Item = (JobId, &JobRecord)> {
-        let jobs = self.groups.get(&pipeline).into_iter().flat_map(|group| &group.jobs);
-        jobs.map(|(id, job)| (*id, &job.record))
+    /// The jobs of a pipeline that are not only on disk: all that are unfinished. Of one that rests
+    /// and cannot be read, nothing is given.
+    pub fn records(
+        &self,
+        pipeline: PipelineId,
+    ) -> impl Iterator<Item = (JobId, Cow<'_, JobRecord>)> {
+        let group = self.groups.get(&pipeline).into_iter();
+        let resident = group.clone().flat_map(|group| group.jobs.range(JobId::MIN..=JobId::MAX));
+        let resident = resident.map(|(id, job)| (*id, Cow::Borrowed(&job.record)));
+        let resting = group.flat_map(|group| group.jobs.resting_from(JobId::MIN));
+        let read = move |job| self.read_record(pipeline, job).ok().flatten();
+        resident.chain(resting.filter_map(move |it| Some((it.job, Cow::Owned(read(it.job)?)))))
     }
 
     /// Whether nothing is under way here that a stop would cut off: no attempt, no end that its

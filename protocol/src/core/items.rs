@@ -173,7 +173,7 @@ impl Core {
             return Ok(());
         }
         if let Some(group) = self.groups.get_mut(&pipeline) {
-            group.jobs.entry(id).or_default().record = JobRecord::new(item);
+            group.jobs.get_or_default(id).record = JobRecord::new(item);
             self.touch(pipeline, id, SPEC, true);
         }
         Ok(())

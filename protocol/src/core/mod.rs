@@ -42,6 +42,7 @@ mod schedules;
 mod steps;
 mod strict;
 mod sync;
+mod table;
 mod timer;
 mod worker;
 
@@ -133,6 +134,8 @@ pub struct Core {
     cluster_events: ClusterEvents,
     /// Why the store could not be read, where that is not told at once.
     broken: Option<ReadError>,
+    /// Whether resident jobs took more memory than they should when that was looked at last.
+    crowded: bool,
     /// Jobs that failed since it was last looked whether they are compensated.
     failed: BTreeSet<(PipelineId, JobId)>,
     counted: Counted,
@@ -194,6 +197,7 @@ impl Core {
             queries: Queries::new(first),
             cluster_events: ClusterEvents::new(event_bytes),
             broken: None,
+            crowded: false,
             failed: BTreeSet::new(),
             counted: Counted::default(),
             #[cfg(feature = "mutants")]

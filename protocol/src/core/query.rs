@@ -433,8 +433,10 @@ impl Core {
         wait: Option<Duration>,
     ) -> Result<(), ReadError> {
         let view = self.job_view(pipeline, job)?;
-        let unsettled =
-            self.groups.get(&pipeline).is_some_and(|group| group.jobs.contains_key(&job));
+        let unsettled = self
+            .groups
+            .get(&pipeline)
+            .is_some_and(|group| group.jobs.contains_key(&job) || group.jobs.is_resting(&job));
         if let (Some(wait), Some(_), true) = (wait, &view, unsettled) {
             let until = self.now + wait;
             if let Some(group) = self.groups.get_mut(&pipeline)

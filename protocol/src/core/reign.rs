@@ -4,12 +4,13 @@
 //! Invariants: nothing is dispatched before all that the voters held is merged and on disk; every
 //! control value that is written here is greater than the one before.
 
-use std::{mem, sync::Arc};
+use std::{collections::BTreeMap, mem, ops::RangeInclusive, sync::Arc};
 
 use crate::{
     event::What,
     id::{JobId, NodeId, PipelineId, Term, Token},
     name::Name,
+    pipeline::{PhaseDef, Revision},
     record::{Control, FIRST_CONTROL, Progress},
 };
 
@@ -17,10 +18,14 @@ use super::{
     Core,
     events::Before,
     group::{Leader, PeerSync, Role, Running},
-    ready::QueueName,
+    ready::{Entry, Place, QueueName},
     sync::Purpose,
+    table::Waiting,
     timer::Timer,
 };
+
+/// How many resting jobs are queued before it is looked for the next.
+const QUEUED_AT_ONCE: usize = 1000;
 
 impl Core {
     /// All is merged and on disk: from now on this node coordinates.
@@ -44,21 +49,81 @@ impl Core {
         self.tell_leader(pipeline, me, term);
         let Some(group) = self.groups.get_mut(&pipeline) else { return };
         let doubtful = group.reign().map(|reign| mem::take(&mut reign.doubtful));
-        let jobs: Vec<JobId> = group.jobs.keys().copied().collect();
         for job in doubtful.unwrap_or_default() {
+            self.wake(pipeline, job);
             self.set_aside_if_old(pipeline, job);
+            self.rest_if_crowded(pipeline, job);
         }
-        for job in jobs {
-            self.refresh(pipeline, job);
-        }
+        self.queue_all(pipeline);
         self.grant_to_self();
         self.tell_said_again(pipeline);
         let own = self.worker.held(|held| held == pipeline);
-        self.match_attempts(me, u64::MAX, &own);
+        if let Err(error) = self.match_loaded(me, u64::MAX, &own) {
+            self.broken = Some(error);
+        }
         for peer in self.reachable() {
             self.send_beat_to(peer);
         }
         self.maintain_replicas(pipeline);
+    }
+
+    /// Whoever takes over queues what waits, in order; resting jobs are not read for that, as a rule.
+    fn queue_all(&mut self, pipeline: PipelineId) {
+        let Some(group) = self.groups.get_mut(&pipeline) else { return };
+        let residents: Vec<JobId> = group.jobs.keys().copied().collect();
+        let mut from = JobId::MIN;
+        for job in residents {
+            self.queue_resting(pipeline, from..=job);
+            self.refresh(pipeline, job);
+            from = job;
+        }
+        self.queue_resting(pipeline, from..=JobId::MAX);
+    }
+
+    /// Queues what rests among the jobs of a range.
+    fn queue_resting(&mut self, pipeline: PipelineId, range: RangeInclusive<JobId>) {
+        let (mut from, last) = range.into_inner();
+        loop {
+            let Some(group) = self.groups.get(&pipeline) else { return };
+            let resting = group.jobs.resting_from(from).take_while(|resting| resting.job <= last);
+            let resting: Vec<Waiting> = resting.take(QUEUED_AT_ONCE).collect();
+            let mut starts: BTreeMap<Revision, Option<Vec<(u16, QueueName)>>> = BTreeMap::new();
+            for waiting in &resting {
+                let Waiting { job, revision, priority, .. } = *waiting;
+                let starts =
+                    starts.entry(revision).or_insert_with(|| self.starts(pipeline, revision));
+                let Some(starts) = starts else {
+                    self.wake(pipeline, job);
+                    self.refresh(pipeline, job);
+                    self.rest_if_crowded(pipeline, job);
+                    continue;
+                };
+                let reign = self.groups.get_mut(&pipeline).and_then(|group| group.reign());
+                let Some(reign) = reign else { return };
+                for (step, name) in starts {
+                    let entry = Entry { job, step: *step, priority, owner: None };
+                    reign.ready.entry(name.clone()).or_default().push(entry, Place::Back);
+                }
+            }
+            match resting.last().filter(|_| resting.len() == QUEUED_AT_ONCE) {
+                Some(last) => from = last.job.next(),
+                None => return,
+            }
+        }
+    }
+
+    /// What a new job of a definition begins with, where that is the same for all of them.
+    fn starts(&self, pipeline: PipelineId, revision: Revision) -> Option<Vec<(u16, QueueName)>> {
+        if self.current(pipeline)?.fair_by.is_some() {
+            return None;
+        }
+        let phases = &self.definition(pipeline, revision)?.phases;
+        let first = phases.iter().enumerate().filter(|(_, phase)| phase.after.is_empty());
+        let queue = |(step, phase): (usize, &PhaseDef)| {
+            let plain = phase.has_worker() && phase.when.is_none();
+            plain.then(|| (step as u16, (phase.phase.clone(), phase.name.clone())))
+        };
+        first.map(queue).collect()
     }
 
     /// Attempts that another coordinator assigned, be it in an earlier term or beyond a partition:

@@ -1,6 +1,7 @@
 //! The replica's side: keeps job records on disk, joins what it is sent, and says when it is synced.
 //!
-//! Unfinished jobs are in memory too; finished ones are read from disk when somebody asks.
+//! Unfinished jobs are in memory too, for as long as there is room (`table`); finished ones are read
+//! from disk when somebody asks.
 
 use std::{ops::RangeInclusive, sync::Arc};
 
@@ -19,7 +20,7 @@ use super::{
     Core,
     catalog::meta_key,
     commit::{FINISHED, Held, PROMISE},
-    group::{Group, Role},
+    group::{Group, Role, job_hash},
     strict::VIEW,
 };
 
@@ -31,6 +32,10 @@ const ROWS: usize = 10_000;
 
 /// How many components are read at once: each may have some MiB.
 const CHUNK_ROWS: usize = 64;
+
+/// How many jobs that rest are read together, and about how many bytes of them.
+const NEIGHBOURS: usize = 63;
+const NEIGHBOUR_BYTES: usize = 256 << 10;
 
 /// What a disk keeps of a pipeline beside its jobs.
 pub(super) fn read_meta<T: codec::Encoded>(
@@ -79,12 +84,16 @@ impl Core {
             let rows = self.reader.scan(Table::Live, &start, &end, ROWS)?;
             let Some((last, _)) = rows.last() else { return Ok(()) };
             let Some((_, last, _)) = parse_key(last) else { return Ok(()) };
-            for (key, _) in &rows {
+            for (at, (key, _)) in rows.iter().enumerate() {
                 let Some((_, job, _)) = parse_key(key) else { continue };
                 if let Some(record) = self.read_record(pipeline, job)?
                     && let Some(group) = self.groups.get_mut(&pipeline)
                 {
                     group.load(job, record);
+                    if at % NEIGHBOURS == 0 {
+                        self.crowded = self.is_crowded();
+                    }
+                    self.rest_if_crowded(pipeline, job);
                 }
             }
             if rows.len() < ROWS || last == JobId::MAX {
@@ -181,11 +190,78 @@ impl Core {
         if self.groups.get(&pipeline).is_some_and(|group| group.jobs.contains_key(&job)) {
             return Ok(true);
         }
-        let Some(record) = self.read_record(pipeline, job)? else { return Ok(false) };
-        if let Some(group) = self.groups.get_mut(&pipeline) {
-            group.insert_counted(job, record);
+        let record = self.read_record(pipeline, job)?;
+        let Some(group) = self.groups.get_mut(&pipeline) else { return Ok(false) };
+        let Some(record) = record else {
+            return match group.jobs.is_resting(&job) {
+                false => Ok(false),
+                true => Err(ReadError {
+                    table: Table::Jobs.name(),
+                    reason: format!("job {job} waits here, and is not there"),
+                }),
+            };
+        };
+        let waited = group.jobs.is_resting(&job);
+        group.insert_counted(job, record);
+        if waited && job.is_time_ordered() {
+            self.wake_neighbours(pipeline, job)?;
         }
         Ok(true)
+    }
+
+    /// Those that were enqueued right behind a job come right behind it, as a rule: reading them
+    /// together costs little more than reading one.
+    fn wake_neighbours(&mut self, pipeline: PipelineId, job: JobId) -> Result<(), ReadError> {
+        let room = self.config.limits.resident_bytes.saturating_sub(self.resident_bytes());
+        if room == 0 || job == JobId::MAX {
+            return Ok(());
+        }
+        let (range, bytes) = (job.next()..=JobId::MAX, room.min(NEIGHBOUR_BYTES));
+        let (records, _) = self.jobs_on_disk(pipeline, range, NEIGHBOURS, bytes)?;
+        let Some(group) = self.groups.get_mut(&pipeline) else { return Ok(()) };
+        for (job, record) in records {
+            let hash = record.digest() ^ job_hash(job);
+            // What is damaged stays where it is: whoever needs it reads it by itself, and is told.
+            if group.jobs.find_resting(&job).is_some_and(|resting| resting.hash == hash) {
+                group.insert_counted(job, record);
+            }
+        }
+        Ok(())
+    }
+
+    /// Brings a job back that rests; others stay where they are. Says whether it did.
+    pub(super) fn wake(&mut self, pipeline: PipelineId, job: JobId) -> bool {
+        if !self.groups.get(&pipeline).is_some_and(|group| group.jobs.is_resting(&job)) {
+            return false;
+        }
+        match self.load_job(pipeline, job) {
+            Ok(_) => true,
+            Err(error) => {
+                self.broken = Some(error);
+                false
+            }
+        }
+    }
+
+    /// Whether the resident jobs of this node take as much memory as they should.
+    pub(super) fn is_crowded(&self) -> bool {
+        self.resident_bytes() > self.config.limits.resident_bytes
+    }
+
+    fn resident_bytes(&self) -> usize {
+        self.groups.values().map(|group| group.bytes).sum()
+    }
+
+    /// Lets a job rest if it can, and memory is short.
+    pub(super) fn rest_if_crowded(&mut self, pipeline: PipelineId, job: JobId) {
+        // What a strict group agrees on is decided in memory.
+        if self.crowded
+            && !self.is_dirty(pipeline, job)
+            && !self.is_strict(pipeline)
+            && let Some(group) = self.groups.get_mut(&pipeline)
+        {
+            group.rest_if_idle(job);
+        }
     }
 
     /// Joins what somebody else holds of a job. Says whether anything was new here.
@@ -225,7 +301,7 @@ impl Core {
         let newer_dropped = self.has(Mutant::NewerDropped);
         let last_stays = self.has(Mutant::LastComesStays);
         let group = self.groups.entry(pipeline).or_insert_with(|| Group::new(pipeline, now));
-        let entry = group.jobs.entry(update.job).or_default();
+        let entry = group.jobs.get_or_default(update.job);
         if last_stays {
             let steps = update.components.iter().filter_map(|it| it.tag.checked_sub(FIRST_CONTROL));
             steps.for_each(|step| drop(entry.record.controls.remove(&step)));
@@ -286,7 +362,7 @@ impl Core {
         Ok(!changed.is_empty())
     }
 
-    /// Drops a finished job from memory if nothing is under way with it.
+    /// Drops a finished job from memory if nothing is under way with it; lets one rest that only waits.
     pub(super) fn forget_if_settled(&mut self, pipeline: PipelineId, job: JobId) {
         let dirty = self.is_dirty(pipeline, job);
         if let Some(group) = self.groups.get_mut(&pipeline)
@@ -294,6 +370,7 @@ impl Core {
         {
             group.evict_if_settled(job);
         }
+        self.rest_if_crowded(pipeline, job);
     }
 
     /// A coordinator's changes.
@@ -485,7 +562,7 @@ impl Core {
         }
         let limits = &self.config.limits;
         let waiting = self.groups.get(&pipeline).map_or(0, |group| group.jobs.len() as u64);
-        let bytes: usize = self.groups.values().map(|group| group.bytes).sum();
+        let bytes: usize = self.groups.values().map(Group::memory).sum();
         if waiting >= limits.waiting_jobs {
             return Some(Refusal::Busy { waiting, limit: limits.waiting_jobs });
         }

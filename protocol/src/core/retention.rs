@@ -122,10 +122,13 @@ impl Core {
             (End::Cancelled, cancelled, group.finished.cancelled),
         ];
         if self.has(Mutant::UnfinishedReaped) {
-            let live =
-                self.groups.get_mut(&pipeline).and_then(|group| group.jobs.iter_mut().next());
+            let group = self.groups.get_mut(&pipeline);
+            let live = group.and_then(|group| {
+                let job = group.jobs.first()?;
+                Some((job, group.jobs.get_mut(&job)?))
+            });
             if let Some((job, entry)) = live {
-                let (job, generation) = (*job, entry.record.generation());
+                let generation = entry.record.generation();
                 entry.forget(Reaped { generation, at_ms: now_ms });
                 self.touch(pipeline, job, REAPED, true);
             }

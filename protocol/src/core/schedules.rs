@@ -155,8 +155,9 @@ impl Core {
         let Some(group) = self.groups.get(&pipeline) else { return false };
         let before = |at: &u64| times.until(at.checked_sub(1)?);
         let unfinished = |at: u64| {
-            let entry = group.jobs.get(&schedule.job(pipeline, at));
-            entry.is_some_and(|entry| !entry.record.is_over())
+            let job = schedule.job(pipeline, at);
+            let entry = group.jobs.get(&job);
+            entry.is_some_and(|entry| !entry.record.is_over()) || group.jobs.is_resting(&job)
         };
         schedule.overlap == Overlap::Skip
             && std::iter::successors(before(&at_ms), before).take(LOOK_BACK).any(unfinished)

@@ -426,7 +426,7 @@ impl Core {
     ) -> Result<(), ReadError> {
         self.load_job(pipeline, job)?;
         let Some(group) = self.groups.get_mut(&pipeline) else { return Ok(()) };
-        let entry = group.jobs.entry(job).or_default();
+        let entry = group.jobs.get_or_default(job);
         for component in joined.components() {
             entry.merge(&component);
         }
@@ -480,7 +480,7 @@ impl Core {
         }
         let Some(group) = self.groups.get_mut(&pipeline) else { return Ok(false) };
         let Some(term) = group.elected_term() else { return Ok(false) };
-        let entry = group.jobs.entry(update.job).or_default();
+        let entry = group.jobs.get_or_default(update.job);
         let is_new = entry.counted.is_none();
         let mut theirs = JobRecord::default();
         for component in &update.components {

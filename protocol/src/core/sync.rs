@@ -238,13 +238,14 @@ impl Core {
         to: JobId,
     ) -> Result<Listing, ReadError> {
         let Some(group) = self.groups.get(&pipeline) else { return Ok((Vec::new(), to)) };
-        let unfinished = scope == Scope::Live;
-        let in_memory = group
-            .jobs
-            .range(from..=to)
-            .filter(|(_, job)| !unfinished || !job.record.is_over())
-            .map(|(id, job)| (*id, self.hash_in_memory(pipeline, *id, job)));
-        let mut entries: Vec<(JobId, u64)> = in_memory.take(PAGE).collect();
+        let hash = |id: JobId, job: &Job| self.hash_in_memory(pipeline, id, job);
+        let mut entries: Vec<(JobId, u64)> = match scope {
+            Scope::Live => group.jobs.unfinished(from..=to, hash).take(PAGE).collect(),
+            Scope::All => {
+                let in_memory = group.jobs.range(from..=to).map(|(id, job)| (*id, hash(*id, job)));
+                in_memory.take(PAGE).collect()
+            }
+        };
         let mut covered = if entries.len() == PAGE { entries[PAGE - 1].0 } else { to };
         if scope == Scope::All {
             let (on_disk, upto) = self.listing_on_disk(pipeline, from, covered)?;

@@ -3,6 +3,7 @@
 //! Only what a later step is judged by is kept, since all that is kept tells states apart.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet},
     hash::{Hash, Hasher},
     sync::Arc,
@@ -271,7 +272,8 @@ impl History {
 
 /// What a process knows of a phase only moves up.
 fn moves_up(scene: &Scene<'_>, at: usize, before: &Node) -> Verdict {
-    let now: BTreeMap<JobId, &JobRecord> = scene.nodes[at].core.records(scene.pipeline).collect();
+    let now: BTreeMap<JobId, Cow<'_, JobRecord>> =
+        scene.nodes[at].core.records(scene.pipeline).collect();
     for (job, old) in before.core.records(scene.pipeline) {
         let Some(record) = now.get(&job) else { continue };
         for (step, was) in &old.controls {

@@ -106,7 +106,7 @@ impl Node {
             phases: if roles.worker { phases.collect() } else { Vec::new() },
             labels: BTreeMap::new(),
             timing,
-            limits: Limits::DEFAULT,
+            limits: Limits { resident_bytes: options.resident_bytes, ..Limits::DEFAULT },
         };
         Self {
             core: None,
