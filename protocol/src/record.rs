@@ -44,6 +44,10 @@ pub const MAX_ATTEMPTS_KEPT: usize = 8;
 /// What most components fit into.
 const COMPONENT_BYTES: usize = 192;
 
+/// What a record takes in memory beside its parts, about: with its places in tables, and what
+/// allocating it costs.
+const RECORD_BYTES: usize = 320;
+
 /// How many payloads under one id are told apart.
 const MAX_PAYLOADS: usize = 8;
 
@@ -565,7 +569,10 @@ impl JobRecord {
             .controls
             .values()
             .map(|control| control.result_bytes() + 160 + control.attempts.len() * 96);
-        64 + spec + controls.sum::<usize>() + self.unknown.values().map(Bytes::len).sum::<usize>()
+        RECORD_BYTES
+            + spec
+            + controls.sum::<usize>()
+            + self.unknown.values().map(Bytes::len).sum::<usize>()
     }
 }
 

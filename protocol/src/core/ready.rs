@@ -57,7 +57,25 @@ pub(super) struct ReadyQueue {
 #[derive(Clone, Debug, Default)]
 struct Turns {
     order: VecDeque<Option<Arc<str>>>,
-    lanes: BTreeMap<Option<Arc<str>>, VecDeque<(JobId, u16)>>,
+    lanes: BTreeMap<Option<Arc<str>>, VecDeque<Slot>>,
+}
+
+/// An invocation in a queue: there may be millions, so that an id is kept as bytes, without the room
+/// that its alignment would take.
+#[derive(Clone, Copy, Debug)]
+struct Slot {
+    job: [u8; 16],
+    step: u16,
+}
+
+impl Slot {
+    fn new(job: JobId, step: u16) -> Self {
+        Self { job: job.to_be_bytes(), step }
+    }
+
+    fn get(self) -> (JobId, u16) {
+        (JobId::from_be_bytes(self.job), self.step)
+    }
 }
 
 impl ReadyQueue {
@@ -85,7 +103,7 @@ impl ReadyQueue {
         let lanes = self.waiting.values().flat_map(|turns| turns.lanes.values());
         let parked = self.parked.values().flat_map(BTreeMap::values);
         let held_back = parked.filter_map(|entries| entries.front());
-        let next = lanes.filter_map(|lane| lane.front().copied());
+        let next = lanes.filter_map(|lane| lane.front().map(|slot| slot.get()));
         next.chain(held_back.map(|entry| (entry.job, entry.step)))
     }
 
@@ -97,8 +115,8 @@ impl ReadyQueue {
             VecDeque::new()
         });
         match place {
-            Place::Front => lane.push_front((job, step)),
-            Place::Back => lane.push_back((job, step)),
+            Place::Front => lane.push_front(Slot::new(job, step)),
+            Place::Back => lane.push_back(Slot::new(job, step)),
         }
     }
 
@@ -109,7 +127,7 @@ impl ReadyQueue {
         let turns = first.get_mut();
         let owner = turns.order.pop_front()?;
         let lane = turns.lanes.get_mut(&owner)?;
-        let (job, step) = lane.pop_front()?;
+        let (job, step) = lane.pop_front()?.get();
         if lane.is_empty() {
             turns.lanes.remove(&owner);
         } else {
