@@ -9,11 +9,12 @@ use bytes::Bytes;
 use crate::{
     catalog::CatalogEntry,
     codec,
-    id::{DiskId, NodeId, PipelineId},
+    id::{DiskId, JobId, NodeId, PipelineId},
     io::{Effect, Refusal, RequestId, Response},
     message::Message,
     name::Name,
     pipeline::{PipelineDef, Quorum, Revision},
+    record::JobRecord,
     store::{ReadError, Table, Write},
 };
 
@@ -259,15 +260,42 @@ impl Core {
             let (key, value) = (meta_key(CATALOG, id), codec::encode(known));
             let now = before.is_some().then(|| known.clone());
             self.write(Write::Put { table: Table::Meta, key, value });
-            if let (Some(before), Some(now)) = (before, now) {
-                self.tell_entry(&before, &now);
+            if let (Some(before), Some(now)) = (&before, now) {
+                self.tell_entry(before, &now);
             }
             self.digest_catalog();
             self.found_group(id);
             self.grant_to_coordinators();
             self.release_held_back(id);
+            if let Some(before) = before {
+                self.take_up_followers(id, &before);
+            }
         }
         changed
+    }
+
+    /// A job may come from elsewhere before the definition that it follows does. Until then its
+    /// coordinator could do nothing about it, and nothing else would bring it back to it.
+    fn take_up_followers(&mut self, pipeline: PipelineId, before: &CatalogEntry) {
+        let (Some(entry), Some(group)) =
+            (self.catalog.get(&pipeline), self.groups.get_mut(&pipeline))
+        else {
+            return;
+        };
+        let is_news =
+            |at: &Revision| !before.revisions.contains_key(at) && entry.revisions.contains_key(at);
+        if !entry.revisions.keys().any(is_news) {
+            return;
+        }
+        let followed = |record: &JobRecord| record.spec.as_ref().map(|spec| spec.revision);
+        let jobs = group.jobs.iter();
+        let jobs = jobs.filter(|(_, entry)| followed(&entry.record).as_ref().is_some_and(is_news));
+        let jobs: Vec<JobId> = jobs.map(|(job, _)| *job).collect();
+        if let Some(reign) = group.reign() {
+            // Nor could it see what those that have failed had done.
+            reign.uncompensated = Some((0, JobId::MIN));
+        }
+        jobs.into_iter().for_each(|job| self.refresh(pipeline, job));
     }
 
     /// Makes a group for a pipeline; a founder's copy counts from the start, and only then.

@@ -181,6 +181,14 @@ impl Core {
         })
     }
 
+    /// Whether a job is there to undo another that has not failed as things stand: what came from
+    /// beyond a partition may have turned its end into another, or into none yet.
+    pub(super) fn is_undo_not_due(&self, pipeline: PipelineId, job: JobId) -> bool {
+        let record = self.record_of(pipeline, job).filter(|record| !record.is_over());
+        let spec = record.and_then(|record| record.spec.as_deref());
+        spec.is_some_and(|spec| !matches!(self.may_undo(pipeline, spec), Ok(Due::Now)))
+    }
+
     /// Whether a phase that undoes another is left out: that one has done nothing.
     pub(super) fn has_nothing_to_undo(
         &self,

@@ -199,6 +199,10 @@ impl Core {
                 }
                 let reign = self.groups.get_mut(&pipeline)?.reign()?;
                 reign.ready.get_mut(name)?.skip(&entry);
+                if self.is_undo_not_due(pipeline, entry.job) {
+                    // Nothing that happens to the job itself would bring it back here.
+                    self.look_once_more(pipeline, entry.job, entry.step);
+                }
                 continue;
             }
             let key = limit.as_ref().and_then(|limit| self.key_of(pipeline, entry.job, &limit.key));

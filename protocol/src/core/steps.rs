@@ -174,7 +174,7 @@ impl Core {
     }
 
     /// Looks at a phase again soon; that it waited until then counts for nothing.
-    fn look_once_more(&mut self, pipeline: PipelineId, job: JobId, step: u16) {
+    pub(super) fn look_once_more(&mut self, pipeline: PipelineId, job: JobId, step: u16) {
         let at = self.now + AGAIN;
         let Some(group) = self.groups.get_mut(&pipeline) else { return };
         let generation = group.jobs.get(&job).map_or(0, |entry| entry.record.generation());

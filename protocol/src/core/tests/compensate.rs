@@ -231,3 +231,35 @@ fn whoever_takes_over_compensates_what_nobody_has() {
     cluster.run_until("it is there again", |cluster| cluster.all_succeeded(&[by]));
     assert_eq!(steps_of(&cluster, by).last().map(String::as_str), Some("undo-a"));
 }
+
+#[test]
+fn what_waits_to_undo_a_job_ends_when_that_has_not_failed_after_all() {
+    let timeout = Some(Duration::from_secs(3600));
+    let signal = PhaseInput { wait_for: Some(name("go")), timeout, ..PhaseInput::named(name("b")) };
+    let mut cluster = saga(vec![undone("a"), signal], Quorum::Any);
+    let pause = |paused| {
+        let step = Some(name("undo-a"));
+        Request::Pause { pipeline: name("p"), step, paused }
+    };
+    cluster.request(0, pause(true));
+    let job = enqueue(&mut cluster);
+    cluster.run_for(Duration::from_secs(1));
+    let old = cluster.coordinator();
+    let others: Vec<usize> = (0..3).filter(|index| *index != old).collect();
+    others.iter().for_each(|other| cluster.disconnect(old, *other));
+    cluster.run_until("another coordinator", |cluster| cluster.coordinators().len() == 2);
+    let new = cluster.coordinators().into_iter().find(|index| *index != old).expect("another");
+    for (at, data) in [(old, Ok("{}".into())), (new, Err("no".to_owned()))] {
+        let change = Change::Signal { name: name("go"), data };
+        let response = cluster.request(at, Request::Change { target: Target::Job(job), change });
+        assert!(matches!(response, Response::Changed(_)), "{response:?}");
+    }
+    let by = cluster.job(new, job).compensation.expect("it is compensated");
+    others.iter().for_each(|other| cluster.connect(old, *other));
+    cluster.run_for(Duration::from_secs(20));
+    assert_eq!(cluster.coordinators(), [new]);
+    assert_eq!(cluster.job(new, job).state, JobState::Succeeded);
+    cluster.request(0, pause(false));
+    assert_eq!(cluster.wait_for(new, by).state, JobState::Cancelled);
+    assert!(steps_of(&cluster, by).is_empty());
+}

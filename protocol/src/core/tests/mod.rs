@@ -14,10 +14,11 @@ use std::time::Duration;
 
 use crate::{
     config::Timing,
-    id::JobId,
+    id::{JobId, Term},
     io::{Input, NewJob, Outcome, Refusal, Request, Response},
+    message::{JobUpdate, Message},
     pipeline::{PhaseInput, PipelineDef, Quorum, Settings},
-    record::JobOptions,
+    record::{JobOptions, JobRecord, JobSpec},
     view::JobState,
 };
 
@@ -812,4 +813,36 @@ fn what_a_node_has_left_over_is_brought_in_line_while_others_work_and_one_is_gon
     assert_eq!(record(&cluster, first, twice), record(&cluster, second, twice));
     assert_eq!(record(&cluster, left_over, twice), record(&cluster, second, twice));
     assert_eq!(record(&cluster, left_over, before[0]), None, "it should not keep that");
+}
+
+#[test]
+fn a_job_that_comes_before_the_definition_it_follows_is_taken_up_with_it() {
+    let mut cluster = three();
+    let coordinator = cluster.coordinator();
+    let definition = chain("p", &["b", "a"]);
+    let (pipeline, revision) = (definition.id(), definition.revision());
+    let core = cluster.nodes[coordinator].core.as_ref().expect("it runs");
+    let changed = core.catalog[&pipeline].changed(definition);
+    let spec = JobSpec {
+        generation: 0,
+        revision,
+        phases: 2,
+        created_ms: core.wall_ms(),
+        term: None,
+        options: JobOptions::default(),
+        key: None,
+        parent: None,
+        compensates: None,
+        instructions: "{}".into(),
+    };
+    let job = JobId::of_key(pipeline, "k");
+    let records = vec![JobUpdate { job, components: JobRecord::new(spec).components() }];
+    let push = Message::SyncPush { session: 1, part: 1, pipeline, term: Term::ZERO, records };
+    let from = cluster.nodes[(coordinator + 1) % 3].config.node;
+    cluster.input(coordinator, Input::Message { from, message: push });
+    cluster.run_for(Duration::from_secs(3));
+    assert!(!cluster.all_succeeded(&[job]));
+    let message = Message::Catalog(vec![changed]);
+    cluster.input(coordinator, Input::Message { from, message });
+    cluster.run_until("it is done", |cluster| cluster.all_succeeded(&[job]));
 }
