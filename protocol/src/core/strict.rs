@@ -548,9 +548,11 @@ impl Core {
         let changed = spec_changed || !tags.is_empty() || !steps.is_empty();
         tags.into_iter().for_each(|tag| self.touch(pipeline, update.job, tag, true));
         self.rewrite(pipeline, update.job, &steps, spec_changed);
-        match changed {
-            true => self.refresh(pipeline, update.job),
-            false => self.forget_if_settled(pipeline, update.job),
+        if changed {
+            self.note_failed_elsewhere(pipeline, update.job);
+            self.refresh(pipeline, update.job);
+        } else {
+            self.forget_if_settled(pipeline, update.job);
         }
         Ok(changed)
     }
