@@ -288,14 +288,20 @@ impl Core {
             return;
         }
         let followed = |record: &JobRecord| record.spec.as_ref().map(|spec| spec.revision);
-        let jobs = group.jobs.iter();
+        let jobs = group.jobs.range(JobId::MIN..=JobId::MAX);
         let jobs = jobs.filter(|(_, entry)| followed(&entry.record).as_ref().is_some_and(is_news));
-        let jobs: Vec<JobId> = jobs.map(|(job, _)| *job).collect();
+        let resting = group.jobs.resting_from(JobId::MIN).filter(|it| is_news(&it.revision));
+        let resting: Vec<JobId> = resting.map(|it| it.job).collect();
+        let jobs: Vec<JobId> = jobs.map(|(job, _)| *job).chain(resting).collect();
         if let Some(reign) = group.reign() {
             // Nor could it see what those that have failed had done.
             reign.uncompensated = Some((0, JobId::MIN));
         }
-        jobs.into_iter().for_each(|job| self.refresh(pipeline, job));
+        for job in jobs {
+            self.wake(pipeline, job);
+            self.refresh(pipeline, job);
+            self.rest_if_crowded(pipeline, job);
+        }
     }
 
     /// Makes a group for a pipeline; a founder's copy counts from the start, and only then.

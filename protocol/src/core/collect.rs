@@ -1,4 +1,7 @@
 //! Reads what items gave, for the phase behind: a thousand at a time, before that is given away.
+//!
+//! Invariant: what is given away was read for the attempts whose items count by then. The job may have
+//! been tried again meanwhile, or have gone on with what came of another attempt elsewhere.
 
 use std::collections::BTreeMap;
 
@@ -27,12 +30,22 @@ const COLLECTED_AT_ONCE: usize = 4;
 pub(super) struct Collecting {
     /// What is complete, of those phases that come before this one.
     done: Vec<Gathered>,
+    /// For which phases it was read, or is, and whose items these were for.
+    of: Vec<(u16, Token)>,
     /// The phase whose items come next.
     step: u16,
     /// Where reading goes on.
     next: Option<JobId>,
     results: BytesMut,
     found: u32,
+}
+
+/// What items gave, all of it.
+#[derive(Clone, Debug)]
+pub(super) struct Collected {
+    given: Vec<Gathered>,
+    /// For which phases, and whose items these were for.
+    of: Vec<(u16, Token)>,
 }
 
 impl Core {
@@ -43,9 +56,13 @@ impl Core {
         let Some(first) = first_for_items(phases, step, 0) else { return true };
         let reign = self.groups.get_mut(&pipeline).and_then(|group| group.reign());
         let Some(reign) = reign else { return true };
-        if reign.collected.contains_key(&(job, step)) {
+        let of = reign.collected.get(&(job, step)).map(|collected| collected.of.clone());
+        if of.is_some_and(|of| self.still_count(pipeline, job, &of)) {
             return true;
         }
+        let reign = self.groups.get_mut(&pipeline).and_then(|group| group.reign());
+        let Some(reign) = reign else { return true };
+        reign.collected.remove(&(job, step));
         if reign.collecting.contains_key(&(job, step)) {
             return false;
         }
@@ -55,8 +72,8 @@ impl Core {
             self.look_again(pipeline, job, step, AGAIN / 4);
             return false;
         }
-        let (done, next, results, found) = (Vec::new(), None, BytesMut::new(), 0);
-        let collecting = Collecting { done, step: first, next, results, found };
+        let (done, of, next, results, found) = (Vec::new(), Vec::new(), None, BytesMut::new(), 0);
+        let collecting = Collecting { done, of, step: first, next, results, found };
         reign.collecting.insert((job, step), collecting);
         self.arm(PAUSE, Timer::Items(pipeline));
         false
@@ -82,7 +99,14 @@ impl Core {
         step: u16,
     ) -> Vec<Gathered> {
         let reign = self.groups.get_mut(&pipeline).and_then(|group| group.reign());
-        reign.and_then(|reign| reign.collected.remove(&(job, step))).unwrap_or_default()
+        let collected = reign.and_then(|reign| reign.collected.remove(&(job, step)));
+        collected.map_or_else(Vec::new, |collected| collected.given)
+    }
+
+    /// Whether what was read is that of the items which count.
+    fn still_count(&self, pipeline: PipelineId, job: JobId, of: &[(u16, Token)]) -> bool {
+        let counts = |step: u16| self.gathered_by(pipeline, job, step).map(|(token, ..)| token);
+        of.iter().all(|(step, token)| counts(*step) == Some(*token))
     }
 
     /// Reads on what items gave, for one phase that waits for it.
@@ -97,11 +121,19 @@ impl Core {
         if !self.is_ready(pipeline, job, step) {
             return Ok(());
         }
+        if !self.still_count(pipeline, job, &collecting.of) {
+            // It is read anew when its turn comes.
+            self.refresh(pipeline, job);
+            return Ok(());
+        }
         let Some((token, total, failed)) = self.gathered_by(pipeline, job, collecting.step) else {
             return Ok(());
         };
         let id = |index| JobId::of_item(pipeline, job, collecting.step, token, index);
         let to = id(total.saturating_sub(1));
+        if collecting.next.is_none() {
+            collecting.of.push((collecting.step, token));
+        }
         let from = collecting.next.unwrap_or_else(|| id(0));
         let (items, last) = match total {
             0 => (BTreeMap::new(), to),
@@ -138,7 +170,8 @@ impl Core {
         let reign = self.groups.get_mut(&pipeline).and_then(|group| group.reign());
         let Some(reign) = reign else { return Ok(()) };
         if collecting.step == u16::MAX {
-            reign.collected.insert(of, collecting.done);
+            let collected = Collected { given: collecting.done, of: collecting.of };
+            reign.collected.insert(of, collected);
             self.refresh(pipeline, job);
         } else {
             reign.collecting.insert(of, collecting);

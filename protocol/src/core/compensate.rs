@@ -60,6 +60,21 @@ impl Core {
         Ok(())
     }
 
+    /// What another node held changed a job. Where nothing was known to be done when it failed, or
+    /// done when it was not known to have failed, nobody has seen to it that it is undone.
+    pub(super) fn note_failed_elsewhere(&mut self, pipeline: PipelineId, job: JobId) {
+        let Some(group) = self.groups.get(&pipeline).filter(|it| it.is_coordinator()) else {
+            return;
+        };
+        let Some(record) = group.jobs.get(&job).map(|entry| &entry.record) else { return };
+        // For so long there is at least a mark of the job that compensated it, if one did.
+        let recent = self.config.timing.tombstones / 2;
+        let recent_ms = self.wall_ms().saturating_sub(recent.as_millis() as u64);
+        if record.state() == JobState::Dead && record.written_ms() >= recent_ms {
+            self.failed.insert((pipeline, job));
+        }
+    }
+
     fn compensate(&mut self, pipeline: PipelineId, job: JobId) -> Result<(), ReadError> {
         let undoes_any =
             |it: &CatalogEntry| it.revisions.values().any(|it| !it.compensations.is_empty());

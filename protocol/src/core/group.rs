@@ -18,7 +18,7 @@ use crate::{
     figures::Tally,
     group_view::GroupView,
     id::{DiskId, JobId, NodeId, PipelineId, Term, Token},
-    message::{BeatGroup, Digest, Gathered},
+    message::{BeatGroup, Digest},
     name::Name,
     record::{Component, JobRecord, REAPED, Reaped},
     time::Timestamp,
@@ -26,7 +26,7 @@ use crate::{
 };
 
 use super::{
-    collect::Collecting,
+    collect::{Collected, Collecting},
     events::{Readers, Ring},
     fan::Fan,
     query::Watcher,
@@ -258,7 +258,7 @@ pub(super) struct Reign {
     /// What items gave, as it is read for phases that come next.
     pub(super) collecting: BTreeMap<(JobId, u16), Collecting>,
     /// The same, all of it.
-    pub(super) collected: BTreeMap<(JobId, u16), Vec<Gathered>>,
+    pub(super) collected: BTreeMap<(JobId, u16), Collected>,
     /// From which on failed jobs are looked at that may not be compensated.
     pub(super) uncompensated: Option<(u64, JobId)>,
     /// Jobs that a voter brought while this node took over, and that may have been forgotten.

@@ -12,6 +12,7 @@ use crate::{
     name::Name,
     pipeline::{PhaseDef, Revision},
     record::{Control, FIRST_CONTROL, Progress},
+    view::JobState,
 };
 
 use super::{
@@ -318,7 +319,7 @@ impl Core {
             attempts: Vec::new(),
         });
         let (before, stood) = (control.rank(), Before::of(control));
-        let was_dead = control.progress == Progress::Dead;
+        let was = control.state();
         (control.term, control.sequence) = (term, sequence);
         // Two clusters that meet may have defined one name differently: what was agreed on by a
         // majority stays above what was not.
@@ -326,10 +327,12 @@ impl Core {
         control.written_ms = written_ms;
         change(control);
         debug_assert!(before <= control.rank(), "a local step moves up");
-        if control.progress == Progress::Dead && !was_dead {
+        let ended = control.is_terminal() && control.state() != was;
+        let (attempt, phase) = (stood.attempt_end(control), stood.phase_end(control));
+        // Also where it had failed before: what this phase did was not known then.
+        if ended && record.state() == JobState::Dead {
             self.failed.insert((pipeline, job));
         }
-        let (attempt, phase) = (stood.attempt_end(control), stood.phase_end(control));
         self.touch(pipeline, job, FIRST_CONTROL + step, true);
         if let Some((number, what)) = attempt {
             self.note(pipeline, (job, Some(step)), Some(number), what);

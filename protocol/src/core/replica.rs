@@ -347,6 +347,7 @@ impl Core {
         if changed.is_empty() {
             self.forget_if_settled(pipeline, update.job);
         } else {
+            self.note_failed_elsewhere(pipeline, update.job);
             self.refresh(pipeline, update.job);
         }
         if replicate && unknown {

@@ -490,17 +490,20 @@ impl Core {
             theirs.merge_reaped(reaped);
         }
         let mut steps = Vec::new();
-        // Another attempt at a finished job, of which nobody was told: what stands here outranks it.
+        // Another attempt at a finished job, of which nobody was told: what stands here outranks it,
+        // part by part. Some of its parts may have come here before, so that not all of them are below.
         let generation = theirs.generation();
-        let outranked = !is_new && generation > entry.record.generation();
-        if outranked {
-            for (step, control) in &mut entry.record.controls {
+        let mut outranked = false;
+        for (step, control) in &mut entry.record.controls {
+            if control.generation < generation {
                 control.generation = generation;
                 steps.push(*step);
+                outranked = true;
             }
-            if let Some(spec) = entry.record.spec.as_mut() {
-                std::sync::Arc::make_mut(spec).generation = generation;
-            }
+        }
+        if let Some(spec) = entry.record.spec.as_mut().filter(|it| it.generation < generation) {
+            std::sync::Arc::make_mut(spec).generation = generation;
+            outranked = true;
         }
         for (step, control) in std::mem::take(&mut theirs.controls) {
             match entry.record.controls.get(&step) {
@@ -545,9 +548,11 @@ impl Core {
         let changed = spec_changed || !tags.is_empty() || !steps.is_empty();
         tags.into_iter().for_each(|tag| self.touch(pipeline, update.job, tag, true));
         self.rewrite(pipeline, update.job, &steps, spec_changed);
-        match changed {
-            true => self.refresh(pipeline, update.job),
-            false => self.forget_if_settled(pipeline, update.job),
+        if changed {
+            self.note_failed_elsewhere(pipeline, update.job);
+            self.refresh(pipeline, update.job);
+        } else {
+            self.forget_if_settled(pipeline, update.job);
         }
         Ok(changed)
     }

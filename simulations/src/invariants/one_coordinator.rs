@@ -6,7 +6,7 @@ use carbonmesh_protocol::{
     group_view::Holder,
     id::{JobId, Term},
     message::{Answer, Assignment, Message},
-    record::{Control, JobRecord},
+    record::JobRecord,
     view::{JobState, JobView},
 };
 
@@ -114,14 +114,21 @@ fn coordinates(seen: &Seen<'_>, at: usize) -> bool {
 
 /// Whether a majority has each of the ends of which somebody is told: not the same majority, since
 /// each phase is decided by itself.
+///
+/// A disk that has a later generation of the phase counts too. What is told is let go when it is
+/// committed, and one message can commit both the end and the retry that came after it, which was
+/// asked for only once the end could be seen. By then no disk needs to have the end any more: whoever
+/// asked is told what held when it asked, and whoever asked for the retry hears of that later.
 fn are_ends_committed(seen: &Seen<'_>, at: usize, view: &JobView) -> Verdict {
     for (step, invocation) in view.invocations.iter().enumerate() {
         if invocation.state != JobState::Succeeded {
             continue;
         }
         is_committed(seen, at, view.job, "tells of", |record| {
-            let state = record.controls.get(&(step as u16)).map(Control::state);
-            state == Some(JobState::Succeeded)
+            record.controls.get(&(step as u16)).is_some_and(|control| {
+                let ended = control.state() == JobState::Succeeded;
+                ended || control.generation > view.generation
+            })
         })?;
     }
     Ok(())

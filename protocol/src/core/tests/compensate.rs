@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use crate::{
     id::{JobId, PipelineId},
-    io::{Change, Refusal, Request, Response, Target},
+    io::{Change, NewJob, Refusal, Request, Response, Target},
     pipeline::{Combine, EachInput, PhaseInput, PipelineDef, Quorum, Settings},
+    record::JobOptions,
     view::{JobState, JobView},
 };
 
@@ -183,6 +184,43 @@ fn nothing_is_undone_of_a_job_that_failed_for_a_deposed_coordinator_alone() {
     assert!(jobs.iter().all(|job| succeeded(&cluster, *job)));
     let undone = cluster.began.iter().filter(|(_, step, _)| step.as_str().starts_with("undo"));
     assert_eq!(undone.count(), 0, "{:?}", cluster.began);
+}
+
+#[test]
+fn what_was_done_beyond_a_partition_is_undone_wherever_the_job_failed() {
+    for fails_at_old in [true, false] {
+        let approval = PhaseInput {
+            wait_for: Some(name("go")),
+            timeout: Some(Duration::from_secs(600)),
+            ..PhaseInput::named(name("b"))
+        };
+        let mut cluster = saga(vec![undone("a"), approval], Quorum::Any);
+        let old = cluster.coordinator();
+        let others: Vec<usize> = (0..3).filter(|index| *index != old).collect();
+        let not_before_ms = 1_700_000_000_000 + cluster.now.as_millis() + 30_000;
+        let options = JobOptions { not_before_ms, ..JobOptions::default() };
+        let new = NewJob { key: None, options, instructions: "{}".into() };
+        let request = Request::Enqueue { pipeline: name("p"), jobs: vec![new] };
+        let response = cluster.request(0, request);
+        let Response::Enqueued(receipts) = response else { panic!("{response:?}") };
+        let job = receipts[0].as_ref().expect("it is taken").job;
+        others.iter().for_each(|other| cluster.disconnect(old, *other));
+        cluster.run_until("both coordinate", |cluster| cluster.coordinators().len() == 2);
+        // On one side it fails before it has done anything, on the other it goes on.
+        let there = if fails_at_old { old } else { others[0] };
+        let (target, data) = (Target::Job(job), Err("not approved".to_owned()));
+        let change = Change::Signal { name: name("go"), data };
+        let response = cluster.request(there, Request::Change { target, change });
+        assert!(matches!(response, Response::Changed(_)), "{response:?}");
+        assert_eq!(cluster.job(there, job).compensation, None);
+        cluster.run_for(Duration::from_secs(35));
+        assert_eq!(steps_of(&cluster, job), ["a"]);
+        others.iter().for_each(|other| cluster.connect(old, *other));
+        cluster.run_for(Duration::from_secs(10));
+        let undo = compensation(&mut cluster, job);
+        assert_eq!(undo.state, JobState::Succeeded);
+        assert_eq!(steps_of(&cluster, undo.job), ["undo-a"]);
+    }
 }
 
 #[test]

@@ -137,6 +137,28 @@ fn so_many_items_may_fail_as_the_pipeline_says() {
 }
 
 #[test]
+fn what_was_read_before_a_retry_does_not_go_to_the_phase_behind() {
+    let mut cluster = Cluster::new(1, &[("split", 4), ("count", 8), ("sum", 1)]);
+    cluster.apply_pipeline(0, definition(0, Retention::DEFAULT));
+    cluster.coordinator();
+    cluster.run_for(Duration::from_secs(1));
+    cluster.run_time = Duration::from_secs(1);
+    let jobs = cluster.enqueue_many(0, "p", 2);
+    // What both gave is read, and one waits for the worker that the other has.
+    cluster.run_until("one has all it needs", |cluster| runs_of(cluster, "sum") == 1);
+    cluster.run_for(Duration::from_millis(100));
+    let ran = |job: &&JobId| cluster.runs.contains_key(&(**job, name("sum")));
+    let job = *jobs.iter().find(|job| !ran(job)).expect("one waits");
+    cluster.items = 3;
+    // The second change comes before the first is on disk.
+    for change in [Change::Cancel { reason: "no".to_owned() }, Change::Retry { from_start: true }] {
+        cluster.ask(0, Request::Change { target: Target::Job(job), change });
+    }
+    cluster.run_until("done", |cluster| cluster.all_succeeded(&jobs));
+    assert_eq!(gathered(&cluster), [0, 3]);
+}
+
+#[test]
 fn a_lost_coordinator_costs_no_item() {
     let mut cluster = fanning(300, 0);
     cluster.run_time = Duration::from_millis(50);

@@ -10,15 +10,15 @@ mod handlers;
 mod items;
 mod resting;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use crate::{
     config::Timing,
-    id::{JobId, Term},
-    io::{Input, NewJob, Outcome, Refusal, Request, Response},
-    message::{JobUpdate, Message},
+    id::{JobId, PipelineId, Term},
+    io::{Change, Input, NewJob, Outcome, Refusal, Request, Response, Target},
+    message::{GroupUpdate, JobUpdate, Message, Replicate},
     pipeline::{PhaseInput, PipelineDef, Quorum, Settings},
-    record::{JobOptions, JobRecord, JobSpec},
+    record::{FIRST_CONTROL, JobOptions, JobRecord, JobSpec},
     view::JobState,
 };
 
@@ -502,10 +502,14 @@ fn a_minority_of_a_strict_group_takes_nothing_and_says_why() {
     assert!(matches!(refused, Err(Refusal::NoCoordinator(_))), "{refused:?}");
 }
 
-/// Three nodes with a strict pipeline `q`.
+/// Three nodes with a strict pipeline `q` of one phase.
 fn three_strict() -> Cluster {
+    three_strict_with(&["a"])
+}
+
+fn three_strict_with(phases: &[&str]) -> Cluster {
     let mut cluster = three();
-    let phases = vec![crate::pipeline::PhaseInput::named(name("a"))];
+    let phases = phases.iter().map(|phase| PhaseInput::named(name(phase))).collect();
     let majority = crate::pipeline::Quorum::Majority;
     let settings = crate::pipeline::Settings {
         accept: majority,
@@ -633,6 +637,47 @@ fn a_strict_group_whose_disks_are_all_others_is_recovered_with_what_they_hold() 
     // The others hear of it with its next beats.
     cluster.run_for(Duration::from_secs(3));
     assert_eq!(cluster.wait_for(2, receipt.job).state, JobState::Succeeded);
+}
+
+#[test]
+fn a_retry_that_was_never_committed_is_outranked_whatever_parts_of_it_came_through() {
+    let mut cluster = three_strict_with(&["a", "b"]);
+    cluster.automatic = false;
+    let job = cluster.enqueue(0, "q", None, "{}").expect("it is taken").job;
+    cluster.run_for(Duration::from_millis(100));
+    let target = Target::Job(job);
+    let cancel = Change::Cancel { reason: "no".to_owned() };
+    cluster.request(0, Request::Change { target: target.clone(), change: cancel });
+    cluster.run_for(Duration::from_secs(2));
+    let old = strict_coordinators(&cluster)[0];
+    let others: Vec<usize> = (0..3).filter(|index| *index != old).collect();
+    others.iter().for_each(|other| cluster.disconnect(old, *other));
+    cluster.ask(old, Request::Change { target, change: Change::Retry { from_start: true } });
+    cluster.run_for(Duration::from_millis(5));
+    let pipeline = PipelineId::of_name("q");
+    let record = |cluster: &Cluster, index: usize| {
+        let core = cluster.nodes[index].core.as_ref().expect("it runs");
+        core.record(pipeline, job).expect("it reads").expect("it is there")
+    };
+    let retried = record(&cluster, old);
+    assert_eq!((retried.generation(), record(&cluster, others[0]).generation()), (1, 0));
+    // Of two batches, the first of which raises all parts, only the second gets to somebody.
+    let core = cluster.nodes[old].core.as_ref().expect("it runs");
+    let term = core.snapshot().groups[&pipeline].coordinates.expect("it coordinates");
+    let part = retried.component(FIRST_CONTROL).expect("it was tried");
+    let updates = vec![JobUpdate { job, components: vec![part] }];
+    let groups = Arc::new(vec![GroupUpdate { pipeline, term, updates, view: None }]);
+    let message = Message::Replicate(Replicate { batch: u64::MAX, groups });
+    let from = cluster.nodes[old].config.node;
+    cluster.input(others[0], Input::Message { from, message });
+    cluster.run_until("another takes over", |cluster| {
+        strict_coordinators(cluster).iter().any(|index| *index != old)
+    });
+    others.iter().for_each(|other| cluster.connect(old, *other));
+    cluster.run_for(Duration::from_secs(20));
+    let copies: Vec<_> = (0..3).map(|index| record(&cluster, index)).collect();
+    assert!(copies.iter().all(|copy| *copy == copies[0]), "{copies:#?}");
+    assert_eq!((copies[0].generation(), copies[0].state()), (1, JobState::Cancelled));
 }
 
 #[test]
