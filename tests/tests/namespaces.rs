@@ -61,7 +61,8 @@ fn token(world: &World, file: &str, name: &str, namespace: &str) -> String {
 #[tokio::test]
 async fn two_namespaces_with_equal_names_share_a_cluster_and_nothing_else() {
     let mut world = World::default();
-    let at = |name: &str| world.cluster.folder().join(name);
+    let folder = world.cluster.folder().to_owned();
+    let at = |name: &str| folder.join(name);
     let (tokens, secrets) = (at("tokens.toml").display().to_string(), at("secrets.toml"));
     fs::write(&secrets, SECRETS).unwrap();
     fs::set_permissions(&secrets, fs::Permissions::from_mode(0o600)).unwrap();
