@@ -27,7 +27,7 @@ use carbonmesh_protocol::{
     advert::Roles,
     config::{Limits, Timing},
     handler::Language,
-    name::Name,
+    name::{Name, Namespace},
     pipeline::PipelineDef,
     rights::Rights,
 };
@@ -55,6 +55,9 @@ const SECRET_BYTES: usize = 16;
 
 /// Slots of a configured phase that says nothing about them.
 const DEFAULT_SLOTS: u32 = 1;
+
+/// In how many namespaces one node may offer its phases: others are told of each.
+const MAX_NAMESPACES: usize = 100;
 
 /// More would be a mistake: every slot may become a process.
 const MAX_SLOTS: u32 = 10_000;
@@ -107,6 +110,9 @@ pub struct UpArgs {
     /// Offer only these phases, each with so many slots
     #[arg(long, env = "CARBONMESH_PHASE", value_name = "NAME=SLOTS", value_delimiter = ',')]
     phase: Vec<String>,
+    /// Offer the phases in these namespaces [default: that of --namespace]
+    #[arg(long, env = "CARBONMESH_NAMESPACES", value_name = "NAMES", value_delimiter = ',')]
+    namespaces: Vec<String>,
     /// What to say about this node, beside what it finds out: os, arch, cores, memory, gpu, tool.*
     #[arg(long, env = "CARBONMESH_LABEL", value_name = "KEY=VALUE", value_delimiter = ',')]
     label: Vec<String>,
@@ -247,6 +253,7 @@ fn pipelines(
     host: &RunningHost,
     path: &Path,
     take: &Take,
+    namespace: &Namespace,
 ) -> Result<Vec<PipelineDef>, ConfigError> {
     let setting = || path.display().to_string();
     if matches!(take, Take::Phases(_)) {
@@ -255,16 +262,22 @@ fn pipelines(
     let mut found = Vec::new();
     for document in host.pipelines() {
         let document = PipelineDocument::from_json(document.to_string().as_bytes());
-        let definition = document.and_then(|document| document.definition());
+        let definition = document.and_then(|mut document| {
+            // It lives where the node works, unless it says where.
+            if !document.name.contains('/') {
+                document.name = format!("{namespace}/{}", document.name);
+            }
+            document.definition()
+        });
         found.push(definition.map_err(|error| wrong(setting(), error.to_string()))?);
     }
     let Take::Pipeline(name) = take else { return Ok(found) };
-    let names: Vec<&str> = found.iter().map(|one| one.name.as_str()).collect();
+    let names: Vec<&str> = found.iter().map(|one| one.name.local()).collect();
     if !names.contains(&name.as_str()) {
         let there = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
         return Err(wrong(setting(), format!("there is no pipeline `{name}` (it has: {there})")));
     }
-    found.retain(|one| one.name.as_str() == name);
+    found.retain(|one| one.name.local() == name);
     Ok(found)
 }
 
@@ -309,6 +322,8 @@ pub struct Settings {
     pub ready_file: Option<PathBuf>,
     /// The phases that it offers.
     pub phases: Vec<OfferedPhase>,
+    /// The namespaces in which it offers them. Default `default`.
+    pub namespaces: BTreeSet<Namespace>,
     /// Values and secrets for phases that run here. Default none.
     pub scopes: Scopes,
     /// The languages of the cluster's handlers that it runs. Default none.
@@ -345,6 +360,14 @@ impl UpArgs {
         Self { file: Some(file), ..self }
     }
 
+    /// Where it works, unless it is said in another way.
+    pub(crate) fn within(mut self, namespace: Option<Namespace>) -> Self {
+        if self.namespaces.is_empty() {
+            self.namespaces.extend(namespace.map(|namespace| namespace.to_string()));
+        }
+        self
+    }
+
     /// Starts the phase hosts that this node is to have; dropping them ends them.
     ///
     /// # Errors
@@ -362,7 +385,11 @@ impl UpArgs {
         let settings = sdk::host_of(&name, path);
         let settings = settings.map_err(|reason| wrong(path.display().to_string(), reason))?;
         let host = start_host(settings).await?;
-        hosts.pipelines = pipelines(&host, path, take)?;
+        let namespace = match &self.namespaces[..] {
+            [one] => namespaces(std::slice::from_ref(one))?.pop_first(),
+            _ => None,
+        };
+        hosts.pipelines = pipelines(&host, path, take, &namespace.unwrap_or_default())?;
         if !matches!(take, Take::Pipeline(_)) {
             hosts.running.push(host);
         }
@@ -465,6 +492,13 @@ impl UpArgs {
             }
             false => Vec::new(),
         };
+        let asked = given(self.namespaces, file.namespaces);
+        let by_certificate = granted.as_ref().and_then(|(_, rights)| rights.namespaces());
+        let namespaces = match by_certificate.filter(|_| asked.is_empty()) {
+            Some(granted) if !granted.is_empty() => granted,
+            Some(_) | None => namespaces(&asked)?,
+        };
+        let phases = in_namespaces(&phases, &namespaces);
         let phases = match &granted {
             Some((_, rights)) => granted_phases(phases, &chosen, rights)?,
             None => phases,
@@ -490,7 +524,7 @@ impl UpArgs {
             Some((root, _)) => root.cluster(),
             None => cluster.unwrap_or_else(|| DEFAULT_CLUSTER.to_owned()),
         };
-        let cluster = cluster.parse::<Name>().map_err(|e| wrong("--cluster", e.to_string()))?;
+        let cluster = Name::plain(&cluster).map_err(|e| wrong("--cluster", e.to_string()))?;
         let mut peers = addresses("--peer", &given(self.peer, file.peer), exposed_ok)?;
         if let Some(join) = &join {
             let invited = addresses("--join", &join.addresses, exposed_ok)?;
@@ -529,6 +563,7 @@ impl UpArgs {
                 roles,
             )?,
             phases,
+            namespaces,
             limits,
             timing,
             free_bytes,
@@ -705,13 +740,40 @@ fn with_results(
 }
 
 fn phase_name(text: &str) -> Result<Name, ConfigError> {
-    text.parse::<Name>().map_err(|error| wrong(format!("phases.{text}"), error.to_string()))
+    Name::plain(text).map_err(|error| wrong(format!("phases.{text}"), error.to_string()))
+}
+
+/// Where the node works.
+fn namespaces(asked: &[String]) -> Result<BTreeSet<Namespace>, ConfigError> {
+    if asked.is_empty() {
+        return Ok(BTreeSet::from([Namespace::default()]));
+    }
+    let read = |text: &String| text.trim().parse::<Namespace>();
+    let namespaces = asked.iter().map(read).collect::<Result<BTreeSet<_>, _>>();
+    let namespaces = namespaces.map_err(|error| wrong("--namespaces", error.to_string()))?;
+    match namespaces.len() {
+        ..=MAX_NAMESPACES => Ok(namespaces),
+        count => {
+            let reason = format!("{count} are too many: one node can work for {MAX_NAMESPACES}");
+            Err(wrong("--namespaces", reason))
+        }
+    }
+}
+
+/// Phases as they are called in each of the namespaces.
+fn in_namespaces(phases: &[OfferedPhase], namespaces: &BTreeSet<Namespace>) -> Vec<OfferedPhase> {
+    let within = |namespace: &Namespace, phase: &OfferedPhase| OfferedPhase {
+        name: phase.name.within(namespace),
+        ..phase.clone()
+    };
+    let each = namespaces.iter();
+    each.flat_map(|namespace| phases.iter().map(move |phase| within(namespace, phase))).collect()
 }
 
 /// Reads `NAME` or `NAME=SLOTS`.
 fn choose(text: &str, known: &BTreeMap<Name, OfferedPhase>) -> Result<OfferedPhase, ConfigError> {
     let (name, slots) = text.trim().split_once('=').unwrap_or((text.trim(), ""));
-    let parsed: Name = name.parse().map_err(|e| wrong("--phase", format!("{e}")))?;
+    let parsed = Name::plain(name).map_err(|e| wrong("--phase", format!("{e}")))?;
     let found = known.get(&parsed).ok_or_else(|| {
         let names: Vec<&str> = known.keys().map(Name::as_str).collect();
         let there = if names.is_empty() { "none".to_owned() } else { names.join(", ") };

@@ -74,7 +74,7 @@ pub enum Preset {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PipelineDocument {
-    /// Its name in the cluster.
+    /// Its name in the cluster: `NAME`, or `NAMESPACE/NAME` if it does not live in `default`.
     pub name: String,
     /// How many nodes keep its jobs; 3 unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -162,7 +162,7 @@ impl PipelineDocument {
             phases.extend(result.phase(&phases)?);
         }
         Ok(PipelineDef::with(
-            name(&self.name, || "name".to_owned())?,
+            full_name(&self.name, || "name".to_owned())?,
             phases,
             Settings {
                 replicas: self.replicas.unwrap_or(DEFAULT_REPLICAS),
@@ -217,7 +217,13 @@ fn field(place: impl Into<String>, reason: impl Into<String>) -> DocumentError {
     DocumentError::Field { place: place.into(), reason: reason.into() }
 }
 
+/// A name within a pipeline.
 fn name(text: &str, place: impl FnOnce() -> String) -> Result<Name, DocumentError> {
+    Name::plain(text).map_err(|error| field(place(), format!("{error}")))
+}
+
+/// A name that may say in which namespace it is.
+fn full_name(text: &str, place: impl FnOnce() -> String) -> Result<Name, DocumentError> {
     text.parse().map_err(|error| field(place(), format!("{error}")))
 }
 

@@ -21,7 +21,7 @@ use std::{
 use carbonmesh_protocol::{
     handler::{Handler, HandlerEntry, Language, SourceHash},
     io::{Request, Response},
-    name::Name,
+    name::{Name, Namespace},
 };
 use tokio::{
     sync::mpsc,
@@ -58,6 +58,8 @@ const JAVASCRIPT_SDK: &str = include_str!("../../sdk/javascript/carbonmesh.mjs")
 pub(crate) struct Terms {
     /// The languages that its operator accepts.
     pub(crate) accept: BTreeSet<Language>,
+    /// The namespaces that it works for.
+    pub(crate) namespaces: BTreeSet<Namespace>,
     /// What it has.
     pub(crate) labels: BTreeMap<String, String>,
     /// Where it puts sources.
@@ -159,6 +161,9 @@ impl Library {
     fn look(&mut self, all: Vec<HandlerEntry>) -> bool {
         let mut wanted = BTreeMap::new();
         for entry in all {
+            if !self.terms.namespaces.contains(&Namespace::containing(&entry.phase)) {
+                continue;
+            }
             if self.terms.own.iter().any(|own| own.name == entry.phase) {
                 if self.hidden.insert(entry.phase.clone()) {
                     let phase = entry.phase;
@@ -274,14 +279,14 @@ async fn start(phase: &Name, handler: &Handler, folder: &Path) -> Result<Offered
             no_retry_codes: ExecSettings::NO_RETRY_CODES.to_vec(),
         }))));
     }
-    let mut settings = sdk::host_of(phase.as_str(), &file)?;
+    let mut settings = sdk::host_of(phase.local(), &file)?;
     settings.slots = handler.slots;
     settings.directory = Some(folder.to_owned());
     settings.max_files = Some(MAX_FILES);
     let host = RunningHost::start(settings).await?;
     let registry = PhaseRegistry::default().with_host(&host)?;
     let mut phases = registry.iter();
-    match phases.find(|(name, _)| *name == phase.as_str()) {
+    match phases.find(|(name, _)| *name == phase.local()) {
         Some((_, Registered { phase, .. })) => Ok(offered(phase.clone())),
         None => Err(format!(
             "it has no phase `{phase}`, but {}: put it under a name that it has",
@@ -332,6 +337,7 @@ mod tests {
         let label = |(key, value): &(&str, &str)| ((*key).to_owned(), (*value).to_owned());
         Terms {
             accept: accept.iter().copied().collect(),
+            namespaces: BTreeSet::from([Namespace::default()]),
             labels: labels.iter().map(label).collect(),
             folder: PathBuf::new(),
             own: Vec::new(),

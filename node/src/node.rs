@@ -219,6 +219,7 @@ impl Node {
         handle.metrics().watch(&data.storage, net.counters(), folder);
         let terms = Terms {
             accept: settings.accept_handlers,
+            namespaces: settings.namespaces,
             labels: settings.labels,
             folder: settings.data_dir.join("handlers"),
             own: settings.phases.clone(),

@@ -16,6 +16,7 @@ use std::{
     sync::{Arc, PoisonError, RwLock},
 };
 
+use carbonmesh_protocol::name::{DEFAULT_NAMESPACE, Name};
 use serde::Deserialize;
 use tracing_subscriber::fmt::MakeWriter;
 
@@ -46,6 +47,8 @@ pub struct Scopes {
 #[derive(Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Rule {
+    /// Of which namespaces; none: of the default one.
+    namespace: Option<Pattern>,
     #[serde(default)]
     pipeline: Pattern,
     #[serde(default)]
@@ -67,6 +70,11 @@ impl Default for Pattern {
 }
 
 impl Pattern {
+    /// Whether it names a namespace, where names without one belong.
+    fn is_full(&self) -> bool {
+        self.0.contains('/')
+    }
+
     fn matches(&self, name: &str) -> bool {
         match self.0.strip_suffix('*') {
             Some(start) => name.starts_with(start),
@@ -127,6 +135,12 @@ impl Scopes {
             format!("{place}{}", error.message())
         })?;
         for (at, rule) in scopes.scope.iter().enumerate() {
+            if rule.pipeline.is_full() || rule.phase.is_full() {
+                return Err(format!(
+                    "scope[{at}]: pipeline and phase are names within a namespace: write that as \
+                     namespace = \"NAME\""
+                ));
+            }
             let place = |name: &str| format!("scope[{at}]: `{name}`");
             for (name, value) in rule.values.iter().chain(&rule.secrets) {
                 check_name(name).map_err(|why| format!("{}: {why}", place(name)))?;
@@ -148,10 +162,16 @@ impl Scopes {
         Ok(scopes)
     }
 
-    /// What the attempts of a phase in a pipeline get: of rules that say the same, the last.
-    pub fn of(&self, pipeline: &str, phase: &str) -> Scope {
-        let rules = self.scope.iter();
-        let rules = rules.filter(|it| it.pipeline.matches(pipeline) && it.phase.matches(phase));
+    /// What the attempts of a phase in a pipeline get: of rules that say the same, the last. A rule that
+    /// names no namespace is for the default one alone: no tenant gets what was meant for another.
+    pub fn of(&self, pipeline: &Name, phase: &Name) -> Scope {
+        let namespace = |it: &&Rule| match &it.namespace {
+            Some(pattern) => pattern.matches(pipeline.namespace()),
+            None => pipeline.namespace() == DEFAULT_NAMESPACE,
+        };
+        let rules = self.scope.iter().filter(namespace);
+        let rules = rules.filter(|it| it.pipeline.matches(pipeline.local()));
+        let rules = rules.filter(|it| it.phase.matches(phase.local()));
         let all = rules.flat_map(|rule| rule.values.iter().chain(&rule.secrets));
         Scope(Arc::new(all.map(|(name, value)| (name.clone(), value.clone())).collect()))
     }
@@ -246,20 +266,38 @@ mod tests {
     #[test]
     fn a_phase_gets_what_its_rules_say_and_the_last_of_them_counts() {
         let scopes = Scopes::parse(FILE).unwrap();
-        let scope = scopes.of("invoices-eu", "book");
+        let of = |pipeline: &str, phase: &str| {
+            scopes.of(&pipeline.parse().unwrap(), &phase.parse().unwrap())
+        };
+        let scope = of("invoices-eu", "book");
         assert_eq!(
             (scope.get("REGION"), scope.get("LEDGER_KEY")),
             (Some("de"), Some("s3cr3t\"key"))
         );
-        let other = scopes.of("invoices-eu", "send");
+        let other = of("invoices-eu", "send");
         assert_eq!((other.get("REGION"), other.get("LEDGER_KEY")), (Some("eu"), None));
-        assert_eq!(scopes.of("x", "book").get("LEDGER_KEY"), None);
+        assert_eq!(of("x", "book").get("LEDGER_KEY"), None);
         assert_eq!(format!("{scope:?}"), r#"{"LEDGER_KEY", "REGION"}"#);
+    }
+
+    #[test]
+    fn rules_are_for_their_namespace_and_those_that_name_none_for_the_default_one() {
+        let team =
+            "[[scope]]\nnamespace = \"team\"\nphase = \"book\"\nvalues = { REGION = \"us\" }\n";
+        let scopes = Scopes::parse(&format!("{FILE}{team}")).unwrap();
+        let of = |pipeline: &str, phase: &str| {
+            scopes.of(&pipeline.parse().unwrap(), &phase.parse().unwrap())
+        };
+        let theirs = of("team/invoices-eu", "team/book");
+        assert_eq!((theirs.get("REGION"), theirs.get("LEDGER_KEY")), (Some("us"), None));
+        assert_eq!(of("other/invoices-eu", "other/book"), Scope::default());
+        assert_eq!(of("default/invoices-eu", "book").get("REGION"), Some("de"));
     }
 
     #[test]
     fn what_cannot_be_used_is_named_without_its_value() {
         for (text, reason) in [
+            ("[[scope]]\npipeline = \"team/p\"", "names within a namespace"),
             ("[[scope]]\nsecrets = { A = \"short\" }", "`A`: a secret of less than 6"),
             ("[[scope]]\nsecrets = { CARBONMESH_X = \"longenough\" }", "taken"),
             ("[[scope]]\nvalues = { \"a b\" = \"c\" }", "letters, digits"),

@@ -5,7 +5,7 @@
 //! adverts and windows, is cut down to what it was granted. `docs/security.md` has the same table,
 //! held against this one by a test.
 
-use std::{collections::BTreeSet, fmt};
+use std::{collections::BTreeSet, fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -13,8 +13,77 @@ use thiserror::Error;
 use crate::{
     advert::{Advert, Roles},
     message::Message,
-    name::Name,
+    name::{Name, NameError, Namespace},
 };
+
+/// Phases that a worker may offer: one, or `NAMESPACE/*`, all of a namespace. It is written as text, so
+/// that certificates with names alone are what they always were.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum PhaseGrant {
+    /// This one.
+    One(Name),
+    /// All of this namespace.
+    All(Namespace),
+}
+
+impl PhaseGrant {
+    fn has(&self, phase: &Name) -> bool {
+        match self {
+            Self::One(name) => name == phase,
+            Self::All(namespace) => namespace.as_str() == phase.namespace(),
+        }
+    }
+
+    fn covers(&self, other: &Self) -> bool {
+        match other {
+            Self::One(name) => self.has(name),
+            Self::All(_) => self == other,
+        }
+    }
+
+    /// In which namespace they are.
+    pub fn namespace(&self) -> Namespace {
+        match self {
+            Self::One(name) => Namespace::containing(name),
+            Self::All(namespace) => namespace.clone(),
+        }
+    }
+}
+
+impl FromStr for PhaseGrant {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        match text.strip_suffix("/*") {
+            Some(namespace) => namespace.parse().map(Self::All),
+            None => text.parse().map(Self::One),
+        }
+    }
+}
+
+impl fmt::Display for PhaseGrant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::One(name) => name.fmt(f),
+            Self::All(namespace) => write!(f, "{namespace}/*"),
+        }
+    }
+}
+
+impl TryFrom<String> for PhaseGrant {
+    type Error = NameError;
+
+    fn try_from(text: String) -> Result<Self, NameError> {
+        text.parse()
+    }
+}
+
+impl From<PhaseGrant> for String {
+    fn from(grant: PhaseGrant) -> Self {
+        grant.to_string()
+    }
+}
 
 /// What a member was granted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,7 +91,7 @@ pub struct Rights {
     /// Which parts it may play.
     pub roles: Roles,
     /// Which phases it may offer as a worker; all, if not said.
-    pub phases: Option<BTreeSet<Name>>,
+    pub phases: Option<BTreeSet<PhaseGrant>>,
 }
 
 /// A message that its sender may not send. It was not handled.
@@ -133,14 +202,23 @@ impl Rights {
         let phases = match (&self.phases, &other.phases) {
             (None, _) => true,
             (Some(_), None) => false,
-            (Some(mine), Some(theirs)) => theirs.is_subset(mine),
+            (Some(mine), Some(theirs)) => {
+                theirs.iter().all(|their| mine.iter().any(|my| my.covers(their)))
+            }
         };
         roles && phases
     }
 
     /// Whether a phase may be offered.
     pub fn offer(&self, phase: &Name) -> bool {
-        self.roles.worker && self.phases.as_ref().is_none_or(|phases| phases.contains(phase))
+        let granted = |phases: &BTreeSet<PhaseGrant>| phases.iter().any(|grant| grant.has(phase));
+        self.roles.worker && self.phases.as_ref().is_none_or(granted)
+    }
+
+    /// The namespaces of what may be offered; all, if not said.
+    pub fn namespaces(&self) -> Option<BTreeSet<Namespace>> {
+        let phases = self.phases.as_ref()?;
+        Some(phases.iter().map(PhaseGrant::namespace).collect())
     }
 
     /// Whether whoever has these may have jobs enqueued, shown and changed.

@@ -211,7 +211,7 @@ fn a_member_without_roles_says_nothing_and_one_with_all_says_everything() {
 
 #[test]
 fn what_a_worker_claims_is_cut_down_to_what_it_was_granted() {
-    let rights = Rights { roles: WORKER, phases: Some(BTreeSet::from([name("a")])) };
+    let rights = Rights { roles: WORKER, phases: Some(BTreeSet::from(["a".parse().unwrap()])) };
     let mut hello = Message::Hello(advert());
     rights.admit(&mut hello).unwrap();
     let Message::Hello(advert) = hello else { panic!() };
@@ -221,6 +221,35 @@ fn what_a_worker_claims_is_cut_down_to_what_it_was_granted() {
     let mut grant = Message::Grant { windows: vec![(name("a"), 4), (name("b"), 4)] };
     rights.admit(&mut grant).unwrap();
     assert_eq!(grant, Message::Grant { windows: vec![(name("a"), 4)] });
+}
+
+#[test]
+fn a_worker_of_one_namespace_offers_nothing_of_another_and_reaches_no_jobs() {
+    let rights =
+        Rights { roles: WORKER, phases: Some(BTreeSet::from(["team/*".parse().unwrap()])) };
+    let windows = ["a", "team/a", "other/a", "team2/a", "team/b"].map(|text| (name(text), 1));
+    let mut grant = Message::Grant { windows: windows.to_vec() };
+    rights.admit(&mut grant).unwrap();
+    let own = vec![(name("team/a"), 1), (name("team/b"), 1)];
+    assert_eq!(grant, Message::Grant { windows: own });
+    for message in messages() {
+        let reaches_jobs = matches!(
+            message.kind(),
+            "Store" | "Query" | "Catalog" | "Handlers" | "Replicate" | "SyncPage" | "Vote"
+        );
+        let refused = rights.admit(&mut message.clone()).is_err();
+        assert!(refused || !reaches_jobs, "{}", message.kind());
+    }
+    // What is granted is passed on no wider.
+    let of = |text: &str| Rights {
+        roles: WORKER,
+        phases: Some(BTreeSet::from([text.parse().unwrap()])),
+    };
+    assert!(rights.cover(&of("team/a")) && rights.cover(&of("team/*")));
+    for wider in ["a", "default/*", "other/a", "other/*"] {
+        assert!(!rights.cover(&of(wider)), "{wider}");
+    }
+    assert!(!of("team/a").cover(&rights) && of("default/*").cover(&of("a")));
 }
 
 #[test]
@@ -246,7 +275,7 @@ fn only_replicas_hold_leases() {
 fn rights_cover_what_is_no_wider() {
     let some = |roles, phases: Option<&[&str]>| Rights {
         roles,
-        phases: phases.map(|names| names.iter().map(|text| name(text)).collect()),
+        phases: phases.map(|names| names.iter().map(|text| text.parse().unwrap()).collect()),
     };
     let wide = some(WORKER, Some(&["a", "b"]));
     assert!(Rights::ALL.cover(&wide) && wide.cover(&wide));

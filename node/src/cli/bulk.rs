@@ -39,7 +39,7 @@ pub(super) async fn run(args: EnqueueArgs, client: &Client, out: &Output) -> Res
         client,
         out,
         options,
-        pipeline: args.pipeline,
+        pipeline: client.full(&args.pipeline),
         key: args.key,
         bar: progress(source.bytes()),
         tally: Tally::default(),
@@ -280,7 +280,7 @@ mod tests {
         let mut file = tempfile::NamedTempFile::new().expect("a file");
         file.write_all(lines.as_bytes()).expect("written");
         let args = EnqueueArgs {
-            pipeline: fake::name("p"),
+            pipeline: "p".parse().expect("a name"),
             job: format!("@{}", file.path().display()),
             wait: None,
             id: None,

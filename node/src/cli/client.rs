@@ -1,7 +1,8 @@
 //! Talks to a node over HTTP: builds requests, tells apart how they can fail.
 
-use std::{error::Error, str::FromStr, time::Duration};
+use std::{error::Error, fmt, str::FromStr, time::Duration};
 
+use carbonmesh_protocol::name::{Name, NameError, Namespace};
 use reqwest::{Method, RequestBuilder, Response, Url};
 use serde::de::DeserializeOwned;
 
@@ -34,10 +35,34 @@ impl FromStr for BaseUrl {
     }
 }
 
+/// A pipeline or a phase as it was typed: without a namespace it is in the one that the
+/// [client](Client::full) goes by.
+#[derive(Clone, Debug)]
+pub(super) struct Typed {
+    name: Name,
+    has_namespace: bool,
+}
+
+impl FromStr for Typed {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        Ok(Self { name: text.parse()?, has_namespace: text.contains('/') })
+    }
+}
+
+impl fmt::Display for Typed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.name.fmt(f)
+    }
+}
+
 /// A client of one node.
 pub(super) struct Client {
     http: reqwest::Client,
     base: Url,
+    /// Where names without a namespace are; none was said.
+    namespace: Option<Namespace>,
 }
 
 /// A document as it came, and what it says.
@@ -62,8 +87,39 @@ impl Client {
         // A token is for this node, wherever it might send us.
         let http = http.redirect(reqwest::redirect::Policy::none());
         match reach.apply(http, &base)?.build() {
-            Ok(http) => Ok(Self { http, base }),
+            Ok(http) => Ok(Self { http, base, namespace: None }),
             Err(error) => Err(Failure::Usage(innermost(&error))),
+        }
+    }
+
+    /// The same, for names in a namespace.
+    pub(super) fn within(self, namespace: Option<Namespace>) -> Self {
+        Self { namespace, ..self }
+    }
+
+    /// The namespace that was asked for.
+    pub(super) fn namespace(&self) -> Option<&Namespace> {
+        self.namespace.as_ref()
+    }
+
+    /// What lists are cut down to.
+    pub(super) fn of_namespace(&self) -> Vec<(&'static str, &str)> {
+        self.namespace.iter().map(|namespace| ("namespace", namespace.as_str())).collect()
+    }
+
+    /// The whole name of what was typed.
+    pub(super) fn full(&self, typed: &Typed) -> Name {
+        match (&self.namespace, typed.has_namespace) {
+            (Some(namespace), false) => typed.name.within(namespace),
+            (None, _) | (_, true) => typed.name.clone(),
+        }
+    }
+
+    /// The whole name of what a file calls so: one with a namespace has it already.
+    pub(super) fn full_plain(&self, name: &Name) -> Name {
+        match &self.namespace {
+            Some(namespace) if name.is_plain() => name.within(namespace),
+            Some(_) | None => name.clone(),
         }
     }
 

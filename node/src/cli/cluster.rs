@@ -2,13 +2,12 @@
 
 use std::{ffi::OsString, time::Duration};
 
-use carbonmesh_protocol::name::Name;
 use clap::Subcommand;
 use reqwest::Method;
 use serde_json::json;
 
 use super::{
-    client::Client,
+    client::{Client, Typed},
     failure::Failure,
     output::{Output, clean, joined, or_dash, short, table, values},
     pipeline::{list, node},
@@ -45,7 +44,7 @@ pub(super) enum PhaseCommand {
     /// Show one phase, and who offers it
     Show {
         /// Which
-        phase: Name,
+        phase: Typed,
     },
     #[command(external_subcommand)]
     File(Vec<OsString>),
@@ -137,7 +136,12 @@ fn node_in_full(one: &NodeDoc) -> String {
     format!("{head}\n\n{}", table(["PHASE", "SLOTS", "BUSY"], rows))
 }
 
-pub(super) async fn show_phase(which: &Name, client: &Client, out: &Output) -> Result<(), Failure> {
+pub(super) async fn show_phase(
+    which: &Typed,
+    client: &Client,
+    out: &Output,
+) -> Result<(), Failure> {
+    let which = client.full(which);
     let found = client.get::<PhasesDoc>(&["phases"], &[]).await?.document;
     let Some(one) = found.phases.iter().find(|one| one.phase == which.as_str()) else {
         let names = joined(found.phases.iter().map(|one| one.phase.as_str()));
@@ -160,7 +164,7 @@ fn phase_in_full(one: &PhaseDoc) -> String {
 }
 
 pub(super) async fn phases(client: &Client, out: &Output) -> Result<(), Failure> {
-    out.answer(&client.get::<PhasesDoc>(&["phases"], &[]).await?, |found| {
+    out.answer(&client.get::<PhasesDoc>(&["phases"], &client.of_namespace()).await?, |found| {
         let rows = found.phases.iter().map(|one| {
             [
                 clean(&one.phase),

@@ -2,14 +2,13 @@
 
 use std::{io::Read, time::Duration};
 
-use carbonmesh_protocol::name::Name;
 use clap::Args;
 use jiff::Timestamp;
 use reqwest::{Method, header::CONTENT_TYPE};
 
 use super::{
     bulk,
-    client::Client,
+    client::{Client, Typed},
     failure::Failure,
     job,
     output::{Output, table},
@@ -22,7 +21,7 @@ use crate::{
 #[derive(Debug, Args)]
 pub(super) struct EnqueueArgs {
     /// For which pipeline
-    pub(super) pipeline: Name,
+    pub(super) pipeline: Typed,
     /// The job: a JSON object; `@FILE` reads a file, `-` stdin
     #[arg(value_name = "JSON")]
     pub(super) job: String,
@@ -62,7 +61,8 @@ pub(super) async fn run(args: EnqueueArgs, client: &Client, out: &Output) -> Res
     if args.ndjson {
         return bulk::run(args, client, out).await;
     }
-    let path = ["pipelines", args.pipeline.as_str(), "jobs"];
+    let pipeline = client.full(&args.pipeline);
+    let path = ["pipelines", pipeline.as_str(), "jobs"];
     let options = options(&args);
     let options: Vec<_> = options.iter().map(|(key, value)| (*key, value.as_str())).collect();
     let mut request = client

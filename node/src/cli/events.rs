@@ -16,7 +16,7 @@ use serde_json::Value;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{
-    client::{Answer, Client},
+    client::{Answer, Client, Typed},
     failure::Failure,
     output::{Output, clean},
     pipeline::node,
@@ -39,7 +39,7 @@ const LINE_BYTES: usize = 16 << 20;
 #[derive(Debug, Args)]
 pub(super) struct EventsArgs {
     /// Of which pipeline; without it, what the node sees in the cluster
-    pipeline: Option<Name>,
+    pipeline: Option<Typed>,
     /// Go on with what happens from now on
     #[arg(short, long)]
     follow: bool,
@@ -70,7 +70,8 @@ pub(super) async fn run(args: EventsArgs, client: &Client, out: &Output) -> Resu
         let kinds: Vec<&str> = args.kinds.iter().map(|kind| kind.name()).collect();
         query.push(("kinds", kinds.join(",")));
     }
-    let path = path(args.pipeline.as_ref().map(Name::as_str));
+    let pipeline = args.pipeline.as_ref().map(|typed| client.full(typed));
+    let path = path(pipeline.as_ref().map(Name::as_str));
     let after = args.after.map(|token| token.to_string());
     let mut stream = Stream::new(client, path, query, after, args.follow);
     while let Some((text, event)) = stream.next().await? {

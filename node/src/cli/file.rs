@@ -2,6 +2,7 @@
 
 use std::{ffi::OsString, path::PathBuf};
 
+use carbonmesh_protocol::name::Namespace;
 use clap::Parser;
 
 use super::failure::Failure;
@@ -53,14 +54,24 @@ struct PipelineArgs {
 }
 
 /// What `phase` is given beside its own commands.
-pub(super) async fn phase(words: Vec<OsString>, own: PhaseRegistry) -> Result<(), Failure> {
+pub(super) async fn phase(
+    words: Vec<OsString>,
+    namespace: Option<Namespace>,
+    own: PhaseRegistry,
+) -> Result<(), Failure> {
     let PhaseArgs { file, names, up } = parse("phase", words)?;
+    let up = up.within(namespace);
     run(up.with_file(HandlerFile { path: file, take: Take::Phases(names) }), own).await
 }
 
 /// What `pipeline` is given beside its own commands.
-pub(super) async fn pipeline(words: Vec<OsString>, own: PhaseRegistry) -> Result<(), Failure> {
+pub(super) async fn pipeline(
+    words: Vec<OsString>,
+    namespace: Option<Namespace>,
+    own: PhaseRegistry,
+) -> Result<(), Failure> {
     let PipelineArgs { file, pipeline, up } = parse("pipeline", words)?;
+    let up = up.within(namespace);
     run(up.with_file(HandlerFile { path: file, take: Take::Pipeline(pipeline) }), own).await
 }
 

@@ -13,7 +13,7 @@ use std::{
 
 use carbonmesh_protocol::{
     handler::{Language, MAX_SOURCE_BYTES, SourceHash},
-    name::Name,
+    name::{DEFAULT_NAMESPACE, Name, Namespace},
     requirement::Requirement,
 };
 use clap::Subcommand;
@@ -21,7 +21,7 @@ use reqwest::Method;
 use serde_json::json;
 
 use super::{
-    client::Client,
+    client::{Client, Typed},
     failure::Failure,
     output::{Output, clean, joined, table, values},
 };
@@ -44,7 +44,7 @@ pub(super) enum Command {
         file: PathBuf,
         /// Which phase it runs [default: the file's name without its ending]
         #[arg(long)]
-        phase: Option<Name>,
+        phase: Option<Typed>,
         /// python, javascript or shell [default: by the file's ending]
         #[arg(long)]
         language: Option<Language>,
@@ -60,12 +60,12 @@ pub(super) enum Command {
     /// Show one handler, its versions and its source
     Show {
         /// Of which phase
-        phase: Name,
+        phase: Typed,
     },
     /// Remove the handler of a phase
     Rm {
         /// Of which phase
-        phase: Name,
+        phase: Typed,
         /// Even if a pipeline uses it
         #[arg(long)]
         force: bool,
@@ -86,7 +86,8 @@ pub(super) enum Command {
 pub(super) async fn run(command: Command, client: &Client, out: &Output) -> Result<(), Failure> {
     match command {
         Command::Put { file, phase, language, requires, slots } => {
-            let source = Source::read(&file, phase, language)?;
+            let phase = phase.map(|phase| client.full(&phase));
+            let source = Source::read(&file, phase, language, client)?;
             let requires = requires.iter().map(ToString::to_string).collect();
             source.check(out)?;
             let put = put(client, &source, requires, slots).await?;
@@ -102,10 +103,12 @@ pub(super) async fn run(command: Command, client: &Client, out: &Output) -> Resu
             out.answer(&answer, |found| list(&found.handlers))
         }
         Command::Show { phase } => {
+            let phase = client.full(&phase);
             let answer = client.get::<HandlerDoc>(&["handlers", phase.as_str()], &[]).await?;
             out.answer(&answer, show)
         }
         Command::Rm { phase, force } => {
+            let phase = client.full(&phase);
             remove(client, phase.as_str(), force).await?;
             out.document(&json!({ "removed": phase.as_str() }), || {
                 format!("the handler of {phase} is removed")
@@ -126,7 +129,13 @@ struct Source {
 }
 
 impl Source {
-    fn read(file: &Path, phase: Option<Name>, language: Option<Language>) -> Result<Self, Failure> {
+    /// Without a phase, it is of the one of the file's name, where the client works.
+    fn read(
+        file: &Path,
+        phase: Option<Name>,
+        language: Option<Language>,
+        client: &Client,
+    ) -> Result<Self, Failure> {
         let shown = file.display();
         let wrong = |reason: String| Failure::Usage(format!("{shown}: {reason}"));
         let bytes = fs::metadata(file).map_err(|error| wrong(error.to_string()))?.len();
@@ -141,8 +150,10 @@ impl Source {
             Some(phase) => phase,
             None => {
                 let stem = file.file_stem().unwrap_or_default().to_string_lossy();
-                stem.parse()
-                    .map_err(|error| wrong(format!("{error}; give another with --phase")))?
+                let stem = Name::plain(&stem);
+                client.full_plain(
+                    &stem.map_err(|error| wrong(format!("{error}; give another with --phase")))?,
+                )
             }
         };
         let language = language.or_else(|| language_of(file)).ok_or_else(|| {
@@ -229,7 +240,11 @@ struct Differences {
 }
 
 impl Differences {
-    fn between(folder: &Path, known: &BTreeMap<String, HandlerDoc>) -> Result<Self, Failure> {
+    fn between(
+        folder: &Path,
+        known: &BTreeMap<String, HandlerDoc>,
+        client: &Client,
+    ) -> Result<Self, Failure> {
         let wrong = |reason: String| Failure::Usage(format!("{}: {reason}", folder.display()));
         let mut sources: BTreeMap<String, Source> = BTreeMap::new();
         let entries = fs::read_dir(folder).map_err(|error| wrong(error.to_string()))?;
@@ -238,7 +253,7 @@ impl Differences {
             if !path.is_file() || language_of(&path).is_none() {
                 continue;
             }
-            let source = Source::read(&path, None, None)?;
+            let source = Source::read(&path, None, None, client)?;
             if let Some(other) = sources.get(source.phase.as_str()) {
                 let (one, other) = (source.file.display(), other.file.display());
                 return Err(wrong(format!(
@@ -270,9 +285,13 @@ async fn sync(
     out: &Output,
 ) -> Result<(), Failure> {
     let known = client.get::<HandlersDoc>(&["handlers"], &[]).await?.document.handlers;
+    // A folder is for one namespace: what others have is not its business.
+    let own = client.namespace().map_or(DEFAULT_NAMESPACE, Namespace::as_str);
+    let is_own = |phase: &str| phase.parse::<Name>().is_ok_and(|name| name.namespace() == own);
+    let known = known.into_iter().filter(|handler| is_own(&handler.phase));
     let known: BTreeMap<String, HandlerDoc> =
-        known.into_iter().map(|handler| (handler.phase.clone(), handler)).collect();
-    let found = Differences::between(folder, &known)?;
+        known.map(|handler| (handler.phase.clone(), handler)).collect();
+    let found = Differences::between(folder, &known, client)?;
     let sources = || found.new.iter().chain(&found.changed);
     // All of them first: half of a folder would be worse than none of it.
     sources().try_for_each(|source| source.check(out))?;

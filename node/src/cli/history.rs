@@ -9,7 +9,7 @@ use carbonmesh_protocol::{name::Name, pipeline::PipelineDef};
 use reqwest::Method;
 
 use super::{
-    client::Client,
+    client::{Client, Typed},
     failure::Failure,
     output::{Output, table},
     pipeline::{applied, read},
@@ -45,13 +45,15 @@ pub(super) async fn diff(
     let usage = |error: &dyn std::fmt::Display| Failure::Usage(error.to_string());
     if revision.is_none() && (what == "-" || Path::new(what).is_file()) {
         let document = PipelineDocument::from_text(&read(&PathBuf::from(what))?);
-        let document = document.map_err(|error| usage(&error))?;
+        let mut document = document.map_err(|error| usage(&error))?;
+        place(&mut document, client);
         let definition = document.definition().map_err(|error| usage(&error))?;
         let current = current(&definition.name, client).await?;
         let old = current.map(|current| current.definition);
         return out.text(&unified(old.as_ref(), &PipelineDocument::from(&definition)));
     }
-    let name: Name = what.parse().map_err(|error| usage(&error))?;
+    let typed: Typed = what.parse().map_err(|error| usage(&error))?;
+    let name = client.full(&typed);
     let (found, now) = earlier(&name, revision, client).await?;
     out.text(&unified(Some(&found.definition), &now.definition))
 }
@@ -68,6 +70,13 @@ pub(super) async fn roll_back(
     let request = request.json(&found.definition);
     let answer = client.answer::<AppliedDoc>(request, Duration::ZERO).await?;
     out.answer(&answer, applied)
+}
+
+/// What a file defines lives where the client works, unless it says where.
+pub(super) fn place(document: &mut PipelineDocument, client: &Client) {
+    if let (Some(namespace), false) = (client.namespace(), document.name.contains('/')) {
+        document.name = format!("{namespace}/{}", document.name);
+    }
 }
 
 /// The definition of a revision, or the one before the current, and the current one.

@@ -9,7 +9,7 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use super::{
-    client::{Answer, Client},
+    client::{Answer, Client, Typed},
     failure::Failure,
     output::{Output, clean, or_dash, short, table, values},
     pipeline::node,
@@ -27,7 +27,7 @@ pub(super) enum Command {
     /// List a pipeline's jobs
     Ls {
         /// Of which pipeline
-        pipeline: Name,
+        pipeline: Typed,
         /// What is made of the items of this job, instead
         #[arg(long, value_name = "ID")]
         of: Option<JobId>,
@@ -102,7 +102,7 @@ pub(super) struct Which {
     id: Option<JobId>,
     /// All jobs of this pipeline in one state
     #[arg(long, conflicts_with = "id", requires = "state")]
-    pipeline: Option<Name>,
+    pipeline: Option<Typed>,
     /// In which state: queued, running, succeeded, dead or cancelled
     #[arg(long, requires = "pipeline")]
     state: Option<JobState>,
@@ -117,6 +117,7 @@ pub(super) async fn run(command: Command, client: &Client, out: &Output) -> Resu
             query.extend(state.map(|state| ("state", state.name())));
             query.extend(after.as_deref().map(|after| ("after", after)));
             query.extend(of.as_deref().map(|of| ("of", of)));
+            let pipeline = client.full(&pipeline);
             let path = ["pipelines", pipeline.as_str(), "jobs"];
             out.answer(&client.get::<JobsDoc>(&path, &query).await?, list)
         }
@@ -172,7 +173,8 @@ async fn change(
         let request = client.request(method, &path, &[]).json(&document);
         return out.answer(&client.answer::<ChangedDoc>(request, Duration::ZERO).await?, changed);
     }
-    let pipeline = which.pipeline.as_ref().map(Name::as_str).unwrap_or_default();
+    let pipeline = which.pipeline.as_ref().map(|typed| client.full(typed));
+    let pipeline = pipeline.as_ref().map(Name::as_str).unwrap_or_default();
     let state = which.state.map(JobState::name).unwrap_or_default();
     let (mut sum, mut after) = (0, None::<String>);
     loop {

@@ -32,6 +32,7 @@ mod watch;
 
 use std::{io::Write, path::PathBuf, process::ExitCode};
 
+use carbonmesh_protocol::name::Namespace;
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
@@ -67,6 +68,9 @@ struct Cli {
         default_value = "http://127.0.0.1:7400"
     )]
     api: BaseUrl,
+    /// Where pipelines and phases are that are named without a namespace [default: default]
+    #[arg(long, global = true, env = "CARBONMESH_NAMESPACE", value_name = "NAMESPACE")]
+    namespace: Option<Namespace>,
     /// How to print: a table for people, or the interface's JSON for programs, or that as YAML
     #[arg(short, long, global = true, value_enum, default_value_t)]
     output: Format,
@@ -189,12 +193,19 @@ async fn run(cli: Cli, phases: PhaseRegistry) -> Result<(), Failure> {
 }
 
 async fn once(cli: Cli, out: &Output, phases: PhaseRegistry) -> Result<(), Failure> {
-    let client = || Client::reaching(cli.api.clone(), &cli.reach);
+    let namespace = cli.namespace.clone();
+    let client = || {
+        let client = Client::reaching(cli.api.clone(), &cli.reach);
+        client.map(|client| client.within(cli.namespace.clone()))
+    };
     match cli.command {
-        Command::Up(args) => file::run(*args, phases).await,
-        Command::Bundle(args) => file::run(args.up(), phases).await,
+        Command::Up(args) => file::run(args.within(namespace), phases).await,
+        Command::Bundle(args) => file::run(args.up().within(namespace), phases).await,
         Command::Host(command) => host::run(command, out).await,
-        Command::Pipeline(command) => pipeline::run(command, &client()?, out, phases).await,
+        Command::Pipeline(pipeline::Command::File(words)) => {
+            file::pipeline(words, namespace, phases).await
+        }
+        Command::Pipeline(command) => pipeline::run(command, &client()?, out).await,
         Command::Enqueue(args) => enqueue::run(args, &client()?, out).await,
         Command::Job(command) => job::run(command, &client()?, out).await,
         Command::Handler(command) => handler::run(command, &client()?, out).await,
@@ -203,7 +214,9 @@ async fn once(cli: Cli, out: &Output, phases: PhaseRegistry) -> Result<(), Failu
         Command::Phase(cluster::PhaseCommand::Show { phase }) => {
             cluster::show_phase(&phase, &client()?, out).await
         }
-        Command::Phase(cluster::PhaseCommand::File(words)) => file::phase(words, phases).await,
+        Command::Phase(cluster::PhaseCommand::File(words)) => {
+            file::phase(words, namespace, phases).await
+        }
         Command::Doctor => doctor::run(&client()?, out).await,
         Command::Backup(args) => backup::back_up(args, &client()?, out).await,
         Command::Restore(args) => backup::restore(&args, out),
@@ -301,6 +314,8 @@ mod tests {
             &["job", "ls", "p", "--state", "dead", "--limit", "5", "-o", "json"],
             &["events", "p", "-f", "--kind", "dead,log", "--kind", "gap"],
             &["events", "--follow"],
+            &["enqueue", "team/p", "{}"],
+            &["pipeline", "ls", "--namespace", "team"],
             &["logs", "-f", "0192e4a1-7c3b-7def-8123-456789abcdef"],
             &["--api", "http://[::1]:7400", "status"],
             &["status", "--api", "https://oak:7400", "--token-file", "t", "--ca-file", "c"],
@@ -313,7 +328,8 @@ mod tests {
             &["enqueue", "p", "{}", "--wait=soon"] as &[&str],
             &["enqueue", "p", "{}", "--key", "id"],
             &["enqueue", "p", "-", "--ndjson", "--wait"],
-            &["enqueue", "p/q", "{}"],
+            &["enqueue", "p/q/r", "{}"],
+            &["--namespace", "a/b", "status"],
             &["job", "show", "7"],
             &["job", "ls", "p", "--state", "lost"],
             &["--api", "ftp://localhost", "status"],

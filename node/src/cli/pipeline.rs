@@ -12,15 +12,14 @@ use clap::Subcommand;
 use reqwest::Method;
 
 use super::{
-    client::Client,
+    client::{Client, Typed},
     failure::Failure,
-    file, history,
+    history,
     output::{Output, clean, joined, or_dash, table, values},
 };
 use crate::{
     document::{PhaseItem, PipelineDocument, graph, json_schema},
     http::view::{AppliedDoc, NodeRef, PipelineDoc, PipelinesDoc},
-    phase::PhaseRegistry,
 };
 
 #[derive(Debug, Subcommand)]
@@ -35,12 +34,12 @@ pub(super) enum Command {
     /// Show one pipeline
     Show {
         /// Which
-        name: Name,
+        name: Typed,
     },
     /// Give out no more work of a pipeline, or of one of its phases
     Pause {
         /// Which
-        name: Name,
+        name: Typed,
         /// Only this phase
         #[arg(long)]
         phase: Option<Name>,
@@ -48,7 +47,7 @@ pub(super) enum Command {
     /// Go on with what was paused
     Resume {
         /// Which
-        name: Name,
+        name: Typed,
         /// Only this phase
         #[arg(long)]
         phase: Option<Name>,
@@ -56,7 +55,7 @@ pub(super) enum Command {
     /// List the definitions that a pipeline has and had
     History {
         /// Which
-        name: Name,
+        name: Typed,
     },
     /// Show what applying a file would change, or what has changed since a revision
     Diff {
@@ -68,7 +67,7 @@ pub(super) enum Command {
     /// Make an earlier definition the current one again, for jobs to come
     Rollback {
         /// Which
-        name: Name,
+        name: Typed,
         /// To which definition, as `history` names it; the one before the current if not given
         revision: Option<String>,
     },
@@ -87,44 +86,44 @@ pub(super) enum Command {
     /// Remove a pipeline that has no unfinished jobs
     Rm {
         /// Which
-        name: Name,
+        name: Typed,
     },
     #[command(external_subcommand)]
     File(Vec<OsString>),
 }
 
-pub(super) async fn run(
-    command: Command,
-    client: &Client,
-    out: &Output,
-    phases: PhaseRegistry,
-) -> Result<(), Failure> {
+pub(super) async fn run(command: Command, client: &Client, out: &Output) -> Result<(), Failure> {
     match command {
-        Command::File(words) => file::pipeline(words, phases).await,
+        // A node, and no question to one.
+        Command::File(_) => Ok(()),
         Command::Apply { file } => apply(&read(&file)?, client, out).await,
         Command::Ls => {
-            let answer = client.get::<PipelinesDoc>(&["pipelines"], &[]).await?;
+            let answer = client.get::<PipelinesDoc>(&["pipelines"], &client.of_namespace()).await?;
             out.answer(&answer, |found| list(&found.pipelines))
         }
         Command::Show { name } => {
+            let name = client.full(&name);
             let answer = client.get::<PipelineDoc>(&["pipelines", name.as_str()], &[]).await?;
             out.answer(&answer, show)
         }
-        Command::Pause { name, phase } => pause(&name, phase.as_ref(), "pause", client, out).await,
-        Command::Resume { name, phase } => {
-            pause(&name, phase.as_ref(), "resume", client, out).await
+        Command::Pause { name, phase } => {
+            pause(&client.full(&name), phase.as_ref(), "pause", client, out).await
         }
-        Command::History { name } => history::list(&name, client, out).await,
+        Command::Resume { name, phase } => {
+            pause(&client.full(&name), phase.as_ref(), "resume", client, out).await
+        }
+        Command::History { name } => history::list(&client.full(&name), client, out).await,
         Command::Diff { what, revision } => {
             history::diff(&what, revision.as_deref(), client, out).await
         }
         Command::Rollback { name, revision } => {
-            history::roll_back(&name, revision.as_deref(), client, out).await
+            history::roll_back(&client.full(&name), revision.as_deref(), client, out).await
         }
         Command::Schema => out.text(&json_schema()),
         Command::Graph { name, format } => draw(&name, format, client, out).await,
         Command::Recover(args) => super::recover::run(args, client, out).await,
         Command::Rm { name } => {
+            let name = client.full(&name);
             let request = client.request(Method::DELETE, &["pipelines", name.as_str()], &[]);
             client.text(request, Duration::ZERO).await.map(drop)
         }
@@ -162,7 +161,8 @@ async fn draw(
         let document = PipelineDocument::from_text(&read(&name.into())?);
         document.and_then(|document| document.definition()).map_err(|error| usage(&error))?
     } else {
-        let known: Name = name.parse().map_err(|error| usage(&error))?;
+        let typed: Typed = name.parse().map_err(|error| usage(&error))?;
+        let known = client.full(&typed);
         let answer = client.get::<PipelineDoc>(&["pipelines", known.as_str()], &[]).await?;
         answer.document.definition.definition().map_err(|error| usage(&error))?
     };
@@ -210,7 +210,8 @@ pub(super) fn node(node: &NodeRef) -> String {
 
 async fn apply(text: &str, client: &Client, out: &Output) -> Result<(), Failure> {
     let usage = |error: crate::document::DocumentError| Failure::Usage(error.to_string());
-    let document = PipelineDocument::from_text(text).map_err(usage)?;
+    let mut document = PipelineDocument::from_text(text).map_err(usage)?;
+    history::place(&mut document, client);
     // Checked here too, so that a mistake in a file needs no node to be found.
     let definition = document.definition().map_err(usage)?;
     for phase in history::left_out(&definition, client).await? {

@@ -2,13 +2,12 @@
 
 use std::time::Duration;
 
-use carbonmesh_protocol::name::Name;
 use clap::Args;
 use reqwest::Method;
 use serde_json::json;
 
 use super::{
-    client::Client,
+    client::{Client, Typed},
     cluster::node_named,
     failure::Failure,
     output::{Output, joined, values},
@@ -28,7 +27,7 @@ const ID_DIGITS: usize = 32;
 #[derive(Debug, Args)]
 pub(super) struct RecoverArgs {
     /// Which
-    name: Name,
+    name: Typed,
     /// A replica that is given up: its name or identity
     #[arg(long, value_name = "NODE")]
     lost: Vec<String>,
@@ -44,7 +43,8 @@ pub(super) async fn run(args: RecoverArgs, client: &Client, out: &Output) -> Res
         false => node_named(text, &nodes).map(|one| one.id.clone()),
     };
     let lost = args.lost.iter().map(id).collect::<Result<Vec<_>, _>>()?;
-    let path = ["pipelines", args.name.as_str(), "recover"];
+    let name = client.full(&args.name);
+    let path = ["pipelines", name.as_str(), "recover"];
     let request = client.request(Method::POST, &path, &[]);
     let request = request.json(&json!({ "lost": lost, "accept_loss": args.accept_loss }));
     out.answer(&client.answer::<RecoveredDoc>(request, Duration::ZERO).await?, |done| {

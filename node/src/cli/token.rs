@@ -5,8 +5,10 @@ use std::{
     io::Write,
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
+    str::FromStr,
 };
 
+use carbonmesh_protocol::name::Namespace;
 use clap::Subcommand;
 use jiff::Timestamp;
 use serde_json::json;
@@ -18,7 +20,7 @@ use super::{
 use crate::{
     document::parse_duration,
     http::access::{
-        scope::Scope,
+        scope::{Scope, Verb},
         tokens::{Grants, TokenEntry, check_name, make_token},
     },
     tls::write_private,
@@ -33,7 +35,10 @@ pub(super) enum Command {
         name: String,
         /// What it may do: read:*, enqueue:NAME, jobs:PREFIX*, pipelines:NAME, metrics, admin
         #[arg(long, required = true, value_delimiter = ',', value_name = "VERB:PIPELINE")]
-        scope: Vec<Scope>,
+        scope: Vec<Asked>,
+        /// In these namespaces alone; then a scope may be a verb without pipelines
+        #[arg(long, value_delimiter = ',', value_name = "NAMES")]
+        namespaces: Vec<Namespace>,
         /// For how long, such as 12h or 30d, or `never`
         #[arg(long, default_value = "90d", value_name = "DURATION", value_parser = expiry)]
         expires: Expiry,
@@ -49,6 +54,38 @@ pub(super) enum Command {
         /// The tokens file
         file: PathBuf,
     },
+}
+
+/// A scope, or a verb alone: on all pipelines of the namespaces that are named beside.
+#[derive(Clone, Debug)]
+pub(super) struct Asked {
+    scope: Scope,
+    text: String,
+    is_bare: bool,
+}
+
+impl FromStr for Asked {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let is_bare = Verb::ALL.iter().any(|verb| verb.has_pipelines() && verb.name() == text);
+        let scope = if is_bare { format!("{text}:*").parse()? } else { text.parse()? };
+        Ok(Self { scope, text: text.to_owned(), is_bare })
+    }
+}
+
+/// What a token gets.
+fn scopes(asked: &[Asked], namespaces: &[Namespace]) -> Result<Vec<Scope>, String> {
+    if namespaces.is_empty() {
+        // A verb alone says what to write in its place.
+        let whole = |one: &Asked| match one.is_bare {
+            true => one.text.parse(),
+            false => Ok(one.scope.clone()),
+        };
+        return asked.iter().map(whole).collect();
+    }
+    let each = asked.iter().flat_map(|one| namespaces.iter().map(|name| one.scope.within(name)));
+    each.collect()
 }
 
 /// When a token ends.
@@ -75,9 +112,18 @@ fn expiry(text: &str) -> Result<Expiry, String> {
 
 pub(super) fn run(command: Command, out: &Output) -> Result<(), Failure> {
     match command {
-        Command::Create { name, scope, expires: Expiry(expires), append, out: file } => {
+        Command::Create {
+            name,
+            scope,
+            namespaces,
+            expires: Expiry(expires),
+            append,
+            out: file,
+        } => {
+            let scopes = scopes(&scope, &namespaces)
+                .map_err(|reason| Failure::Usage(format!("--scope: {reason}")))?;
             let token = make_token();
-            let entry = TokenEntry::new(&name, &token, &scope, expires);
+            let entry = TokenEntry::new(&name, &token, &scopes, expires);
             // The token comes last: nobody has one that no node will know.
             let entry = entry.to_toml();
             if let Some(path) = &append {
@@ -175,6 +221,20 @@ mod tests {
         // A second one of the same name is refused, and the file stays as it was.
         assert!(add(&path, &entry("a", "c")).unwrap_err().to_string().contains("twice"));
         assert_eq!(Grants::read(&path).unwrap().0.len(), 2);
+    }
+
+    #[test]
+    fn a_verb_alone_is_for_the_namespaces_that_are_named() {
+        let asked = |texts: &[&str]| -> Vec<Asked> {
+            texts.iter().map(|text| text.parse().unwrap()).collect()
+        };
+        let names = ["a".parse().unwrap(), "b".parse().unwrap()];
+        let made = scopes(&asked(&["read", "enqueue:x"]), &names).unwrap();
+        let made: Vec<String> = made.iter().map(ToString::to_string).collect();
+        assert_eq!(made, ["read:a/*", "read:b/*", "enqueue:a/x", "enqueue:b/x"]);
+        assert!(scopes(&asked(&["read"]), &[]).unwrap_err().contains("read:NAMESPACE/*"));
+        assert!(scopes(&asked(&["admin"]), &names).unwrap_err().contains("whole cluster"));
+        assert_eq!(scopes(&asked(&["read:*"]), &[]).unwrap()[0].to_string(), "read:*");
     }
 
     #[test]

@@ -13,7 +13,7 @@ use reqwest::{Method, header::CONTENT_TYPE};
 use serde_json::json;
 
 use super::{
-    client::Client,
+    client::{Client, Typed},
     failure::Failure,
     output::{Output, clean},
     source::Source,
@@ -35,7 +35,7 @@ const RETRY_AFTER_S: u64 = 1;
 #[derive(Debug, Args)]
 pub(super) struct ExportArgs {
     /// Of which pipeline
-    pipeline: Name,
+    pipeline: Typed,
     /// Only those in these states: queued, running, succeeded, dead or cancelled
     #[arg(long, value_delimiter = ',')]
     state: Vec<JobState>,
@@ -47,7 +47,7 @@ pub(super) struct ImportArgs {
     file: String,
     /// Into this pipeline, whatever they were exported from
     #[arg(long)]
-    pipeline: Option<Name>,
+    pipeline: Option<Typed>,
     /// Those that were in these states are enqueued
     #[arg(long, value_delimiter = ',', default_values = ["queued", "running"])]
     state: Vec<JobState>,
@@ -60,13 +60,14 @@ pub(super) async fn export(args: ExportArgs, client: &Client, out: &Output) -> R
         some => some.iter().copied().map(Some).collect(),
     };
     let (mut exported, mut gone) = (0_u64, 0_u64);
+    let pipeline = client.full(&args.pipeline);
     for state in states {
         let mut after = None::<String>;
         loop {
             let mut query = vec![("limit", PAGE)];
             query.extend(state.map(|state| ("state", state.name())));
             query.extend(after.as_deref().map(|after| ("after", after)));
-            let path = ["pipelines", args.pipeline.as_str(), "jobs"];
+            let path = ["pipelines", pipeline.as_str(), "jobs"];
             let page = client.get::<JobsDoc>(&path, &query).await?.document;
             let jobs = page.jobs.iter().map(|job| one(&job.id, client));
             let mut jobs = futures::stream::iter(jobs).buffered(AT_ONCE);
@@ -190,7 +191,8 @@ async fn import_line(
         return Ok((number, Imported::Existed));
     }
     loop {
-        match enqueue(&job, args.pipeline.as_ref(), client).await {
+        let pipeline = args.pipeline.as_ref().map(|typed| client.full(typed));
+        match enqueue(&job, pipeline.as_ref(), client).await {
             Ok(receipt) if receipt.existed => return Ok((number, Imported::Existed)),
             Ok(_) => return Ok((number, Imported::Made)),
             Err(Failure::Refused(problem)) if problem.status == 429 => {

@@ -4,6 +4,7 @@
 //! operator's issuer's key.
 
 use std::{
+    collections::BTreeSet,
     fs::{self, DirBuilder},
     io::{self, IsTerminal, Write},
     os::unix::fs::DirBuilderExt,
@@ -11,7 +12,13 @@ use std::{
     time::Duration,
 };
 
-use carbonmesh_protocol::{advert::Roles, codec, id::NodeId, name::Name, rights::Rights};
+use carbonmesh_protocol::{
+    advert::Roles,
+    codec,
+    id::NodeId,
+    name::Namespace,
+    rights::{PhaseGrant, Rights},
+};
 use clap::Subcommand;
 use data_encoding::{BASE64URL_NOPAD, HEXLOWER};
 use jiff::Timestamp;
@@ -95,9 +102,12 @@ pub(super) struct InviteArgs {
     /// What the node may do: worker, replica, gateway
     #[arg(long, value_name = "ROLE", value_delimiter = ',', required = true)]
     role: Vec<String>,
-    /// Let it offer these phases only
+    /// Let it offer these phases only: NAME, NAMESPACE/NAME, or NAMESPACE/* for all of one
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
-    phase: Vec<Name>,
+    phase: Vec<PhaseGrant>,
+    /// Let it work in these namespaces only; for workers
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', conflicts_with = "phase")]
+    namespaces: Vec<Namespace>,
     /// How long it can be used, and how long what it gives lasts unless a member renews it
     #[arg(long, value_name = "TIME", default_value = "1h", value_parser = parse_duration)]
     expires: Duration,
@@ -223,8 +233,16 @@ async fn invite(args: InviteArgs, client: &Client, out: &Output) -> Result<(), F
         return Err(usage(format!("--expires: more than nothing and at most {most} is possible")));
     }
     let only_for = args.only_for.as_deref().map(node_of).transpose()?;
-    let phases = (!args.phase.is_empty()).then(|| args.phase.iter().cloned().collect());
-    let rights = Rights { roles: roles(&args.role)?, phases };
+    let roles = roles(&args.role)?;
+    if !args.namespaces.is_empty() && (roles.replica || roles.gateway) {
+        return Err(usage(
+            "--namespaces: replicas and gateways have jobs of all namespaces pass through them: say \
+             --role worker, or leave it out",
+        ));
+    }
+    let whole = args.namespaces.iter().cloned().map(PhaseGrant::All);
+    let granted: BTreeSet<PhaseGrant> = args.phase.iter().cloned().chain(whole).collect();
+    let rights = Rights { roles, phases: Some(granted).filter(|granted| !granted.is_empty()) };
     let addresses = addresses(&args.peer, client).await?;
     let keypair = issuer.keypair().map_err(usage)?;
     let invited = Issuer::new(issuer.root, (&keypair, &issuer.chain), |subject| {

@@ -92,6 +92,12 @@ impl NodeBuilder {
         self
     }
 
+    /// A namespace that it works for: it offers its phases there; `default` unless given.
+    pub fn namespace(mut self, name: &str) -> Self {
+        self.args.namespaces.push(name.to_owned());
+        self
+    }
+
     /// What to say about it, for phases that require it.
     pub fn label(mut self, key: &str, value: &str) -> Self {
         self.args.label.push(format!("{key}={value}"));

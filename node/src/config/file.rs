@@ -23,6 +23,7 @@ pub(super) const DEFAULT_FREE_BYTES: u64 = 512 << 20;
 #[serde(deny_unknown_fields, default)]
 pub(super) struct ConfigFile {
     pub(super) role: Vec<String>,
+    pub(super) namespaces: Vec<String>,
     pub(super) labels: BTreeMap<String, String>,
     pub(super) listen: Vec<String>,
     pub(super) peer: Vec<String>,

@@ -215,6 +215,13 @@ fn an_invitation_says_what_a_node_may_be() {
         let error = with(args).file(file).error();
         assert!(error.contains(word), "{error}");
     }
+    let phases = Some(["team/*".parse().unwrap()].into());
+    let token = operator.invite(Rights { roles: WORKER, phases }, 1, false).to_string();
+    let team = |more: &[&str]| given(&[&["--join", &token, "--data-dir", &data], more].concat());
+    let settings = team(&[]).file(file).resolve().unwrap();
+    assert_eq!(format!("{:?}", settings.phases), "[team/a=1, team/b=1]");
+    let others = team(&["--namespaces", "other"]).file(file).resolve().unwrap();
+    assert_eq!(format!("{:?}", others.phases), "[]");
     let both = with(&[]).secret("0123456789abcdef").error();
     assert!(both.contains("--secret-file") && both.contains("one of both"), "{both}");
     let damaged = given(&["--join", &token[..40], "--data-dir", &data]).error();

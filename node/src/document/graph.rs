@@ -37,8 +37,8 @@ fn label(phase: &PhaseDef) -> String {
             let within: Vec<String> = each.phases.iter().map(label).collect();
             format!("{} (for each item: {})", phase.name, within.join(", "))
         }
-        (None, None) if phase.phase == phase.name => phase.name.to_string(),
-        (None, None) => format!("{} ({})", phase.name, phase.phase),
+        (None, None) if phase.phase.local() == phase.name.as_str() => phase.name.to_string(),
+        (None, None) => format!("{} ({})", phase.name, phase.phase.local()),
     }
 }
 

@@ -15,7 +15,7 @@ use serde::{
     de::{MapAccess, Visitor, value::MapAccessDeserializer},
 };
 
-use super::{DocumentError, field, format_duration, name, parse_duration, schema};
+use super::{DocumentError, field, format_duration, full_name, name, parse_duration, schema};
 
 /// A phase in a document: just its name, or all that there is to say.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
@@ -182,7 +182,8 @@ impl PhaseItem {
         }
         let document = PhaseDocument {
             name: phase.name.to_string(),
-            phase: (phase.phase != usual.phase).then(|| phase.phase.to_string()),
+            phase: (phase.phase.local() != usual.phase.as_str())
+                .then(|| phase.phase.local().to_owned()),
             after: (!phase.after.iter().eq(usual_after.iter()))
                 .then(|| phase.after.iter().filter_map(names).collect()),
             max_attempts: (phase.max_attempts != usual.max_attempts).then_some(phase.max_attempts),
@@ -325,7 +326,7 @@ impl PhaseDocument {
             let names = names.iter().enumerate();
             names.map(|(i, text)| name(text, || at(&format!("after[{i}]")))).collect()
         });
-        let phase = self.phase.as_ref().map(|text| name(text, || at("phase")));
+        let phase = self.phase.as_ref().map(|text| full_name(text, || at("phase")));
         let timeout = self.timeout.as_ref().map(|text| positive(text, || at("timeout")));
         let total = self.total_timeout.as_ref();
         let total_timeout = total.map(|text| positive(text, || at("total_timeout")));

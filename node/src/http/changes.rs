@@ -147,7 +147,7 @@ pub(super) async fn signal(
 ) -> Result<Json<ChangedDoc>, Problem> {
     let wrong = |error: String| Problem::bad_request("bad-path", error);
     let job: JobId = job.parse().map_err(|error| wrong(format!("{error}")))?;
-    let name: Name = name.parse().map_err(|error| wrong(format!("{error}")))?;
+    let name = Name::plain(&name).map_err(|error| wrong(format!("{error}")))?;
     let data = match fail {
         Some(why) => Err(why),
         None => {

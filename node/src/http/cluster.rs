@@ -17,7 +17,7 @@ use utoipa::IntoParams;
 use super::{
     Api, Problem,
     access::Access,
-    extract::{Page, Parameters, PathPart, bounded_wait, duration},
+    extract::{NamespacePage, Page, Parameters, PathPart, bounded_wait, duration},
     openapi::schemas::InUse,
     pipelines::cluster,
     view::{DrainDoc, HealthDoc, Names, NodeDoc, NodesDoc, PhasesDoc, StatusDoc, VersionDoc, full},
@@ -50,9 +50,10 @@ pub(super) struct DrainParameters {
 )]
 pub(super) async fn nodes(
     State(api): State<Api>,
+    access: Access,
     Parameters(page): Parameters<Page>,
 ) -> Result<Json<NodesDoc>, Problem> {
-    let cluster = cluster(&api).await?;
+    let cluster = access.leave(cluster(&api).await?);
     let (members, next) = page.of(&cluster.members, |one| full(one.node))?;
     Ok(Json(NodesDoc { nodes: members.into_iter().map(NodeDoc::from).collect(), next }))
 }
@@ -94,15 +95,20 @@ pub(super) async fn drain(
 #[utoipa::path(
     get, path = "/v1/phases", tag = "cluster", operation_id = "listPhases",
     summary = "What workers offer, in order of the phases' names",
-    params(Page),
+    params(NamespacePage),
     responses((status = 200, description = "The phases", body = PhasesDoc))
 )]
 pub(super) async fn phases(
     State(api): State<Api>,
-    Parameters(page): Parameters<Page>,
+    access: Access,
+    Parameters(asked): Parameters<NamespacePage>,
 ) -> Result<Json<PhasesDoc>, Problem> {
-    let all = PhasesDoc::new(&*cluster(&api).await?).phases;
-    let (phases, next) = page.of(&all, |one| one.phase.clone())?;
+    let mut cluster = access.leave(cluster(&api).await?);
+    for member in &mut cluster.members {
+        member.phases.retain(|offered| asked.has(&offered.phase));
+    }
+    let all = PhasesDoc::new(&cluster).phases;
+    let (phases, next) = asked.page().of(&all, |one| one.phase.clone())?;
     Ok(Json(PhasesDoc { phases: phases.into_iter().cloned().collect(), next }))
 }
 

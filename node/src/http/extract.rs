@@ -8,6 +8,7 @@ use axum::{
     http::{HeaderMap, StatusCode, header::CONTENT_TYPE, request::Parts},
 };
 use bytes::{Bytes, BytesMut};
+use carbonmesh_protocol::name::{Name, Namespace};
 use futures::StreamExt;
 use serde::{Deserialize, Deserializer, de::DeserializeOwned, de::Error as _};
 use tokio::time::timeout;
@@ -68,6 +69,36 @@ pub(super) struct Page {
     /// How many at most, 1 to 1000; all of them unless given.
     #[param(value_type = u32, required = false, minimum = 1, maximum = 1000)]
     limit: Option<u32>,
+}
+
+/// Which part of a list of what lives in namespaces.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct NamespacePage {
+    /// Only what stands behind this one: `next` of the page before.
+    #[param(value_type = String, required = false)]
+    after: Option<String>,
+    /// How many at most, 1 to 1000; all of them unless given.
+    #[param(value_type = u32, required = false, minimum = 1, maximum = 1000)]
+    limit: Option<u32>,
+    /// Only what lives in this namespace; of all that may be seen unless given.
+    #[serde(default, deserialize_with = "parsed")]
+    #[param(value_type = String, required = false, pattern = "^[a-zA-Z0-9][-_.a-zA-Z0-9]{0,62}$")]
+    namespace: Option<Namespace>,
+}
+
+impl NamespacePage {
+    /// Whether it is asked for.
+    pub(super) fn has(&self, name: &Name) -> bool {
+        let namespace = self.namespace.as_ref();
+        namespace.is_none_or(|namespace| namespace.as_str() == name.namespace())
+    }
+
+    /// Which part of what is asked for.
+    pub(super) fn page(self) -> Page {
+        Page { after: self.after, limit: self.limit }
+    }
 }
 
 /// How much a page may hold.

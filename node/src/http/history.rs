@@ -25,7 +25,7 @@ const NAMED: usize = 10;
 pub(super) struct Query {
     /// Of this pipeline; of all together unless given.
     #[serde(default, deserialize_with = "parsed")]
-    #[param(value_type = String, required = false, pattern = "^[a-zA-Z0-9][-_.a-zA-Z0-9]{0,62}$")]
+    #[param(value_type = String, required = false, pattern = "^([a-zA-Z0-9][-_.a-zA-Z0-9]{0,62}/)?[a-zA-Z0-9][-_.a-zA-Z0-9]{0,62}$")]
     pipeline: Option<Name>,
     /// How far back: an hour unless given.
     #[serde(default, deserialize_with = "parsed")]

@@ -24,7 +24,9 @@ use super::{
     Api, Problem,
     access::{Access, scope::Verb},
     conditional::{Precondition, Revision},
-    extract::{Page, Parameters, PathPart, media_type, parsed, read_body, wrong_media_type},
+    extract::{
+        NamespacePage, Parameters, PathPart, media_type, parsed, read_body, wrong_media_type,
+    },
     openapi::schemas::{self, InUse, Missing, PipelinePath},
     view::{AppliedDoc, Names, PipelineDoc, PipelinesDoc, RevisionDoc, RevisionsDoc},
 };
@@ -86,17 +88,19 @@ pub(super) async fn apply(
 /// `GET /v1/pipelines`
 #[utoipa::path(
     get, path = "/v1/pipelines", tag = "pipelines", operation_id = "listPipelines",
-    summary = "All pipelines, in order of their names",
-    params(Page),
+    summary = "All pipelines, or those of one namespace, in order of their names",
+    params(NamespacePage),
     responses((status = 200, description = "The pipelines", body = PipelinesDoc))
 )]
 pub(super) async fn list(
     State(api): State<Api>,
     access: Access,
-    Parameters(page): Parameters<Page>,
+    Parameters(asked): Parameters<NamespacePage>,
 ) -> Result<Json<PipelinesDoc>, Problem> {
-    let cluster = access.leave(cluster(&api).await?);
+    let mut cluster = access.leave(cluster(&api).await?);
+    cluster.pipelines.retain(|one| asked.has(&one.definition.name));
     let names = Names::of(&cluster.members);
+    let page = asked.page();
     let (pipelines, next) = page.of(&cluster.pipelines, |one| one.definition.name.to_string())?;
     let pipelines = pipelines.into_iter().map(|one| PipelineDoc::new(one, &names)).collect();
     Ok(Json(PipelinesDoc { pipelines, next }))
@@ -301,7 +305,7 @@ pub(super) async fn apply_definition(
     match api.ask(Request::Apply(Box::new(definition))).await? {
         Answer::Applied { revision, changed, copies } => {
             let headers = [
-                (LOCATION, format!("/v1/pipelines/{name}")),
+                (LOCATION, format!("/v1/pipelines/{}", name.as_str().replace('/', "%2F"))),
                 (ETAG, format!("\"{revision:016x}\"")),
             ];
             let applied = AppliedDoc {

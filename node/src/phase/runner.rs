@@ -157,7 +157,7 @@ impl PhaseRunner {
         let (name, metrics) = (attempt.phase.to_string(), self.metrics.clone());
         attempt.timeout = attempt.timeout.or(offered.timeout);
         let result_bytes = self.result_bytes;
-        let scope = self.scopes.of(attempt.pipeline.as_str(), attempt.phase.as_str());
+        let scope = self.scopes.of(&attempt.pipeline, &attempt.phase);
         let span = info_span!(
             "attempt",
             job = %attempt.job,

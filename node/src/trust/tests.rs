@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeSet, path::Path, sync::OnceLock};
 
-use carbonmesh_protocol::{advert::Roles, name::Name, rights::Rights};
+use carbonmesh_protocol::{
+    advert::Roles,
+    rights::{PhaseGrant, Rights},
+};
 use libp2p::identity::{Keypair, ed25519};
 use proptest::prelude::*;
 use tempfile::TempDir;
@@ -83,7 +86,7 @@ pub(crate) fn statement(subject: PublicKey, rights: Rights, issues: u8, lasts_s:
 }
 
 fn worker(phases: &[&str]) -> Rights {
-    let phases = phases.iter().map(|name| name.parse::<Name>().expect("a name"));
+    let phases = phases.iter().map(|name| name.parse::<PhaseGrant>().expect("a name"));
     Rights { roles: WORKER, phases: Some(phases.collect()) }
 }
 
@@ -186,7 +189,10 @@ fn some_rights() -> impl Strategy<Value = Rights> {
     (any::<[bool; 3]>(), phases).prop_map(|([worker, replica, gateway], phases)| Rights {
         roles: Roles { worker, replica, gateway },
         phases: phases.map(|names| {
-            names.iter().map(|name| name.parse::<Name>().expect("a name")).collect::<BTreeSet<_>>()
+            names
+                .iter()
+                .map(|name| name.parse::<PhaseGrant>().expect("a name"))
+                .collect::<BTreeSet<_>>()
         }),
     })
 }

@@ -225,7 +225,7 @@ pub(super) struct Candidacy {
 #[derive(Clone, Debug)]
 pub(super) struct Reign {
     pub(super) term: Term,
-    /// The last sequence used in this term.
+    /// The last sequence used in this term; those of attempts are no other pipeline's either.
     pub(super) sequence: u64,
     /// Those whose votes elected it, itself left out.
     pub(super) voters: BTreeSet<NodeId>,

@@ -105,6 +105,8 @@ pub struct Core {
     /// Nodes that were shut out.
     expelled: BTreeSet<NodeId>,
     addresses: Vec<String>,
+    /// The highest sequence of a token given out since this boot, in whichever pipeline.
+    issued: u64,
     advert_sequence: u64,
     advert_changed: bool,
     advert_sent: Timestamp,
@@ -174,6 +176,7 @@ impl Core {
             connections: BTreeSet::new(),
             expelled: BTreeSet::new(),
             addresses: Vec::new(),
+            issued: 0,
             advert_sequence: 0,
             advert_changed: true,
             advert_sent: now,

@@ -296,9 +296,13 @@ impl Core {
         step: u16,
         change: impl FnOnce(&mut Control),
     ) -> Option<Token> {
+        let issued = self.issued;
         let group = self.groups.get_mut(&pipeline)?;
         let reign = group.reign()?;
+        // Terms of two pipelines may be equal: what tells their attempts apart is the sequence.
+        reign.sequence = reign.sequence.max(issued);
         let (term, sequence) = (reign.term, reign.next_sequence());
+        self.issued = sequence;
         let (strict, written_ms) = (self.is_strict(pipeline), self.wall_ms());
         let group = self.groups.get_mut(&pipeline)?;
         let record = &mut group.jobs.get_mut(&job)?.record;

@@ -3,7 +3,7 @@
 //! An attempt goes on whatever happens to its coordinator; its end is kept and offered to whoever
 //! coordinates, until one says that it is durable.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 
@@ -34,6 +34,8 @@ pub(super) struct Worker {
     told: BTreeMap<NodeId, Vec<(Name, u32)>>,
     /// The last attempt of a pipeline that each gave: one that is no later is a repetition.
     given: BTreeMap<(NodeId, PipelineId), Token>,
+    /// How many attempts began.
+    began: u64,
     /// What attempts said.
     pub(super) tails: Tails,
 }
@@ -44,6 +46,8 @@ struct Host {
     busy: u32,
     /// Attempts that wait for a slot.
     queue: VecDeque<Token>,
+    /// When one began last, as a count of all.
+    last: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -70,6 +74,7 @@ impl Worker {
             demand: BTreeMap::new(),
             told: BTreeMap::new(),
             given: BTreeMap::new(),
+            began: 0,
             tails: Tails::default(),
         }
     }
@@ -82,6 +87,19 @@ impl Worker {
     /// Without those that only end what runs.
     fn offered(&self) -> impl Iterator<Item = (&Name, &Host)> {
         self.phases.iter().filter(|(_, host)| host.slots > 0)
+    }
+
+    /// Of the phases of one name, in whichever namespaces, the one of which an attempt may begin.
+    ///
+    /// They share their slots, the most that one of them has: whoever began longest ago is next, so
+    /// that what waits in one namespace holds up no other.
+    fn next_of(&self, local: &str) -> Option<Name> {
+        let alike = || self.phases.iter().filter(|(phase, _)| phase.local() == local);
+        let slots = alike().map(|(_, host)| host.slots).max()?;
+        let busy: u32 = alike().map(|(_, host)| host.busy).sum();
+        let may = alike().filter(|(_, host)| host.busy < host.slots && !host.queue.is_empty());
+        let next = may.min_by_key(|(_, host)| host.last).map(|(phase, _)| phase.clone());
+        next.filter(|_| busy < slots)
     }
 
     /// An attempt that has not ended, and its number.
@@ -185,12 +203,14 @@ impl Core {
     }
 
     fn start_queued(&mut self, phase: &Name) {
-        let Some(host) = self.worker.phases.get_mut(phase) else { return };
-        while host.busy < host.slots {
+        while let Some(next) = self.worker.next_of(phase.local()) {
+            let Some(host) = self.worker.phases.get_mut(&next) else { return };
             let Some(token) = host.queue.pop_front() else { return };
             let running = self.worker.attempts.get_mut(&token);
             if let Some(attempt) = running.and_then(|running| running.waiting.take()) {
                 host.busy += 1;
+                self.worker.began += 1;
+                host.last = self.worker.began;
                 self.effects.push_back(Effect::StartAttempt(attempt));
             }
         }
@@ -387,15 +407,20 @@ impl Core {
         self.worker.demand.remove(&coordinator);
     }
 
-    /// The window for one coordinator: all slots, or its share when several have work.
+    /// The window for one coordinator: all slots, or its share when several have work, or when there is
+    /// work for phases of that name in several namespaces.
     fn window_for(&self, coordinator: NodeId, phase: &Name, slots: u32) -> u32 {
         if self.draining || self.worker.ended.len() >= MAX_UNACKNOWLEDGED {
             return 0;
         }
-        let others = self.worker.demand.iter().filter(|(node, demand)| {
-            **node != coordinator && self.is_reachable(**node) && demand.contains(phase)
-        });
-        (slots / (1 + others.count() as u32)).max(1)
+        let reachable = self.worker.demand.iter().filter(|(node, _)| self.is_reachable(**node));
+        let (mut others, mut rivals) = (0, BTreeSet::new());
+        for (node, demand) in reachable {
+            others += u32::from(*node != coordinator && demand.contains(phase));
+            let alike = demand.iter().filter(|it| *it != phase && it.local() == phase.local());
+            rivals.extend(alike.filter(|it| self.worker.phases.contains_key(it)));
+        }
+        (slots / (1 + rivals.len() as u32) / (1 + others)).max(1)
     }
 
     /// Tells each coordinator how much it may run here, where that changed.

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use crate::{
     condition, mapping,
-    name::Name,
+    name::{Name, Namespace},
     requirement::{MAX_REQUIREMENTS, Requirement},
     schedule::{MAX_SCHEDULES, Schedule},
 };
@@ -48,6 +48,7 @@ pub(super) fn define(
         in_range(name, field, phase.backoff.jitter_percent.into(), 0, 100)?;
         check_limits(name, position, phase)?;
         check_handling(name, position, phase)?;
+        check_namespace(name, position, phase)?;
         let field = || format!("phases[{position}].requires, in number,");
         in_range(name, field, phase.requires.len() as u64, 0, MAX_REQUIREMENTS as u64)?;
         if depth > 1 && phase.compensate.is_some() {
@@ -64,6 +65,7 @@ pub(super) fn define(
             })?;
         }
     }
+    let namespace = Namespace::containing(name);
     let order = topological(name, &phases, &after)?;
     let place = |old: usize| order.iter().position(|&at| at == old).unwrap_or_default() as u16;
     let mut defined = Vec::with_capacity(phases.len());
@@ -108,7 +110,7 @@ pub(super) fn define(
         };
         defined.push(PhaseDef {
             name: input.name,
-            phase: input.phase,
+            phase: input.phase.within(&namespace),
             after: behind,
             max_attempts: input.max_attempts,
             backoff: input.backoff,
@@ -220,6 +222,8 @@ pub(super) fn are_sound(phases: &[PhaseDef], depth: usize) -> bool {
             && (phase.has_worker() || phase.handling == Handling::default())
             && phase.requires.len() <= MAX_REQUIREMENTS
             && phase.requires.iter().all(Requirement::is_sound)
+            && phase.name.is_plain()
+            && phase.wait_for.as_ref().is_none_or(Name::is_plain)
     };
     (1..=MAX_PHASES).contains(&phases.len())
         && depth <= MAX_DEPTH
@@ -300,6 +304,31 @@ pub(super) fn check_limits(
     }
 }
 
+/// Only what workers offer has a namespace, and it is the pipeline's.
+fn check_namespace(
+    pipeline: &Name,
+    position: usize,
+    phase: &PhaseInput,
+) -> Result<(), PipelineError> {
+    let plain = [("name", Some(&phase.name)), ("wait_for", phase.wait_for.as_ref())];
+    let with = plain.into_iter().find(|(_, name)| name.is_some_and(|name| !name.is_plain()));
+    let other = !phase.phase.is_plain() && phase.phase.namespace() != pipeline.namespace();
+    let (key, name, reason) = match with {
+        Some((key, Some(name))) => (key, name, "only pipelines and phases have a namespace"),
+        _ if other => {
+            ("phase", &phase.phase, "a pipeline asks for phases of its own namespace only")
+        }
+        _ => return Ok(()),
+    };
+    Err(PipelineError::Namespace {
+        pipeline: pipeline.clone(),
+        position,
+        key,
+        name: name.clone(),
+        reason,
+    })
+}
+
 pub(super) fn check_handling(
     pipeline: &Name,
     position: usize,
@@ -343,6 +372,9 @@ pub(super) fn check_schedules(
                 ("cron", format!("`{}` names no moment that ever comes", schedule.cron))
             }
             Ok(_) if taken => ("name", format!("`{}` is taken by an earlier one", schedule.name)),
+            Ok(_) if !schedule.name.is_plain() => {
+                ("name", format!("`{}` has a namespace: leave it out", schedule.name))
+            }
             Ok(_) => continue,
             Err(wrong) => wrong,
         };

@@ -122,6 +122,22 @@ pub enum PipelineError {
         /// Why not, and what would do.
         reason: String,
     },
+    /// A name has a namespace that it may not have.
+    #[error(
+        "pipeline `{pipeline}`: phases[{position}].{key} is `{name}`: {reason}: leave the `/` and what is before it out"
+    )]
+    Namespace {
+        /// The pipeline.
+        pipeline: Name,
+        /// The position of the phase, from 0.
+        position: usize,
+        /// Which name.
+        key: &'static str,
+        /// What it is.
+        name: Name,
+        /// Why not.
+        reason: &'static str,
+    },
     /// What undoes a phase cannot be.
     #[error("pipeline `{pipeline}`: phases[{position}].compensate: {reason}")]
     Compensate {

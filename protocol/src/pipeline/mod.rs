@@ -340,7 +340,15 @@ impl PipelineDef {
             && check_names(&self.name, &self.phases, &self.compensations).is_ok()
             && (1..=MAX_REPLICAS).contains(&self.replicas)
             && self.schedules.len() <= MAX_SCHEDULES
+            && self.schedules.iter().all(|schedule| schedule.name.is_plain())
+            && self.is_in_one_namespace()
             && settings_waits(self.timeout, &self.retention).all(|(_, wait)| wait <= MAX_AGE)
+    }
+
+    /// Whether it asks workers for phases of its own namespace alone.
+    fn is_in_one_namespace(&self) -> bool {
+        let own = self.name.namespace();
+        self.all_phases().iter().all(|phase| phase.phase.namespace() == own)
     }
 
     /// The phases that a job goes through.

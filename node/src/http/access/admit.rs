@@ -20,6 +20,7 @@ use axum::{
 use carbonmesh_protocol::{
     id::JobId,
     io::{Refusal, Request as Question, Response as Answer},
+    name::Name,
 };
 use futures::StreamExt;
 use serde_json::Value;
@@ -165,7 +166,8 @@ fn tell(event: &mut Event, response: &Response) {
     let made = response.headers().get(LOCATION).and_then(|place| place.to_str().ok());
     let below = |folder| made.and_then(|place| place.strip_prefix(folder)).map(str::to_owned);
     event.job = event.job.take().or_else(|| below("/v1/jobs/"));
-    event.pipeline = event.pipeline.take().or_else(|| below("/v1/pipelines/"));
+    let pipeline = || below("/v1/pipelines/").map(|name| name.replace("%2F", "/"));
+    event.pipeline = event.pipeline.take().or_else(pipeline);
 }
 
 impl Security {
@@ -325,6 +327,9 @@ async fn may(
         On::All => some(scopes.allow_all(verb)),
         On::Pipeline => {
             let pipeline = param(parts, "name").await?;
+            // The name by which the handler will know it: `default/x` is `x`.
+            let known = pipeline.parse::<Name>();
+            let pipeline = known.map_or(pipeline, |name| name.to_string());
             let allowed = scopes.allow(verb, &pipeline);
             let named = event.pipeline.insert(pipeline);
             if allowed { Ok(()) } else { Err(forbidden(verb, Some(named))) }

@@ -266,9 +266,12 @@ impl Access {
         if self.0.allow_all(verb) { Ok(()) } else { Err(forbidden(verb, None)) }
     }
 
-    /// Takes away the pipelines that may not be seen.
+    /// Takes away the pipelines that may not be seen, and phases of namespaces in which none may.
     pub(super) fn leave(&self, mut cluster: Box<ClusterView>) -> Box<ClusterView> {
         cluster.pipelines.retain(|one| self.0.allow(Verb::Read, one.definition.name.as_str()));
+        for member in &mut cluster.members {
+            member.phases.retain(|one| self.0.allow_in(Verb::Read, one.phase.namespace()));
+        }
         cluster
     }
 }

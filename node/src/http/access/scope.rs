@@ -1,9 +1,12 @@
 //! What a caller may do: verbs, each on some pipelines.
 //!
-//! `read:*` is every pipeline, `enqueue:orders` one, `jobs:orders-*` all whose names begin so.
+//! `read:*` is every pipeline, `read:team/*` every one of a namespace, `enqueue:orders` one, `jobs:orders-*`
+//! all whose names begin so. A name without a namespace is one in `default`, and so is how names begin.
 //! `metrics` and `admin` have no pipelines. No verb brings another, but `admin` brings all.
 
 use std::{fmt, str::FromStr};
+
+use carbonmesh_protocol::name::{DEFAULT_NAMESPACE, Name, Namespace};
 
 /// What is done to a pipeline or to the cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -49,16 +52,44 @@ impl Verb {
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Pattern {
     All,
-    Prefix(String),
-    One(String),
+    /// Those of a namespace, or those of them whose names begin so.
+    Prefix(Namespace, String),
+    One(Name),
 }
 
 impl Pattern {
     fn covers(&self, pipeline: &str) -> bool {
+        let (namespace, local) = pipeline.split_once('/').unwrap_or((DEFAULT_NAMESPACE, pipeline));
         match self {
             Self::All => true,
-            Self::Prefix(prefix) => pipeline.starts_with(prefix),
-            Self::One(name) => pipeline == name,
+            Self::Prefix(within, prefix) => {
+                namespace == within.as_str() && local.starts_with(prefix)
+            }
+            Self::One(name) => pipeline == name.as_str(),
+        }
+    }
+
+    /// Whether it covers something in a namespace, or may.
+    fn touches(&self, namespace: &str) -> bool {
+        match self {
+            Self::All => true,
+            Self::Prefix(within, _) => within.as_str() == namespace,
+            Self::One(name) => name.namespace() == namespace,
+        }
+    }
+}
+
+impl fmt::Display for Pattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::All => f.write_str("*"),
+            Self::Prefix(within, prefix)
+                if within.as_str() == DEFAULT_NAMESPACE && !prefix.is_empty() =>
+            {
+                write!(f, "{prefix}*")
+            }
+            Self::Prefix(within, prefix) => write!(f, "{within}/{prefix}*"),
+            Self::One(name) => name.fmt(f),
         }
     }
 }
@@ -67,16 +98,17 @@ impl FromStr for Pattern {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let name = |text: &str| {
-            text.parse::<carbonmesh_protocol::name::Name>()
-                .map(|name| name.to_string())
-                .map_err(|error| error.to_string())
-        };
-        match text.strip_suffix('*') {
-            Some("") => Ok(Self::All),
-            Some(prefix) => name(prefix).map(Self::Prefix),
-            None => name(text).map(Self::One),
+        let name = |text: &str| text.parse::<Name>().map_err(|error| error.to_string());
+        let Some(prefix) = text.strip_suffix('*') else { return name(text).map(Self::One) };
+        if prefix.is_empty() {
+            return Ok(Self::All);
         }
+        if let Some(namespace) = prefix.strip_suffix('/') {
+            let namespace = namespace.parse::<Namespace>().map_err(|error| error.to_string())?;
+            return Ok(Self::Prefix(namespace, String::new()));
+        }
+        let start = name(prefix)?;
+        Ok(Self::Prefix(Namespace::containing(&start), start.local().to_owned()))
     }
 }
 
@@ -106,7 +138,8 @@ impl FromStr for Scope {
             (true, None) => {
                 let verb = verb.name();
                 return Err(format!(
-                    "`{text}` names no pipelines: write {verb}:NAME, {verb}:PREFIX*, or {verb}:* for all"
+                    "`{text}` names no pipelines: write {verb}:NAME, {verb}:PREFIX*, {verb}:NAMESPACE/*, or \
+                     {verb}:* for all"
                 ));
             }
             (false, None) => Pattern::All,
@@ -120,13 +153,35 @@ impl FromStr for Scope {
 
 impl fmt::Display for Scope {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.verb.name())?;
-        match &self.pipelines {
-            _ if !self.verb.has_pipelines() => Ok(()),
-            Pattern::All => f.write_str(":*"),
-            Pattern::Prefix(prefix) => write!(f, ":{prefix}*"),
-            Pattern::One(name) => write!(f, ":{name}"),
+        match self.verb.has_pipelines() {
+            true => write!(f, "{}:{}", self.verb.name(), self.pipelines),
+            false => f.write_str(self.verb.name()),
         }
+    }
+}
+
+impl Scope {
+    /// The same in one namespace alone.
+    ///
+    /// # Errors
+    /// It is of the whole cluster, or of another namespace.
+    pub fn within(&self, namespace: &Namespace) -> Result<Self, String> {
+        let pipelines = match &self.pipelines {
+            _ if !self.verb.has_pipelines() => {
+                return Err(format!(
+                    "`{self}` is for the whole cluster, and not for a namespace: leave one of both out"
+                ));
+            }
+            Pattern::All => Pattern::Prefix(namespace.clone(), String::new()),
+            Pattern::Prefix(own, prefix) if *own == Namespace::default() => {
+                Pattern::Prefix(namespace.clone(), prefix.clone())
+            }
+            Pattern::One(name) if name.is_plain() => Pattern::One(name.within(namespace)),
+            Pattern::Prefix(..) | Pattern::One(_) => {
+                return Err(format!("`{self}` says its namespace already: leave one of both out"));
+            }
+        };
+        Ok(Self { verb: self.verb, pipelines })
     }
 }
 
@@ -158,6 +213,11 @@ impl Scopes {
     /// Whether the verb is allowed on this pipeline.
     pub fn allow(&self, verb: Verb, pipeline: &str) -> bool {
         self.of(verb).any(|pipelines| pipelines.covers(pipeline))
+    }
+
+    /// Whether the verb is allowed on a pipeline of this namespace, or on one that might be there.
+    pub fn allow_in(&self, verb: Verb, namespace: &str) -> bool {
+        self.of(verb).any(|pipelines| pipelines.touches(namespace))
     }
 
     /// Whether the verb is allowed on some pipeline.
@@ -196,6 +256,40 @@ mod tests {
     }
 
     #[test]
+    fn what_is_allowed_in_one_namespace_is_so_in_no_other() {
+        let team = scopes(&["read:team/*", "enqueue:team/a-*", "jobs:team/x"]);
+        assert!(team.allow(Verb::Read, "team/p") && team.allow_in(Verb::Read, "team"));
+        assert!(team.allow(Verb::Enqueue, "team/a-1") && team.allow(Verb::Jobs, "team/x"));
+        for other in ["p", "team", "teams/p", "team2/p", "default/p", "x/team"] {
+            assert!(!team.allow(Verb::Read, other), "{other}");
+        }
+        assert!(!team.allow(Verb::Enqueue, "a-1") && !team.allow(Verb::Jobs, "x"));
+        assert!(!team.allow_all(Verb::Read) && !team.allow_in(Verb::Read, "default"));
+        // How a name begins without a namespace is no beginning of namespaces.
+        let own = scopes(&["read:te*", "jobs:default/*", "enqueue:default/x"]);
+        assert!(own.allow(Verb::Read, "team") && !own.allow(Verb::Read, "team/p"));
+        assert!(own.allow(Verb::Jobs, "p") && !own.allow(Verb::Jobs, "team/p"));
+        assert!(own.allow(Verb::Enqueue, "x") && own.allow_in(Verb::Read, "default"));
+        assert!(scopes(&["admin"]).allow_in(Verb::Read, "team"));
+    }
+
+    #[test]
+    fn a_scope_is_put_into_a_namespace_that_it_does_not_name() {
+        let team: Namespace = "team".parse().unwrap();
+        let within = |text: &str| text.parse::<Scope>().unwrap().within(&team);
+        for (text, expected) in [
+            ("read:*", "read:team/*"),
+            ("jobs:a*", "jobs:team/a*"),
+            ("enqueue:x", "enqueue:team/x"),
+        ] {
+            assert_eq!(within(text).unwrap().to_string(), expected);
+        }
+        for text in ["admin", "metrics", "read:other/*", "read:other/x"] {
+            assert!(within(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
     fn admin_is_everything_and_nothing_else_is_admin() {
         for verb in Verb::ALL {
             assert!(scopes(&["admin"]).allow_all(verb), "{verb:?}");
@@ -210,7 +304,17 @@ mod tests {
 
     #[test]
     fn scopes_read_back_as_written_and_mistakes_are_named() {
-        for text in ["read:*", "enqueue:orders", "jobs:o-*", "metrics", "admin"] {
+        for text in [
+            "read:*",
+            "enqueue:orders",
+            "jobs:o-*",
+            "read:team/*",
+            "read:team/o-*",
+            "jobs:team/x",
+            "read:default/*",
+            "metrics",
+            "admin",
+        ] {
             assert_eq!(text.parse::<Scope>().expect(text).to_string(), text);
         }
         let wrong = [
@@ -223,6 +327,9 @@ mod tests {
             "metrics:x",
             "read:*x",
             "READ:*",
+            "read:/*",
+            "read:a/b/*",
+            "read:*/x",
         ];
         for text in wrong {
             assert!(text.parse::<Scope>().is_err(), "{text}");

@@ -9,6 +9,7 @@ use std::{
 };
 
 use carbonmesh_protocol::{
+    advert::PhaseSlots,
     id::{JobId, PipelineId},
     io::{Changed, Refusal, Request, Response},
     view::JobState,
@@ -69,12 +70,15 @@ fn answer(request: Request) -> Response {
         Request::Job { job, .. } if job == job_of("p") => {
             Response::Job(Box::new(fake::job(job, JobState::Succeeded)))
         }
-        Request::Job { job, .. } if job == job_of("secret") => {
+        Request::Job { job, .. } => {
+            let mut all = ["secret", "team/p", "other/p"].into_iter();
+            let Some(pipeline) = all.find(|name| job == job_of(name)) else {
+                return Response::Refused(Refusal::UnknownJob(job));
+            };
             let mut view = fake::job(job, JobState::Succeeded);
-            view.pipeline = fake::name("secret");
+            view.pipeline = fake::name(pipeline);
             Response::Job(Box::new(view))
         }
-        Request::Job { job, .. } => Response::Refused(Refusal::UnknownJob(job)),
         Request::Jobs { .. } => Response::Jobs { jobs: vec![], next: None },
         Request::Change { .. } => Response::Changed(Changed { count: 1, next: None }),
         Request::Cluster => {
@@ -82,6 +86,14 @@ fn answer(request: Request) -> Response {
             let mut secret = cluster.pipelines[0].clone();
             secret.definition.name = fake::name("secret");
             secret.unoffered = vec![fake::name("hidden")];
+            for name in ["team/p", "other/p"] {
+                let mut one = secret.clone();
+                one.definition.name = fake::name(name);
+                one.unoffered = vec![fake::name(&name.replace("/p", "/hidden"))];
+                cluster.pipelines.push(one);
+                let phase = fake::name(&name.replace("/p", "/work"));
+                cluster.members[0].phases.push(PhaseSlots { phase, slots: 1, busy: 0 });
+            }
             cluster.pipelines.push(secret);
             Response::Cluster(Box::new(cluster))
         }
@@ -196,13 +208,25 @@ async fn status(request: RequestBuilder) -> u16 {
 
 /// A request for a route, about the pipeline `p`.
 fn concrete(node: &Node, method: &str, path: &str, token: Option<&str>) -> RequestBuilder {
-    let path = path.replace("/signals/{name}", "/signals/s").replace("{name}", "p");
-    let path = path.replace("/nodes/{id}", "/nodes/self").replace("{phase}", "p");
-    let path = path.replace("{id}", &job_of("p").to_string());
+    concrete_of("p", node, method, path, token)
+}
+
+/// The same about another.
+fn concrete_of(
+    pipeline: &str,
+    node: &Node,
+    method: &str,
+    path: &str,
+    token: Option<&str>,
+) -> RequestBuilder {
+    let part = pipeline.replace('/', "%2F");
+    let path = path.replace("/signals/{name}", "/signals/s").replace("{name}", &part);
+    let path = path.replace("/nodes/{id}", "/nodes/self").replace("{phase}", &part);
+    let path = path.replace("{id}", &job_of(pipeline).to_string());
     let many = ["/cancel", "/retry", "/discard"].iter().any(|end| path.ends_with(end));
     let query = match path.as_str() {
         _ if many && path.contains("pipelines") => "?state=dead",
-        "/v1/history" => "?pipeline=p",
+        "/v1/history" => &format!("?pipeline={part}"),
         _ => "",
     };
     let request = node.request(method, &format!("{path}{query}"));
@@ -213,13 +237,13 @@ fn concrete(node: &Node, method: &str, path: &str, token: Option<&str>) -> Reque
     let body = match path.as_str() {
         _ if path.ends_with("/jobs") => "{}",
         _ if path.contains("/handlers") => r#"{"language": "shell", "source": "cat"}"#,
-        _ => r#"{"name": "p", "phases": ["a"]}"#,
+        _ => &format!(r#"{{"name": "{pipeline}", "phases": ["a"]}}"#),
     };
     let takes_none = many || ["pause", "resume", "recover"].iter().any(|end| path.ends_with(end));
     let takes_one = path.contains("/pipelines") || path.contains("/handlers");
     match method {
         "POST" | "PUT" if takes_one && !takes_none => {
-            request.header("content-type", "application/json").body(body)
+            request.header("content-type", "application/json").body(body.to_owned())
         }
         _ => request,
     }
@@ -266,6 +290,61 @@ async fn every_route_takes_its_verb_and_no_other() {
             let lacking = lacking.contains(&kind);
             assert!(refused || lacking || found < 300, "{of} as {}:{on}: {found}", verb.name());
         }
+    }
+}
+
+#[tokio::test]
+async fn a_token_of_one_namespace_reaches_nothing_of_another_by_any_route() {
+    let token = make_token();
+    let verbs = Verb::ALL.into_iter().filter(|verb| verb.has_pipelines());
+    let scopes: Vec<String> = verbs.map(|verb| format!("{}:team/*", verb.name())).collect();
+    let scopes: Vec<&str> = scopes.iter().map(String::as_str).collect();
+    let node = plain(&entry("team", &token, &scopes)).await;
+    for route in ROUTES.iter().filter(|route| !matches!(route.on, On::Open | On::Known)) {
+        for (pipeline, is_own) in [("team/p", true), ("other/p", false), ("p", false)] {
+            let of = format!("{} {} of {pipeline}", route.method, route.path);
+            let request = concrete_of(pipeline, &node, route.method, route.path, Some(&token));
+            let (found, body) = answered(request).await;
+            let text = body.to_string();
+            // What was asked for itself is named by a refusal.
+            let tells = text.contains("other/") || text.contains("secret");
+            assert!(!is_own || !tells, "{of}: {text}");
+            let has_verb = route.verb.has_pipelines();
+            let expected = match route.on {
+                On::Pipeline | On::Job => has_verb && is_own,
+                // Lists leave out what is another's; the rest is about one pipeline, or is for admins.
+                On::Some if route.path == "/v1/history" || route.method == "POST" => is_own,
+                On::Some => has_verb,
+                _ => false,
+            };
+            let kind = body["type"].as_str().unwrap_or_default();
+            let refused = kind.ends_with(":forbidden") || kind.ends_with(":unknown-job");
+            assert_eq!(!refused, expected, "{of}: {found} {kind}");
+        }
+    }
+    let names = |body: &Value, list: &str, key: &str| -> Vec<String> {
+        let all = body[list].as_array().unwrap().iter();
+        all.map(|one| one[key].as_str().unwrap_or_default().to_owned()).collect()
+    };
+    let get = |path: &str| answered(node.as_token("GET", path, &token));
+    assert_eq!(names(&get("/v1/pipelines").await.1, "pipelines", "name"), ["team/p"]);
+    assert_eq!(names(&get("/v1/phases").await.1, "phases", "phase"), ["team/work"]);
+    let others = get("/v1/pipelines?namespace=other").await;
+    assert_eq!((others.0, names(&others.1, "pipelines", "name").len()), (200, 0));
+}
+
+#[tokio::test]
+async fn the_default_namespace_is_one_by_both_its_names() {
+    let token = make_token();
+    let node = plain(&entry("t", &token, &["read:p", "pipelines:default/*"])).await;
+    for (method, path, expected) in [
+        ("GET", "/v1/pipelines/default%2Fp", 200),
+        ("POST", "/v1/pipelines/default%2Fp/pause", 200),
+        ("POST", "/v1/pipelines/team%2Fp/pause", 403),
+        ("GET", "/v1/pipelines/team%2Fp", 403),
+        ("GET", "/v1/pipelines/default/p", 404),
+    ] {
+        assert_eq!(status(node.as_token(method, path, &token)).await, expected, "{method} {path}");
     }
 }
 

@@ -200,8 +200,11 @@ fn problem() -> Value {
 #[into_params(parameter_in = Path)]
 #[expect(dead_code, reason = "it is read by the derive alone")]
 pub(in crate::http) struct PipelinePath {
-    /// The pipeline.
-    #[param(pattern = "^[a-zA-Z0-9][-_.a-zA-Z0-9]{0,62}$", example = "reports")]
+    /// The pipeline: `NAME`, or `NAMESPACE/NAME` (with `%2F` for the slash).
+    #[param(
+        pattern = "^([a-zA-Z0-9][-_.a-zA-Z0-9]{0,62}/)?[a-zA-Z0-9][-_.a-zA-Z0-9]{0,62}$",
+        example = "reports"
+    )]
     name: String,
 }
 
@@ -210,8 +213,11 @@ pub(in crate::http) struct PipelinePath {
 #[into_params(parameter_in = Path)]
 #[expect(dead_code, reason = "it is read by the derive alone")]
 pub(in crate::http) struct PhasePath {
-    /// The phase.
-    #[param(pattern = "^[a-zA-Z0-9][-_.a-zA-Z0-9]{0,62}$", example = "render")]
+    /// The phase: `NAME`, or `NAMESPACE/NAME` (with `%2F` for the slash).
+    #[param(
+        pattern = "^([a-zA-Z0-9][-_.a-zA-Z0-9]{0,62}/)?[a-zA-Z0-9][-_.a-zA-Z0-9]{0,62}$",
+        example = "render"
+    )]
     phase: String,
 }
 

@@ -83,10 +83,13 @@ export function tile({ label, value, text, chart, to, kind }) {
   return to ? h('a', { ...props, href: to }, inside) : h('div', props, inside);
 }
 
+/** The namespace that a pipeline lives in: of one that names none, the default one. */
+const namespaceOf = (name) => (name.includes('/') ? name.slice(0, name.indexOf('/')) : 'default');
+
 const compare = (one, other) => (one > other) - (one < other);
 
 export function overview(ctx) {
-  const state = { filter: '', by: 'name', down: false, all: false };
+  const state = { filter: '', namespace: '', by: 'name', down: false, all: false };
   const sort = { get by() { return state.by; }, get down() { return state.down; }, set: (by, down) => ctx.redraw(Object.assign(state, { by, down })) };
   const counts = (name) => ({ name, num: true, order: (one) => one.counts?.[name] ?? -1 });
   const columns = [
@@ -129,7 +132,10 @@ export function overview(ctx) {
       const places = offered.reduce((all, one) => all + one.slots, 0);
       const text = state.filter.trim().toLowerCase();
       const order = columns.find((one) => one.name === state.by).order;
-      const found = pipelines.filter((one) => one.name.toLowerCase().includes(text))
+      const namespaces = [...new Set(pipelines.map((one) => namespaceOf(one.name)))].sort();
+      // Whose last pipeline is gone filters nothing any more.
+      const within = namespaces.includes(state.namespace) ? state.namespace : '';
+      const found = pipelines.filter((one) => one.name.toLowerCase().includes(text) && (!within || namespaceOf(one.name) === within))
         .sort((one, other) => (state.down ? -1 : 1) * compare(order(one), order(other)) || compare(one.name, other.name));
       const shown = state.all ? found : found.slice(0, PIPELINES);
       return [
@@ -144,6 +150,8 @@ export function overview(ctx) {
         alerts(ctx),
         h('section', { class: 'panel', 'aria-labelledby': 'h-pipelines' },
           h('div', { class: 'panel-head' }, h('h2', { id: 'h-pipelines' }, 'Pipelines ', h('span', { class: 'muted' }, count(pipelines.length))),
+            namespaces.length > 1 && h('select', { value: within, 'aria-label': 'Namespace', onchange: (event) => ctx.redraw((state.namespace = event.target.value)) },
+              ['', ...namespaces].map((one) => h('option', { key: one, value: one }, one || 'All namespaces'))),
             pipelines.length > 8 && h('input', { type: 'search', class: 'filter', placeholder: 'Filter', 'aria-label': 'Filter pipelines by name', oninput: (event) => ctx.redraw((state.filter = event.target.value)) })),
           table({
             label: 'Pipelines', columns, rows: shown, key: (one) => one.name, sort,

@@ -9,6 +9,7 @@ mod forgotten;
 mod handlers;
 mod items;
 mod resting;
+mod namespaces;
 
 use std::{sync::Arc, time::Duration};
 
@@ -72,6 +73,25 @@ fn jobs_are_spread_evenly_over_workers() {
         let even = 225..=275;
         assert!(started.iter().all(|count| even.contains(count)), "{started:?}");
     }
+}
+
+#[test]
+fn pipelines_of_one_coordinator_run_side_by_side() {
+    let mut cluster = Cluster::new(1, &[("a", 4)]);
+    cluster.automatic = false;
+    let names = ["p0", "p1", "p2", "p3"];
+    names.iter().for_each(|name| cluster.apply_pipeline(0, chain(name, &["a"])));
+    cluster.run_for(Duration::from_secs(5));
+    for name in names {
+        cluster.enqueue_many(0, name, 1);
+    }
+    cluster.run_for(Duration::from_millis(250));
+    let attempts = &cluster.nodes[0].attempts;
+    let tokens: std::collections::BTreeSet<_> = attempts.iter().map(|it| it.token).collect();
+    // Their terms may be equal, their tokens must not be.
+    assert_eq!((attempts.len(), tokens.len()), (4, 4), "{tokens:?}");
+    let all = names.map(name);
+    assert!(all.iter().all(|name| attempts.iter().any(|attempt| attempt.pipeline == *name)));
 }
 
 #[test]
