@@ -8,6 +8,7 @@ mod figures;
 mod forgotten;
 mod handlers;
 mod items;
+mod lists;
 
 use std::time::Duration;
 
