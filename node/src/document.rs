@@ -20,6 +20,7 @@ use carbonmesh_protocol::{
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use thiserror::Error;
 
 pub use duration::{DurationError, format_duration, parse_duration};
@@ -100,6 +101,10 @@ pub struct PipelineDocument {
     /// `/tenant`: of what waits, each owner's jobs come in turn.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fair_by: Option<String>,
+    /// What its jobs have to look like, as a JSON Schema: forms are made of it. The cluster does not
+    /// hold jobs to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub input_schema: Option<Map<String, Value>>,
     /// Jobs that it enqueues by itself.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub schedules: Vec<ScheduleDocument>,
@@ -172,6 +177,7 @@ impl PipelineDocument {
                 retention: retention.unwrap_or(Retention::DEFAULT),
                 fair_by: self.fair_by.clone(),
                 schedules: schedules.collect::<Result<_, _>>()?,
+                input_schema: self.input_schema.clone().map(|it| Value::Object(it).to_string()),
             },
         )?)
     }
@@ -203,6 +209,10 @@ impl From<&PipelineDef> for PipelineDocument {
             timeout: pipeline.timeout.map(format_duration),
             retention: RetentionDocument::of(&pipeline.retention),
             fair_by: pipeline.fair_by.clone(),
+            input_schema: pipeline
+                .input_schema
+                .as_deref()
+                .map(|text| serde_json::from_str(text).unwrap_or_default()),
             schedules: pipeline.schedules.iter().map(ScheduleDocument::of).collect(),
             phases: (0..pipeline.phases.len())
                 .map(|at| PhaseItem::of(&pipeline.phases, at, &pipeline.compensations))

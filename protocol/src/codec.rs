@@ -221,6 +221,12 @@ pub(crate) fn encode_body<T: Serialize>(value: &T) -> Vec<u8> {
     bincode::serde::encode_to_vec(value, bincode::config::standard()).expect("encoding to memory")
 }
 
+/// Reads a value's bytes alone.
+#[cfg(test)]
+pub(crate) fn decode_body<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
+    body::decode(bytes).ok().and_then(|(value, left)| (left == 0).then_some(value))
+}
+
 fn checksum(head: &[u8], body: &[u8]) -> u32 {
     crc32c::crc32c_append(crc32c::crc32c(head), body)
 }

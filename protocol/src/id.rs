@@ -225,6 +225,16 @@ impl JobId {
         Self(self.0.saturating_add(1))
     }
 
+    /// The id before it in order; the smallest stays.
+    pub const fn before(self) -> Self {
+        Self(self.0.saturating_sub(1))
+    }
+
+    /// The largest id that a job can have which was made before then (ms since 1970) without a key.
+    pub(crate) const fn last_before(unix_ms: u64) -> Self {
+        Self(((unix_ms as u128) << 80).saturating_sub(1))
+    }
+
     fn tagged(self, pipeline: PipelineId) -> Self {
         Self(self.0 & !0xffff | u128::from(pipeline.tag()))
     }

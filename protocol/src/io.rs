@@ -18,7 +18,7 @@ use crate::{
     pipeline::{Handling, MAX_PHASES, PipelineDef, Revision},
     record::JobOptions,
     store::Write,
-    view::{ClusterView, JobState, JobSummary, JobView, RevisionView},
+    view::{ClusterView, JobState, JobSummary, JobView, RevisionView, StepCounts},
 };
 
 /// Something that happened.
@@ -268,6 +268,20 @@ pub enum Request {
     },
     /// What is kept of a job's logs.
     Logs(JobId),
+    /// A page of jobs that are no items, the newest first: in the reverse order of their ids, but those
+    /// ids that were made of idempotency keys, and say nothing of time, come behind almost all others.
+    Newest {
+        /// Of which pipeline.
+        pipeline: Name,
+        /// Only those in this state.
+        state: Option<JobState>,
+        /// Only those behind this one.
+        after: Option<JobId>,
+        /// How many at most.
+        limit: u32,
+    },
+    /// What waits and runs at each of a pipeline's steps.
+    Steps(Name),
 }
 
 /// Which jobs a request changes.
@@ -385,6 +399,8 @@ pub enum Response {
     Events(Box<EventPage>),
     /// What is kept of a job's logs.
     Logs(Box<LogsPage>),
+    /// What waits and runs at each step where anything does, in order of their names.
+    Steps(Vec<StepCounts>),
     /// It was not done.
     Refused(Refusal),
 }

@@ -29,7 +29,7 @@ use crate::{
     name::Name,
     pipeline::{Combine, Handling, MAX_PHASES, Revision},
     record::Component,
-    view::{Counts, JobState, JobSummary, JobView},
+    view::{Counts, JobState, JobSummary, JobView, StepCounts},
 };
 
 /// A message.
@@ -566,6 +566,22 @@ pub enum Question {
         /// The job.
         job: JobId,
     },
+    /// A page of jobs that are no items, the newest first.
+    Newest {
+        /// The pipeline.
+        pipeline: PipelineId,
+        /// Only those in this state.
+        state: Option<JobState>,
+        /// Only those behind this one.
+        after: Option<JobId>,
+        /// How many at most.
+        limit: u32,
+    },
+    /// What waits and runs at each step, which only the coordinator knows.
+    Steps {
+        /// The pipeline.
+        pipeline: PipelineId,
+    },
 }
 
 impl Question {
@@ -576,7 +592,9 @@ impl Question {
             | Self::Jobs { pipeline, .. }
             | Self::Change { pipeline, .. }
             | Self::Events { pipeline, .. }
-            | Self::Logs { pipeline, .. } => *pipeline,
+            | Self::Logs { pipeline, .. }
+            | Self::Newest { pipeline, .. }
+            | Self::Steps { pipeline } => *pipeline,
         }
     }
 }
@@ -617,4 +635,6 @@ pub enum Answer {
     Events(Box<EventPage>),
     /// What is kept of a job's logs, if there is such a job.
     Logs(Option<Box<LogsPage>>),
+    /// What waits and runs at each step where anything does, in order of their names.
+    Steps(Vec<StepCounts>),
 }

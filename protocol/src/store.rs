@@ -103,6 +103,18 @@ pub trait Reader: Send + Sync {
         end: &[u8],
         limit: usize,
     ) -> Result<Vec<Row>, ReadError>;
+
+    /// The rows of the same range, the last first, at most `limit`.
+    ///
+    /// # Errors
+    /// The disk fails or its content is damaged.
+    fn scan_back(
+        &self,
+        table: Table,
+        start: &[u8],
+        end: &[u8],
+        limit: usize,
+    ) -> Result<Vec<Row>, ReadError>;
 }
 
 impl fmt::Debug for dyn Reader {

@@ -274,6 +274,17 @@ pub struct Counts {
     pub cancelled: u64,
 }
 
+/// What of a pipeline's jobs is at one of its steps, items and what undoes others included.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StepCounts {
+    /// The step's name; those within others and those that undo others have names of their own.
+    pub step: Name,
+    /// How many invocations wait for a worker.
+    pub waiting: u64,
+    /// How many attempts are at workers.
+    pub running: u64,
+}
+
 /// The cluster as one node sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClusterView {

@@ -128,6 +128,24 @@ impl Storage for MemoryStorage {
         Ok(rows.map(|(key, value)| (key.clone(), value.clone())).collect())
     }
 
+    fn scan_back(
+        &self,
+        table: Table,
+        start: &[u8],
+        end: &[u8],
+        limit: usize,
+    ) -> Result<Vec<Row>, StorageError> {
+        if start >= end {
+            return Ok(Vec::new());
+        }
+        let state = self.state();
+        let rows = state.tables[table as usize]
+            .range::<[u8], _>((Bound::Included(start), Bound::Excluded(end)))
+            .rev()
+            .take(limit);
+        Ok(rows.map(|(key, value)| (key.clone(), value.clone())).collect())
+    }
+
     fn flush(&self) -> Result<(), StorageError> {
         self.state().undo.clear();
         Ok(())

@@ -128,6 +128,26 @@ impl Storage for RocksStorage {
             .collect()
     }
 
+    fn scan_back(
+        &self,
+        table: Table,
+        start: &[u8],
+        end: &[u8],
+        limit: usize,
+    ) -> Result<Vec<Row>, StorageError> {
+        if start >= end {
+            return Ok(Vec::new());
+        }
+        // Backwards, the bound above is where it begins, and the one below is checked as it goes.
+        let mut options = ReadOptions::default();
+        options.set_iterate_lower_bound(start);
+        options.set_iterate_upper_bound(end);
+        let rows = self.db.iterator_cf_opt(self.family(table)?, options, IteratorMode::End);
+        rows.take(limit)
+            .map(|row| row.map(|(key, value)| (key.into(), value.into())).map_err(failed))
+            .collect()
+    }
+
     fn flush(&self) -> Result<(), StorageError> {
         self.db.flush_wal(true).map_err(failed)
     }

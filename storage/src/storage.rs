@@ -75,6 +75,18 @@ pub trait Storage: Send + Sync + std::fmt::Debug {
         limit: usize,
     ) -> Result<Vec<Row>, StorageError>;
 
+    /// The rows of the same range, the last first, at most `limit`.
+    ///
+    /// # Errors
+    /// The disk fails, or what is stored is damaged.
+    fn scan_back(
+        &self,
+        table: Table,
+        start: &[u8],
+        end: &[u8],
+        limit: usize,
+    ) -> Result<Vec<Row>, StorageError>;
+
     /// Makes all writes so far durable.
     ///
     /// # Errors
@@ -122,6 +134,16 @@ impl Reader for StoreReader {
         limit: usize,
     ) -> Result<Vec<Row>, ReadError> {
         self.0.scan(table, start, end, limit).map_err(|error| failed(table, &error))
+    }
+
+    fn scan_back(
+        &self,
+        table: Table,
+        start: &[u8],
+        end: &[u8],
+        limit: usize,
+    ) -> Result<Vec<Row>, ReadError> {
+        self.0.scan_back(table, start, end, limit).map_err(|error| failed(table, &error))
     }
 }
 

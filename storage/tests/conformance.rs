@@ -53,6 +53,24 @@ fn scans_are_ordered_bounded_and_limited() {
 }
 
 #[test]
+fn scans_go_back_from_the_end_of_the_same_range() {
+    let back = |storage: &dyn Storage, start: &str, end: &str, limit| -> Vec<Bytes> {
+        let rows = storage.scan_back(Table::Live, start.as_bytes(), end.as_bytes(), limit);
+        rows.unwrap().into_iter().map(|(key, _)| key).collect()
+    };
+    on_each(|storage| {
+        let all = ["b", "a", "d", "c", "aa"].map(|key| put(Table::Live, key, key));
+        storage.write(&all, true).unwrap();
+        storage.write(&[put(Table::Jobs, "bb", "another table")], true).unwrap();
+        assert_eq!(back(&*storage, "a", "c", 9), ["b", "aa", "a"]);
+        assert_eq!(back(&*storage, "aa", "z", 9), ["d", "c", "b", "aa"]);
+        assert_eq!(back(&*storage, "a", "z", 2), ["d", "c"]);
+        assert!(back(&*storage, "c", "a", 9).is_empty());
+        assert!(back(&*storage, "c", "c", 9).is_empty());
+    });
+}
+
+#[test]
 fn a_range_goes_as_a_whole_in_the_order_of_its_batch() {
     on_each(|storage| {
         storage.write(&["a", "b", "c"].map(|key| put(Table::Jobs, key, "old")), true).unwrap();

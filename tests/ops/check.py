@@ -127,7 +127,8 @@ class Node:
 
 class Checks:
     def __init__(self, arguments, folder):
-        self.program, self.only, self.folder = arguments.program, arguments.only, pathlib.Path(folder)
+        self.program, self.folder = arguments.program, pathlib.Path(folder)
+        self.only, self.quick = arguments.only, arguments.quick
         self.failures, self.skipped = [], []
 
     def check(self, name, act):
@@ -404,7 +405,10 @@ class Checks:
         self.check("alerts: each fires for what it is for", self.alerts)
         self.check("service: the manager hears of start, life and stop", self.service)
         self.check("unit: it is valid, and may do little", self.unit)
-        self.check("package: built, installed, upgraded, removed, purged", self.package)
+        if self.quick:
+            print("not run package: built, installed, upgraded, removed, purged: make test-ops does it", flush=True)
+        else:
+            self.check("package: built, installed, upgraded, removed, purged", self.package)
         self.check("containers: the files agree with each other and the program", self.containers)
         if not self.only or any(self.only in name for name in ("metrics", "dashboard", "history")):
             try:
@@ -418,6 +422,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--program", required=True, type=lambda path: str(pathlib.Path(path).resolve()))
     parser.add_argument("--only", help="only checks whose names have this in them")
+    parser.add_argument("--quick", action="store_true", help="do not build the package, which takes minutes")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="carbonmesh-ops-") as folder:
         checks = Checks(arguments, folder)

@@ -24,12 +24,16 @@ import hostile
 import serve
 
 WORK = (
-    "import json, sys, time; d = json.load(sys.stdin); time.sleep(d.get('sleep', 0.1)); "
+    "import json, sys, time; d = json.load(sys.stdin); "
+    "[(print('<i>line</i>', n, file=sys.stderr, flush=True), time.sleep(0.5)) for n in range(d.get('say', 0))]; "
+    "time.sleep(d.get('sleep', 0.1)); "
     "print('<b>no</b> luck', file=sys.stderr) if d.get('fail') else None; "
     "sys.exit(1) if d.get('fail') else print(json.dumps({'done': True}))"
 )
 SPLIT = "import json; [print(json.dumps({'n': n})) for n in range(30)]"
 CONFIG = f"""\
+accept_handlers = ["shell"]
+
 [phases.page-work]
 slots = 4
 command = ["python3", "-c", {json.dumps(WORK)}]
@@ -37,6 +41,19 @@ command = ["python3", "-c", {json.dumps(WORK)}]
 [phases.page-split]
 command = ["python3", "-c", {json.dumps(SPLIT)}]
 """
+HANDLER = "cat # <b>what comes</b>\n"
+SCHEMA = {
+    "type": "object",
+    "required": ["title", "size"],
+    "properties": {
+        "title": {"type": "string", "title": "<b>Title</b>", "description": "What it is called", "minLength": 2},
+        "size": {"type": "number", "minimum": 1, "maximum": 10},
+        "count": {"type": "integer", "default": 3},
+        "colour": {"enum": ["red", "green", 7]},
+        "fast": {"type": "boolean"},
+        "more": {"type": "object"},
+    },
+}
 
 W = "page-work"
 PIPELINES = [
@@ -54,6 +71,10 @@ PIPELINES = [
     {"name": "page-undo", "phases": [
         {"name": "charge", "phase": W, "compensate": {"name": "refund", "phase": W}, "input_mapping": "{sleep: `0.1`}"},
         {"name": "deliver", "phase": W, "max_attempts": 1}]},
+    {"name": "page-schema", "phases": [{"name": "draw", "phase": W}], "input_schema": SCHEMA},
+    {"name": "page-cron", "phases": [{"name": "tick", "phase": W}], "schedules": [
+        {"name": "often", "cron": "*/2 * * * * *", "instructions": {"from": "cron"}},
+        {"name": "yearly", "cron": "30 4 1 1 *", "timezone": "Europe/Berlin", "missed": "skip"}]},
     {"name": "page-nobody", "phases": [{"name": "absent", "phase": "page-absent"}]},
 ]
 
@@ -234,7 +255,7 @@ class Checks:
         page = self.page()
         for view in ["", "pipelines/page-graph"]:
             self.open(page, view)
-            panel = page.get_by_role("region", name="What happened")
+            panel = page.get_by_role("region", name="What happened", exact=True)
             expect(panel.get_by_role("img", name=re.compile("^Finished per second, the last hour: succeeded .* now, at most [0-9.]"))).to_be_visible()
             expect(panel.get_by_role("img", name=re.compile("^Jobs at once, the last hour: queued .*; running "))).to_be_visible()
             expect(panel.get_by_role("img", name=re.compile("^Time until success, the last hour: half of them within "))).to_be_visible()
@@ -295,6 +316,165 @@ class Checks:
         graph.get_by_role("button", name=re.compile("^join")).press("Enter")
         expect(page.locator("#step-join")).to_have_attribute("open", "")
         self.shot(page, "job")
+
+    def form_of_schema(self):
+        page = self.page()
+        self.open(page, "pipelines/page-schema")
+        page.get_by_role("button", name="Enqueue…").click()
+        dialog = page.get_by_role("dialog")
+        expect(dialog.get_by_label("Count")).to_have_count(0)
+        expect(dialog.get_by_label("count", exact=False)).to_have_value("3")
+        title, size = dialog.get_by_label("<b>Title</b>"), dialog.get_by_label("size")
+        dialog.get_by_role("button", name="Enqueue", exact=True).click()
+        expect(dialog.get_by_text("This has to be given.")).to_have_count(2)
+        expect(title).to_be_focused()
+        title.fill("x")
+        expect(dialog.get_by_text("At least 2 characters are needed.")).to_be_visible()
+        size.fill("11")
+        expect(dialog.get_by_text("The most is 10.")).to_be_visible()
+        self.shot(page, "enqueue-schema-wrong")
+        title.fill("A <b>box</b>")
+        size.fill("1.50")
+        expect(dialog.locator("[aria-invalid=true]")).to_have_count(0)
+        dialog.get_by_label("colour").select_option("7")
+        dialog.get_by_label("fast").check()
+        dialog.get_by_label("more").fill('{"a": [1]')
+        dialog.get_by_role("button", name="Enqueue", exact=True).click()
+        expect(dialog.get_by_label("more")).to_be_focused()
+        dialog.get_by_label("more").fill('{"a": [1]}')
+        # What was given stays, from fields to JSON and back.
+        dialog.get_by_role("button", name="As JSON").click()
+        text = dialog.get_by_label("Instructions, one JSON object")
+        expect(text).to_have_value(re.compile('"colour": 7'))
+        text.fill('{"title": "A <b>box</b>", "size": 1.5, "strange": 1}')
+        dialog.get_by_role("button", name="As fields").click()
+        expect(dialog.get_by_text("There is no field for strange.")).to_be_visible()
+        text.fill('{"title": "A <b>box</b>", "size": 2, "colour": 7, "fast": true, "more": {"a": [1]}}')
+        dialog.get_by_role("button", name="As fields").click()
+        expect(size).to_have_value("2")
+        expect(dialog.get_by_label("fast")).to_be_checked()
+        size.fill("1.50")
+        self.shot(page, "enqueue-schema")
+        dialog.get_by_role("button", name="Enqueue", exact=True).press("Enter")
+        expect(dialog.get_by_text("Accepted:")).to_be_visible()
+        dialog.locator(".receipt a").click()
+        expect(page.locator("h1")).to_contain_text("Job")
+        id_ = page.url.rsplit("/", 1)[1]
+        found = call(self.api, "GET", f"/v1/jobs/{id_}")["instructions"]
+        assert found == {"title": "A <b>box</b>", "size": 1.5, "colour": 7, "fast": True, "more": {"a": [1]}}, found
+        expect(page.get_by_role("group", name="Instructions")).to_contain_text("1.50")
+
+    def map_of_nodes(self):
+        page = self.page()
+        self.open(page, "nodes")
+        table = page.get_by_role("table", name="Connections and coordinators")
+        names = sorted(one["name"] for one in call(self.api, "GET", "/v1/nodes")["nodes"])
+        for name in names:
+            row = table.get_by_role("row").filter(has=page.get_by_role("cell", name=name, exact=True))
+            others = [other for other in names if other != name]
+            expect(row.get_by_role("cell").nth(2)).to_contain_text(re.compile("all|" + ".*".join(others)), timeout=20_000)
+            expect(row.get_by_role("cell").nth(3)).to_have_text("–")
+        drawn = page.get_by_role("group", name=re.compile("^Map of the nodes"))
+        expect(drawn.locator("line.w-joined")).to_have_count(len(names) * (len(names) - 1) // 2)
+        for one in PIPELINES:
+            lead = call(self.api, "GET", f"/v1/pipelines/{one['name']}")
+            row = table.get_by_role("row").filter(has=page.get_by_role("cell", name=lead["coordinator"]["name"], exact=True))
+            expect(row).to_contain_text(re.compile(f"{one['name']} term {lead['term']}|and \\d+ more"))
+        self.shot(page, "nodes")
+        first = drawn.get_by_role("link").first
+        first.focus()
+        first.press("Enter")
+        expect(page.locator(".card.chosen")).to_have_count(1)
+        expect(page.get_by_role("button", name="Ask again")).to_be_visible()
+
+    def counts_at_phases(self):
+        page = self.page()
+        slots = sum(offer["slots"] for node in call(self.api, "GET", "/v1/nodes")["nodes"] for offer in node["phases"] if offer["phase"] == W)
+        jobs = [self.enqueue("page-graph", {"sleep": 6}) for _ in range(slots + 5)]
+        self.open(page, "pipelines/page-graph")
+        graph = page.get_by_role("group", name="Phases of page-graph")
+        first = graph.get_by_role("button", name=re.compile("^first 5 wait · \\d+ run"))
+        expect(first).to_be_visible(timeout=20_000)
+        row = page.locator("#phase-first")
+        expect(row.get_by_role("cell").nth(3)).to_have_text("5")
+        expect(row.get_by_role("cell").nth(4)).to_have_text(str(slots))
+        self.shot(page, "pipeline-counts")
+        # The newest come first, unless the oldest are asked for.
+        rows = page.get_by_role("table", name="Jobs of page-graph").get_by_role("row")
+        expect(rows.nth(1).get_by_role("link")).to_have_text(jobs[-1])
+        page.get_by_label("from").select_option("oldest")
+        expect(rows.nth(1).get_by_role("link")).not_to_have_text(jobs[-1])
+        assert "order=oldest" in page.url, page.url
+        page.get_by_label("from").select_option("")
+        expect(rows.nth(1).get_by_role("link")).to_have_text(jobs[-1])
+        for job in jobs:
+            call(self.api, "POST", f"/v1/jobs/{job}/cancel", {})
+
+    def schedules(self):
+        page = self.page()
+        self.open(page, "pipelines/page-cron")
+        table = page.get_by_role("table", name="Schedules")
+        often = table.get_by_role("row").filter(has_text="often")
+        expect(often.locator(".badge")).to_be_visible(timeout=20_000)
+        expect(often.get_by_role("listitem")).to_have_count(3)
+        yearly = table.get_by_role("row").filter(has_text="yearly")
+        expect(yearly).to_contain_text("none yet")
+        expect(yearly).to_contain_text("Europe/Berlin")
+        next_ = yearly.locator("time").first.get_attribute("datetime")
+        assert re.fullmatch(r"\d{4}-01-01T03:30:00\.000Z", next_), next_
+        often.get_by_role("link").click()
+        expect(page.locator("h1")).to_contain_text("Job")
+        expect(page.get_by_role("group", name="Instructions")).to_contain_text("cron")
+        expect(page.get_by_text(re.compile("^schedule/often/"))).to_be_visible()
+
+    def handlers(self):
+        call(self.api, "PUT", "/v1/handlers/page-kept", {"language": "shell", "source": HANDLER, "slots": 2})
+        until("all nodes offer it", lambda: len([node for node in call(self.api, "GET", "/v1/nodes")["nodes"]
+                                                 if any(offer["phase"] == "page-kept" for offer in node["phases"])]) == self.nodes())
+        page = self.page()
+        self.open(page, "")
+        page.get_by_role("navigation", name="Main").get_by_role("link", name="Handlers").click()
+        table = page.get_by_role("table", name="Handlers")
+        row = table.get_by_role("row").filter(has_text="page-kept")
+        kept = call(self.api, "GET", "/v1/handlers/page-kept")
+        expect(row).to_contain_text("shell")
+        expect(row).to_contain_text(kept["sha256"][:12])
+        for node in call(self.api, "GET", "/v1/nodes")["nodes"]:
+            expect(row.get_by_role("link", name=node["name"], exact=True)).to_be_visible()
+        self.shot(page, "handlers")
+        row.get_by_role("button", name="Source of page-kept").press("Enter")
+        expect(page.get_by_role("dialog")).to_contain_text("cat # <b>what comes</b>")
+        self.shot(page, "handler-source")
+        page.keyboard.press("Escape")
+        expect(page.get_by_role("dialog")).to_have_count(0)
+
+    def logs(self):
+        page = self.page()
+        job = self.enqueue("page-graph", {"say": 6})
+        self.open(page, f"jobs/{job}")
+        lines = page.get_by_role("group", name="Lines of the log")
+        expect(lines).to_contain_text("<i>line</i> 0", timeout=20_000)
+        assert self.state(job) != "succeeded", "they came only when it was over"
+        expect(lines).to_contain_text("<i>line</i> 5", timeout=20_000)
+        expect(page.locator(".page-head .badge")).to_have_text("succeeded", timeout=60_000)
+        # All are there for whoever comes later, and none twice.
+        page.reload()
+        expect(lines.locator(".log-line").filter(has_text="first#1")).to_have_count(6, timeout=20_000)
+
+    def draining(self):
+        page = self.page()
+        self.open(page, "nodes")
+        page.get_by_role("button", name="Drain node n1").click()
+        dialog = page.get_by_role("dialog")
+        expect(dialog).to_contain_text("takes no new work until it is started again")
+        self.shot(page, "drain")
+        dialog.get_by_role("button", name="Back").click()
+        page.get_by_role("button", name="Drain node n1").click()
+        dialog.get_by_role("button", name="Drain it").click()
+        expect(page.locator(".note")).to_contain_text("It takes no more work", timeout=20_000)
+        other = f"http://127.0.0.1:{self.cluster.http[1]}"
+        until("others coordinate", lambda: all(one["coordinator"] and one["coordinator"]["name"] != "n1"
+                                               for one in call(other, "GET", "/v1/status")["pipelines"]))
 
     def job_is_followed(self):
         page = self.page()
@@ -551,7 +731,7 @@ class Checks:
         until("it has ended", lambda: self.state(job) == "succeeded" and self.state(failing) == "dead")
         page = self.page(scheme, size)
         ground = {"dark": "rgb(14, 19, 24)", "light": "rgb(245, 246, 248)"}[scheme]
-        for view in ["", "pipelines/page-graph", "pipelines/page-signal", f"jobs/{job}", f"jobs/{failing}", f"jobs/{waiting}", "dead", "nodes"]:
+        for view in ["", "pipelines/page-graph", "pipelines/page-signal", f"jobs/{job}", f"jobs/{failing}", f"jobs/{waiting}", "dead", "nodes", "handlers", "pipelines/page-cron"]:
             self.open(page, view)
             page.wait_for_timeout(700)
             assert page.evaluate("getComputedStyle(document.body).backgroundColor") == ground
@@ -600,10 +780,33 @@ class Checks:
         page.wait_for_timeout(1000)
         assert asked, "it does not ask once it is seen again"
 
+    def run_quick(self):
+        """About a minute: what is made for the page alone, and what must never break."""
+        self.check("a form is made of an input schema", self.form_of_schema)
+        self.check("the map tells who is connected and who coordinates", self.map_of_nodes)
+        self.check("what waits and runs is counted at each phase", self.counts_at_phases)
+        self.check("schedules tell their last and next runs", self.schedules)
+        self.check("handlers are listed, and their sources shown", self.handlers)
+        self.check("logs are shown as they come", self.logs)
+        self.check("dead letters are retried and discarded", self.dead_letters)
+        self.check("signals are sent", self.signals)
+        self.check("a phone's width, dark", self.looks, "dark", (390, 844), "phone-dark")
+        for name, act in hostile.CHECKS[:2]:
+            self.check(name, act, self)
+
     def run(self):
+        if self.arguments.quick:
+            self.run_quick()
+            return
         self.check("the overview shows nodes, pipelines, rates and warnings", self.overview)
         self.check("the last hour and day are drawn, and said in words", self.history)
         self.check("a job is enqueued by the form", self.enqueue_by_form)
+        self.check("a form is made of an input schema", self.form_of_schema)
+        self.check("the map tells who is connected and who coordinates", self.map_of_nodes)
+        self.check("what waits and runs is counted at each phase", self.counts_at_phases)
+        self.check("schedules tell their last and next runs", self.schedules)
+        self.check("handlers are listed, and their sources shown", self.handlers)
+        self.check("logs are shown as they come", self.logs)
         self.check("a job is followed to its end", self.job_is_followed)
         self.check("it is said why a job waits; a job is cancelled", self.waiting_is_explained)
         self.check("dead letters are retried and discarded", self.dead_letters)
@@ -623,6 +826,7 @@ class Checks:
             self.check(name, act, self)
         if self.cluster:
             self.check("a node that dies is noticed, and its return", self.node_that_dies)
+            self.check("a node is drained", self.draining)
         else:
             print("not run a node that dies: give --program")
 
@@ -635,6 +839,7 @@ def main():
     parser.add_argument("--out", help="where to put pictures")
     parser.add_argument("--axe", help="axe.min.js of axe-core")
     parser.add_argument("--chromium", default=shutil.which("chromium"), help="the browser")
+    parser.add_argument("--quick", action="store_true", help="leave out what takes long: about a minute in all")
     parser.add_argument("--only", help="only checks whose names have this in them")
     parser.add_argument("--print-config", action="store_true", help="print what nodes have to offer")
     arguments = parser.parse_args()

@@ -73,7 +73,9 @@ def markup(checks):
                   "fair_by": MARKUP, "timeout": MARKUP, "preset": MARKUP, "retention": {"dead": {"age": MARKUP}},
                   "schedules": [{"name": MARKUP, "cron": MARKUP, "timezone": MARKUP, "instructions": {MARKUP: MARKUP}, "overlap": MARKUP}]}
     ref = {"id": MARKUP, "name": MARKUP}
-    one = pipeline(1, name=MARKUP, revision=MARKUP, definition=definition, coordinator=ref, replicas=[ref], unoffered=[MARKUP], paused_phases=[MARKUP], paused=True)
+    definition["input_schema"] = {"required": [MARKUP], "properties": {MARKUP: {"type": "string", "title": MARKUP, "description": MARKUP, "default": MARKUP},
+                                                                       "e": {"enum": [MARKUP]}, "j": {"type": "object", "default": {MARKUP: MARKUP}}}}
+    one = pipeline(1, phase_counts={MARKUP: {"waiting": MARKUP, "running": MARKUP}}, schedule_runs=[{"name": MARKUP, "last_at": MARKUP, "last_job": MARKUP, "next": [MARKUP]}], name=MARKUP, revision=MARKUP, definition=definition, coordinator=ref, replicas=[ref], unoffered=[MARKUP], paused_phases=[MARKUP], paused=True)
     machine = node(0, id=MARKUP, name=MARKUP, disk=MARKUP, version=MARKUP, liveness=MARKUP, roles=[MARKUP], labels={MARKUP: MARKUP},
                    addresses=[MARKUP, "javascript:alert(1)"], phases=[{"phase": MARKUP, "slots": 1, "busy": 1}], refusing=MARKUP)
     attempt = {"number": 1, "worker": ref, "token": MARKUP, "started_at": MARKUP, "finished_at": MARKUP, "error": MARKUP}
@@ -83,12 +85,15 @@ def markup(checks):
                   invocations=[{"step": MARKUP, "phase": MARKUP, "state": MARKUP, "attempt_count": 1, "attempts": [attempt, timed], "note": MARKUP, "result": MARKUP}])
     listed = {"id": MARKUP, "state": MARKUP, "created_at": MARKUP, "key": MARKUP, "step": MARKUP, "error": MARKUP}
     answer(page, {
-        "/status": status([one], node=ref, version=MARKUP), "/nodes": {"nodes": [machine]}, "/pipelines/[^/]+": one,
+        "/status": status([one], node=ref, version=MARKUP), "/nodes": {"nodes": [machine, {**machine, "id": "1", "liveness": "alive"}]}, "/pipelines/[^/]+": one,
         "/pipelines/[^/]+/jobs": {"jobs": [listed], "next": MARKUP}, "/jobs/[^/]+": one_job,
+        "/handlers": {"handlers": [{"phase": MARKUP, "language": MARKUP, "sha256": MARKUP, "bytes": 1, "slots": 1, "requires": [MARKUP], "versions": [{"put_at": MARKUP}]}]},
+        "/facts": {"asked": {"id": MARKUP, "reach": [{"id": "1", "name": MARKUP, "connected": False, "tried": [{"address": MARKUP, "error": MARKUP}]}]}, "others": [{"id": "1", "error": MARKUP}]},
+        "/jobs/[^/]+/explain": {"phases": [{"step": MARKUP, "nodes": [{"node": ref, "lacks": [MARKUP]}]}]},
         "/pipelines/[^/]+/revisions": {"revisions": [{"revision": MARKUP, "applied": 1, "current": False, "definition": definition}]},
     })
     name = page.evaluate("encodeURIComponent", MARKUP)
-    for view in ["", f"pipelines/{name}", f"jobs/{name}", "dead", "nodes", f"nodes/{name}", name]:
+    for view in ["", f"pipelines/{name}", f"jobs/{name}", "dead", "nodes", f"nodes/{name}", "handlers", name]:
         page.goto(f"{checks.url}#/{view}")
         page.wait_for_timeout(800)
         for summary in page.locator("main summary").all():
@@ -103,6 +108,11 @@ def markup(checks):
         assert page.inner_text("main").strip(), view
         wide = page.evaluate("document.documentElement.scrollWidth - innerWidth")
         assert wide <= 0, f"{view} is {wide} px too wide"
+    page.goto(f"{checks.url}#/pipelines/{name}")
+    page.get_by_role("button", name="Enqueue…").click()
+    expect(page.get_by_role("dialog").locator(".schema-fields input").first).to_have_value(MARKUP)
+    assert not page.evaluate("window.harmed ?? document.querySelectorAll('dialog img, dialog script').length")
+    page.keyboard.press("Escape")
     page.locator("#search-text").fill(MARKUP + "x")
     page.keyboard.press("Enter")
     page.wait_for_timeout(300)

@@ -49,7 +49,9 @@ def server(port, node, folder=FOLDER):
 
         def pass_on(self):
             body = self.rfile.read(int(self.headers.get("content-length") or 0))
-            headers = {name: value for name, value in self.headers.items() if name.lower() != "connection"}
+            # Not packed: what is passed back says nothing of that.
+            left_out = ("connection", "accept-encoding")
+            headers = {name: value for name, value in self.headers.items() if name.lower() not in left_out}
             try:
                 connection = http.client.HTTPConnection(node, timeout=90)
                 connection.request(self.command, self.path, body, headers)

@@ -130,6 +130,11 @@ fn what_new_keys_say_is_refused_with_the_place() {
     let cases = [
         (with(r#""timeout":"soon""#), "timeout: `soon` is no duration"),
         (with(r#""fair_by":"tenant""#), "fair_by `tenant` is no JSON Pointer"),
+        (with(r#""input_schema":[]"#), "expected a map"),
+        (
+            with(&format!(r#""input_schema":{{"title":"{}"}}"#, "x".repeat(65_536))),
+            "input_schema in bytes",
+        ),
         (with(r#""retention":{"dead":{"age":"old"}}"#), "retention.dead.age: "),
         (with(r#""schedules":[{"name":"n","cron":"61 * * * *"}]"#), "schedules[0].cron: "),
         (

@@ -1,14 +1,19 @@
-//! Packed bodies: answers are packed for clients that take gzip; bodies of requests may be gzip.
+//! Packed bodies: answers are packed for clients that take zstd or gzip; bodies of requests may be
+//! either.
 //!
 //! What comes out of a packed body is bounded twice: by the limits of whoever reads it, as for any
 //! body, and by how much more comes out than went in. Streams of many answers are not packed: their
 //! readers need each line at once.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
+use async_compression::{tokio::bufread::ZstdDecoder, zstd::DParameter};
 use axum::{
     body::Body,
     extract::Request,
@@ -19,7 +24,8 @@ use axum::{
     middleware::Next,
     response::Response,
 };
-use futures::StreamExt;
+use futures::{StreamExt, TryStreamExt};
+use tokio_util::io::{ReaderStream, StreamReader};
 use tower_http::{
     compression::{
         CompressionLayer,
@@ -37,6 +43,10 @@ const MAX_RATIO: u64 = 200;
 /// So much may come out of any body.
 const FREE_BYTES: u64 = 16 << 20;
 
+/// How much of what it has unpacked a reader of zstd must look back on, as the base-2 logarithm: 8 MiB,
+/// which is all that HTTP allows (RFC 9659), and all that it takes of memory for one body.
+const ZSTD_WINDOW_LOG: u32 = 23;
+
 /// How many packed bytes of a body have come.
 #[derive(Clone, Default)]
 struct Packed(Arc<AtomicU64>);
@@ -47,7 +57,7 @@ pub(super) fn pack() -> CompressionLayer<impl Predicate + Send + Sync + 'static>
     CompressionLayer::new().compress_when(DefaultPredicate::new().and(streams))
 }
 
-/// Unpacks bodies; between [`accept`] and [`bound`].
+/// Unpacks bodies that are gzip; between [`accept`] and [`bound`].
 pub(super) fn unpack() -> RequestDecompressionLayer {
     RequestDecompressionLayer::new()
 }
@@ -55,17 +65,18 @@ pub(super) fn unpack() -> RequestDecompressionLayer {
 /// Refuses what cannot be unpacked, and counts what comes in.
 pub(super) async fn accept(mut request: Request, next: Next) -> Result<Response, Problem> {
     let encoding = encoding(request.headers());
-    match encoding.as_str() {
-        "" | "identity" => {
-            request.headers_mut().remove(CONTENT_ENCODING);
-            return Ok(next.run(request).await);
-        }
+    request.headers_mut().remove(CONTENT_ENCODING);
+    let zstd = match encoding.as_str() {
+        "" | "identity" => return Ok(next.run(request).await),
         "gzip" => {
             let gzip = axum::http::HeaderValue::from_static("gzip");
             request.headers_mut().insert(CONTENT_ENCODING, gzip);
+            false
         }
+        "zstd" => true,
         other => {
-            let detail = format!("Content-Encoding is `{other}`: send gzip, or the body as it is");
+            let detail =
+                format!("Content-Encoding is `{other}`: send zstd, gzip, or the body as it is");
             return Err(Problem::new(
                 StatusCode::UNSUPPORTED_MEDIA_TYPE,
                 "wrong-encoding",
@@ -73,16 +84,24 @@ pub(super) async fn accept(mut request: Request, next: Next) -> Result<Response,
                 detail,
             ));
         }
-    }
+    };
     let packed = Packed::default();
     request.headers_mut().remove(CONTENT_LENGTH);
     request.extensions_mut().insert(packed.clone());
     let request = request.map(|body| {
-        Body::from_stream(body.into_data_stream().inspect(move |chunk| {
+        let counted = body.into_data_stream().inspect(move |chunk| {
             if let Ok(chunk) = chunk {
                 packed.0.fetch_add(chunk.len() as u64, Ordering::Relaxed);
             }
-        }))
+        });
+        match zstd {
+            false => Body::from_stream(counted),
+            true => {
+                let reader = StreamReader::new(counted.map_err(io::Error::other));
+                let window = [DParameter::window_log_max(ZSTD_WINDOW_LOG)];
+                Body::from_stream(ReaderStream::new(ZstdDecoder::with_params(reader, &window)))
+            }
+        }
     });
     Ok(next.run(request).await)
 }

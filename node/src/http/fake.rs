@@ -14,7 +14,7 @@ use carbonmesh_protocol::{
     record::JobOptions,
     view::{
         AttemptView, ClusterView, InvocationView, JobState, JobView, Liveness, MemberView,
-        PipelineView, RevisionView,
+        PipelineView, RevisionView, StepCounts,
     },
 };
 use tokio::{net::TcpListener, sync::mpsc};
@@ -93,6 +93,11 @@ pub(crate) fn answer(request: Request) -> Response {
         Request::Recover { lost, .. } => Response::Recovered { members: [].into(), lost },
         Request::Job { job, .. } => Response::Job(Box::new(self::job(job, JobState::Succeeded))),
         Request::Jobs { .. } => Response::Jobs { jobs: vec![], next: Some(JobId::MAX) },
+        Request::Newest { .. } => Response::Jobs { jobs: vec![], next: Some(JobId::MAX) },
+        Request::Steps(_) => {
+            let step = StepCounts { step: name("s"), waiting: 3, running: 2 };
+            Response::Steps(vec![step])
+        }
         Request::Change { .. } => Response::Changed(Changed { count: 1, next: None }),
         Request::Revisions(_) => Response::Revisions(revisions()),
         Request::Cluster => Response::Cluster(Box::new(cluster())),

@@ -19,7 +19,7 @@ use carbonmesh_protocol::{
 use jiff::Timestamp;
 use serde::Deserialize;
 use tokio::time::{Instant, sleep};
-use utoipa::IntoParams;
+use utoipa::{IntoParams, ToSchema};
 
 use super::{
     Api, Problem,
@@ -133,7 +133,11 @@ pub(super) struct ListParameters {
     #[serde(default, deserialize_with = "parsed")]
     #[param(value_type = JobStateName, required = false)]
     state: Option<JobState>,
-    /// Only those behind this one: `next` of the page before.
+    /// Which come first: `oldest` unless given, or `newest`, which does not go with `of`.
+    #[serde(default)]
+    #[param(inline, required = false)]
+    order: Order,
+    /// Only those behind this one: `next` of the page before, in the same order.
     #[serde(default, deserialize_with = "parsed")]
     #[param(value_type = String, required = false, format = "uuid")]
     after: Option<JobId>,
@@ -144,6 +148,17 @@ pub(super) struct ListParameters {
     #[serde(default, deserialize_with = "parsed")]
     #[param(value_type = String, required = false, format = "uuid")]
     of: Option<JobId>,
+}
+
+/// Which jobs come first in a list.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Order {
+    /// Those that were enqueued first.
+    #[default]
+    Oldest,
+    /// Those that were enqueued last.
+    Newest,
 }
 
 /// `POST /v1/pipelines/{name}/jobs`: one job as JSON, or many as NDJSON.
@@ -256,7 +271,9 @@ pub(super) async fn explain(
 #[utoipa::path(
     get, path = "/v1/pipelines/{name}/jobs", tag = "jobs", operation_id = "listJobs",
     summary = "A page of a pipeline's jobs, in order of their ids",
-    description = "Ids of jobs without an idempotency key are in the order in which these were enqueued.",
+    description = "Ids of jobs without an idempotency key are in the order in which these were enqueued. Ids \
+                   that were made of keys are in no order of time: nearly all of them come last, whichever \
+                   order is asked for.",
     params(PipelinePath, ListParameters),
     responses((status = 200, description = "The page", body = JobsDoc), Missing)
 )]
@@ -265,13 +282,22 @@ pub(super) async fn list(
     PathPart(pipeline): PathPart<Name>,
     Parameters(parameters): Parameters<ListParameters>,
 ) -> Result<Json<JobsDoc>, Problem> {
-    let ListParameters { state, after, limit, of } = parameters;
+    let ListParameters { state, order, after, limit, of } = parameters;
     let limit = limit.unwrap_or(PAGE);
     if !(1..=MAX_PAGE).contains(&limit) {
         let detail = format!("limit: {limit} is out of range: 1 to {MAX_PAGE} are allowed");
         return Err(Problem::bad_request("bad-query", detail));
     }
-    match api.ask(Request::Jobs { pipeline, of, state, after, limit }).await? {
+    let request = match (order, of) {
+        (Order::Oldest, of) => Request::Jobs { pipeline, of, state, after, limit },
+        (Order::Newest, None) => Request::Newest { pipeline, state, after, limit },
+        (Order::Newest, Some(_)) => {
+            let detail =
+                "order: what is made of a job's items is in the order of these: leave `order` out";
+            return Err(Problem::bad_request("bad-query", detail));
+        }
+    };
+    match api.ask(request).await? {
         Answer::Jobs { jobs, next } => Ok(Json(JobsDoc {
             jobs: jobs.iter().map(JobSummaryDoc::from).collect(),
             next: next.map(|job| job.to_string()),

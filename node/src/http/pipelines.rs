@@ -1,5 +1,7 @@
 //! Routes of pipelines: apply, list, show, remove.
 
+use std::{collections::BTreeMap, time::Duration};
+
 use axum::{
     Extension, Json,
     body::Body,
@@ -18,6 +20,7 @@ use carbonmesh_protocol::{
 };
 
 use serde::Deserialize;
+use tokio::time::timeout;
 use utoipa::IntoParams;
 
 use super::{
@@ -28,9 +31,15 @@ use super::{
         NamespacePage, Parameters, PathPart, media_type, parsed, read_body, wrong_media_type,
     },
     openapi::schemas::{self, InUse, Missing, PipelinePath},
-    view::{AppliedDoc, Names, PipelineDoc, PipelinesDoc, RevisionDoc, RevisionsDoc},
+    view::{
+        AppliedDoc, Names, PhaseCountsDoc, PipelineDoc, PipelinesDoc, RevisionDoc, RevisionsDoc,
+        ScheduleRunsDoc,
+    },
 };
-use crate::document::PipelineDocument;
+use crate::{clock, document::PipelineDocument};
+
+/// How long a coordinator is waited for that is asked for counts.
+const COUNTS_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How many pipelines a refusal names.
 const NAMED: usize = 10;
@@ -122,10 +131,26 @@ pub(super) async fn show(
     let Some(found) = cluster.pipelines.iter().find(|one| one.definition.name == name) else {
         return Err(unknown_among(&cluster, &name));
     };
-    let document = PipelineDoc::new(found, &Names::of(&cluster.members));
+    let mut document = PipelineDoc::new(found, &Names::of(&cluster.members));
+    document.phase_counts = phase_counts(&api, name).await;
+    let (id, now_ms) = (found.definition.id(), clock::unix_ms());
+    let schedules = found.definition.schedules.iter();
+    document.schedule_runs =
+        schedules.filter_map(|it| ScheduleRunsDoc::new(it, id, now_ms)).collect();
     // What its tag begins with.
     let revision = Extension(Revision(document.revision.clone()));
     Ok((revision, Json(document)).into_response())
+}
+
+/// What waits and runs at each phase, as the coordinator has it in memory; nothing if nobody
+/// coordinates, or does not answer at once.
+async fn phase_counts(api: &Api, name: Name) -> Option<BTreeMap<String, PhaseCountsDoc>> {
+    match timeout(COUNTS_TIMEOUT, api.ask(Request::Steps(name))).await {
+        Ok(Ok(Answer::Steps(steps))) => {
+            Some(steps.iter().map(|it| (it.step.to_string(), it.into())).collect())
+        }
+        _ => None,
+    }
 }
 
 /// The refusal of a pipeline that is not known.

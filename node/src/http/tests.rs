@@ -280,6 +280,45 @@ async fn jobs_are_listed_by_page() {
 }
 
 #[tokio::test]
+async fn the_newest_jobs_are_listed_if_that_is_asked_for() {
+    let url = node(|request| match request {
+        Request::Newest { state: Some(JobState::Dead), after: None, limit: 2, .. } => {
+            Response::Jobs { jobs: vec![], next: Some(some_job()) }
+        }
+        Request::Jobs { of: None, limit: 100, .. } => Response::Jobs { jobs: vec![], next: None },
+        other => panic!("{other:?}"),
+    })
+    .await;
+    let list = async |query: &str| {
+        json_of(client().get(format!("{url}/v1/pipelines/p/jobs?{query}"))).await
+    };
+    let (status, _, body) = list("order=newest&state=dead&limit=2").await;
+    assert_eq!((status, &body["next"]), (200, &json!(some_job().to_string())));
+    let (status, _, body) = list("order=oldest").await;
+    assert_eq!((status, body.get("next")), (200, None));
+    for query in ["order=random".to_owned(), format!("order=newest&of={}", some_job())] {
+        let (status, _, body) = list(&query).await;
+        assert_eq!((status, &body["type"]), (400, &json!("urn:carbonmesh:problem:bad-query")));
+        assert!(body["detail"].as_str().is_some_and(|it| it.contains("order")), "{body}");
+    }
+}
+
+#[tokio::test]
+async fn a_pipeline_says_what_is_at_each_phase_if_its_coordinator_does() {
+    let url = node(fake::answer).await;
+    let (status, _, body) = json_of(client().get(format!("{url}/v1/pipelines/p"))).await;
+    assert_eq!(status, 200);
+    assert_eq!(body["phase_counts"], json!({"s": {"waiting": 3, "running": 2}}));
+    let url = node(|request| match request {
+        Request::Steps(_) => Response::Refused(Refusal::NoCoordinator("p".to_owned())),
+        other => fake::answer(other),
+    })
+    .await;
+    let (status, _, body) = json_of(client().get(format!("{url}/v1/pipelines/p"))).await;
+    assert_eq!((status, body.get("phase_counts")), (200, None));
+}
+
+#[tokio::test]
 async fn the_cluster_is_shown() {
     let url = node(|_| Response::Cluster(Box::new(fake::cluster()))).await;
     let get = async |path: &str| json_of(client().get(format!("{url}{path}"))).await.2;

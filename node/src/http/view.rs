@@ -20,8 +20,8 @@ use utoipa::ToSchema;
 
 pub use cluster::{
     AppliedDoc, DiffDoc, DrainDoc, HealthDoc, MembersDoc, NodeDoc, NodePhaseDoc, NodesDoc,
-    OfferDoc, PhaseDoc, PhasesDoc, PipelineDoc, PipelinesDoc, RefusingDoc, RevisionDoc,
-    RevisionsDoc, StatusDoc, VersionDoc,
+    OfferDoc, PhaseCountsDoc, PhaseDoc, PhasesDoc, PipelineDoc, PipelinesDoc, RefusingDoc,
+    RevisionDoc, RevisionsDoc, ScheduleRunsDoc, StatusDoc, VersionDoc,
 };
 pub(crate) use event::node_of;
 pub use event::{AttemptLogDoc, EndDoc, EventDoc, LineOfLogDoc, LogsDoc};

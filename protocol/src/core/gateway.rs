@@ -113,6 +113,10 @@ impl Core {
             }
             Request::Events { pipeline, query } => self.ask_events(id, pipeline.as_ref(), query),
             Request::Logs(job) => return self.ask_logs(id, job),
+            Request::Newest { pipeline, state, after, limit } => {
+                return self.ask_newest(id, &pipeline, state, after, limit);
+            }
+            Request::Steps(pipeline) => self.ask_steps(id, &pipeline),
             Request::Cluster => {
                 let view = self.cluster_view();
                 self.reply(id, Response::Cluster(Box::new(view)));

@@ -20,11 +20,11 @@ use crate::{
     time::Timestamp,
     view::{
         ClusterView, InvocationView, JobState, JobSummary, JobView, Liveness, MemberView,
-        PipelineView,
+        PipelineView, StepCounts,
     },
 };
 
-use super::{Core, commit::Held, dispatch::results, timer::Timer};
+use super::{Core, commit::Held, dispatch::results, group::Role, timer::Timer};
 
 /// The most jobs in one page.
 const MAX_PAGE: u32 = 1000;
@@ -37,6 +37,11 @@ const PAGE_COST: usize = 5_000;
 
 /// How many of those who do not keep a pipeline's jobs are asked for one all the same.
 const MOST_ASKED: usize = 10;
+
+/// Where lists of the newest jobs begin is moved in steps of this (about two years), so that it stays
+/// while a client reads one page after the other; by then so few ids that were made of keys lie
+/// between it and the present that they do no harm.
+const TURN_MS: u64 = 1 << 36;
 
 /// How many clients may wait for jobs of one pipeline, on one node.
 const MAX_WATCHERS: usize = 10_000;
@@ -181,6 +186,66 @@ impl Core {
         Ok(())
     }
 
+    /// A client asks for a page of jobs, the newest first.
+    pub(super) fn ask_newest(
+        &mut self,
+        request: RequestId,
+        name: &Name,
+        state: Option<JobState>,
+        after: Option<JobId>,
+        limit: u32,
+    ) -> Result<(), ReadError> {
+        let pipeline = match self.pipeline_named(name) {
+            Ok(entry) => entry.id(),
+            Err(refusal) => {
+                self.reply(request, Response::Refused(refusal));
+                return Ok(());
+            }
+        };
+        if self.knows_best(pipeline) {
+            let (jobs, next) = self.newest(pipeline, state, after, limit)?;
+            let answer = Answer::Jobs { jobs, next };
+            self.answer_committed(Asker::Client(request), pipeline, None, answer);
+            return Ok(());
+        }
+        let whom: Vec<_> =
+            self.who_knows(pipeline).into_iter().map(|node| (pipeline, node)).collect();
+        if whom.is_empty() {
+            self.refuse_question(request, Some(pipeline));
+            return Ok(());
+        }
+        self.pass_on(request, (whom, false), |pipeline| Question::Newest {
+            pipeline,
+            state,
+            after,
+            limit,
+        });
+        Ok(())
+    }
+
+    /// A client asks what waits and runs at each step of a pipeline.
+    pub(super) fn ask_steps(&mut self, request: RequestId, name: &Name) {
+        let pipeline = match self.pipeline_named(name) {
+            Ok(entry) => entry.id(),
+            Err(refusal) => return self.reply(request, Response::Refused(refusal)),
+        };
+        if let Some(steps) = self.step_counts(pipeline) {
+            return self.reply(request, Response::Steps(steps));
+        }
+        let leader = self.groups.get(&pipeline).and_then(|group| group.leader);
+        let leader = leader.map(|leader| leader.node);
+        match leader.filter(|node| *node != self.me() && self.is_reachable(*node)) {
+            Some(node) => {
+                let whom = (vec![(pipeline, node)], false);
+                self.pass_on(request, whom, |pipeline| Question::Steps { pipeline });
+            }
+            None => {
+                let refusal = Refusal::NoCoordinator(name.to_string());
+                self.reply(request, Response::Refused(refusal));
+            }
+        }
+    }
+
     /// Whether this node's copy is as good as any: it coordinates, or keeps one and nobody else can
     /// be asked.
     fn knows_best(&self, pipeline: PipelineId) -> bool {
@@ -229,9 +294,11 @@ impl Core {
         let wait = match &question {
             Question::Job { wait, .. } => wait.unwrap_or_default(),
             Question::Events { query, .. } => query.wait.unwrap_or_default(),
-            Question::Jobs { .. } | Question::Change { .. } | Question::Logs { .. } => {
-                Duration::ZERO
-            }
+            Question::Jobs { .. }
+            | Question::Change { .. }
+            | Question::Logs { .. }
+            | Question::Newest { .. }
+            | Question::Steps { .. } => Duration::ZERO,
         };
         let deadline = self.now + wait + self.config.timing.request_timeout;
         let (asked, others, denied, risked) = (node, whom, false, false);
@@ -274,7 +341,9 @@ impl Core {
                 Question::Jobs { pipeline: of, .. }
                 | Question::Change { pipeline: of, .. }
                 | Question::Events { pipeline: of, .. }
-                | Question::Logs { pipeline: of, .. } => {
+                | Question::Logs { pipeline: of, .. }
+                | Question::Newest { pipeline: of, .. }
+                | Question::Steps { pipeline: of } => {
                     *of = pipeline;
                 }
             }
@@ -304,14 +373,18 @@ impl Core {
             Question::Logs { job, .. } if pending.denied && !pending.unsure => {
                 self.reply(pending.request, Response::Refused(Refusal::UnknownJob(job)));
             }
-            Question::Events { pipeline, .. } | Question::Logs { pipeline, .. } => {
+            Question::Events { pipeline, .. }
+            | Question::Logs { pipeline, .. }
+            | Question::Steps { pipeline } => {
                 // It changes nothing: it can be asked again.
                 let entry = self.catalog.get(&pipeline);
                 let nobody = entry.map(|entry| Refusal::NoCoordinator(entry.name.to_string()));
                 let refusal = nobody.unwrap_or(Refusal::Unknown);
                 self.reply(pending.request, Response::Refused(refusal));
             }
-            Question::Job { pipeline, .. } | Question::Jobs { pipeline, .. } => {
+            Question::Job { pipeline, .. }
+            | Question::Jobs { pipeline, .. }
+            | Question::Newest { pipeline, .. } => {
                 self.refuse_question(pending.request, Some(pipeline));
             }
         }
@@ -368,9 +441,11 @@ impl Core {
         let pipeline = question.pipeline();
         let may = match question {
             Question::Change { .. } => self.may_change(pipeline),
-            Question::Job { .. } | Question::Jobs { .. } => self.may_answer(pipeline),
+            Question::Job { .. } | Question::Jobs { .. } | Question::Newest { .. } => {
+                self.may_answer(pipeline)
+            }
             // Whoever does not coordinate says so.
-            Question::Events { .. } | Question::Logs { .. } => true,
+            Question::Events { .. } | Question::Logs { .. } | Question::Steps { .. } => true,
         };
         if !may {
             let answer = match question {
@@ -393,6 +468,16 @@ impl Core {
                 Ok(())
             }
             Question::Logs { job, .. } => self.answer_logs(asker, pipeline, job),
+            Question::Newest { state, after, limit, .. } => {
+                let (jobs, next) = self.newest(pipeline, state, after, limit)?;
+                self.answer_committed(asker, pipeline, None, Answer::Jobs { jobs, next });
+                Ok(())
+            }
+            Question::Steps { .. } => {
+                let answer = self.step_counts(pipeline).map_or(Answer::Elsewhere, Answer::Steps);
+                self.answer(asker, answer);
+                Ok(())
+            }
         }
     }
 
@@ -412,6 +497,7 @@ impl Core {
             Answer::Logs(None) => return self.ask_next(Pending { denied: true, ..pending }),
             Answer::Logs(Some(page)) => Response::Logs(page),
             Answer::Events(page) => Response::Events(page),
+            Answer::Steps(steps) => Response::Steps(steps),
             Answer::Changed(Ok(changed)) => Response::Changed(changed),
             Answer::Changed(Err(refusal)) => Response::Refused(refusal),
         };
@@ -545,6 +631,7 @@ impl Core {
             Answer::Changed(Ok(changed)) => Response::Changed(changed),
             Answer::Changed(Err(refusal)) => Response::Refused(refusal),
             Answer::Events(page) => Response::Events(page),
+            Answer::Steps(steps) => Response::Steps(steps),
             Answer::Logs(Some(page)) => Response::Logs(page),
             Answer::Job(None) | Answer::Logs(None) | Answer::Elsewhere => {
                 Response::Refused(Refusal::Unknown)
@@ -752,6 +839,50 @@ impl Core {
         self.page_in(pipeline, from..=JobId::MAX, None, state, limit)
     }
 
+    /// A page of jobs that are no items, the newest first, and where the next begins.
+    ///
+    /// Ids that were made of keys lie anywhere, nearly all of them above those of the present time. So
+    /// it begins a little above these, and what is above that comes behind all else.
+    fn newest(
+        &self,
+        pipeline: PipelineId,
+        state: Option<JobState>,
+        after: Option<JobId>,
+        limit: u32,
+    ) -> Result<(Vec<JobSummary>, Option<JobId>), ReadError> {
+        let turn = JobId::last_before((self.wall_ms() / TURN_MS + 2).saturating_mul(TURN_MS));
+        let mut jobs = Vec::new();
+        if after.is_none_or(|after| after <= turn) {
+            let to = after.map_or(turn, JobId::before);
+            let next;
+            (jobs, next) = self.page_back(pipeline, JobId::MIN..=to, state, limit)?;
+            if next.is_some() {
+                return Ok((jobs, next));
+            }
+        }
+        let to = after.filter(|after| *after > turn).map_or(JobId::MAX, JobId::before);
+        if to <= turn {
+            return Ok((jobs, None));
+        }
+        let room = limit.clamp(1, MAX_PAGE).saturating_sub(jobs.len() as u32);
+        let (more, next) = self.page_back(pipeline, turn.next()..=to, state, room)?;
+        jobs.extend(more);
+        Ok((jobs, next))
+    }
+
+    fn page_back(
+        &self,
+        pipeline: PipelineId,
+        range: std::ops::RangeInclusive<JobId>,
+        state: Option<JobState>,
+        limit: u32,
+    ) -> Result<(Vec<JobSummary>, Option<JobId>), ReadError> {
+        let (first, few) = (*range.start(), self.few(pipeline, state, limit));
+        let (records, end) = self.last_jobs_on_disk(pipeline, range, few, PAGE_BYTES)?;
+        let (jobs, full) = self.summaries(pipeline, &records, None, state, limit);
+        Ok((jobs, full.or((end > first).then_some(end))))
+    }
+
     fn page_in(
         &self,
         pipeline: PipelineId,
@@ -760,13 +891,32 @@ impl Core {
         state: Option<JobState>,
         limit: u32,
     ) -> Result<(Vec<JobSummary>, Option<JobId>), ReadError> {
+        let (last, few) = (*range.end(), self.few(pipeline, state, limit));
+        let (records, end) = self.jobs_on_disk(pipeline, range, few, PAGE_BYTES)?;
+        let (jobs, full) = self.summaries(pipeline, &records, of, state, limit);
+        Ok((jobs, full.or((end < last).then_some(end))))
+    }
+
+    /// How many records one page may read.
+    fn few(&self, pipeline: PipelineId, state: Option<JobState>, limit: u32) -> usize {
         let limit = limit.clamp(1, MAX_PAGE) as usize;
-        let last = *range.end();
         let items = self.groups.get(&pipeline).is_some_and(|group| group.has_items());
         let few = if state.is_none() && !items { limit } else { PAGE_COST };
-        let (records, end) = self.jobs_on_disk(pipeline, range, few.min(PAGE_COST), PAGE_BYTES)?;
+        few.min(PAGE_COST)
+    }
+
+    /// Those of the records that are asked for; and the last one, if that made the page full.
+    fn summaries(
+        &self,
+        pipeline: PipelineId,
+        records: &[(JobId, JobRecord)],
+        of: Option<JobId>,
+        state: Option<JobState>,
+        limit: u32,
+    ) -> (Vec<JobSummary>, Option<JobId>) {
+        let limit = limit.clamp(1, MAX_PAGE) as usize;
         let mut jobs = Vec::new();
-        for (job, record) in &records {
+        for (job, record) in records {
             let in_memory = self.groups.get(&pipeline).and_then(|group| group.jobs.get(job));
             let record = in_memory.map_or(record, |entry| &entry.record);
             let parent = record.spec.as_ref().and_then(|spec| Some(spec.parent.as_ref()?.job));
@@ -775,10 +925,29 @@ impl Core {
             }
             jobs.extend(self.summary_of(pipeline, *job, record));
             if jobs.len() == limit {
-                return Ok((jobs, Some(*job)));
+                return (jobs, Some(*job));
             }
         }
-        Ok((jobs, (end < last).then_some(end)))
+        (jobs, None)
+    }
+
+    /// What waits and runs at each step, if this node coordinates: as it has it in memory.
+    fn step_counts(&self, pipeline: PipelineId) -> Option<Vec<StepCounts>> {
+        let group = self.groups.get(&pipeline)?;
+        let Role::Coordinator(reign) = &group.role else { return None };
+        let mut steps: BTreeMap<&Name, (u64, u64)> = BTreeMap::new();
+        for ((_, step), queue) in &reign.ready {
+            steps.entry(step).or_default().0 += queue.depth();
+        }
+        for running in reign.running.values() {
+            steps.entry(&running.name).or_default().1 += 1;
+        }
+        let counts = steps.into_iter().map(|(step, (waiting, running))| StepCounts {
+            step: step.clone(),
+            waiting,
+            running,
+        });
+        Some(counts.filter(|it| it.waiting + it.running > 0).collect())
     }
 
     /// The cluster as this node sees it.

@@ -5,6 +5,8 @@
 
 use std::{ops::RangeInclusive, sync::Arc};
 
+use bytes::Bytes;
+
 use crate::{
     codec,
     id::{JobId, NodeId, PipelineId},
@@ -144,17 +146,43 @@ impl Core {
         most: usize,
         bytes: usize,
     ) -> Result<(Vec<(JobId, JobRecord)>, JobId), ReadError> {
-        let (first, to) = range.into_inner();
+        self.read_jobs(pipeline, range, (most, bytes), false)
+    }
+
+    /// The same, from the end of the range on.
+    pub(super) fn last_jobs_on_disk(
+        &self,
+        pipeline: PipelineId,
+        range: RangeInclusive<JobId>,
+        most: usize,
+        bytes: usize,
+    ) -> Result<(Vec<(JobId, JobRecord)>, JobId), ReadError> {
+        self.read_jobs(pipeline, range, (most, bytes), true)
+    }
+
+    fn read_jobs(
+        &self,
+        pipeline: PipelineId,
+        range: RangeInclusive<JobId>,
+        (most, bytes): (usize, usize),
+        backwards: bool,
+    ) -> Result<(Vec<(JobId, JobRecord)>, JobId), ReadError> {
+        let (first, last) = range.into_inner();
+        let to = if backwards { first } else { last };
         let mut jobs: Vec<(JobId, JobRecord)> = Vec::new();
         let Some(group) = self.groups.get(&pipeline).filter(|group| group.dropping == 0) else {
             return Ok((jobs, to));
         };
         let mut start = job_key(pipeline, first);
-        let mut end = component_key(pipeline, to, u16::MAX).to_vec();
+        let mut end = component_key(pipeline, last, u16::MAX).to_vec();
         end.push(0);
+        let mut end = Bytes::from(end);
         let mut read = 0;
         loop {
-            let rows = self.reader.scan(Table::Jobs, &start, &end, CHUNK_ROWS)?;
+            let rows = match backwards {
+                false => self.reader.scan(Table::Jobs, &start, &end, CHUNK_ROWS)?,
+                true => self.reader.scan_back(Table::Jobs, &start, &end, CHUNK_ROWS)?,
+            };
             let last = rows.last().map(|(key, _)| key.clone());
             let more = rows.len() == CHUNK_ROWS;
             for (key, bytes_of) in rows {
@@ -179,6 +207,7 @@ impl Core {
                 }
             }
             match last {
+                Some(last) if more && backwards => end = last,
                 Some(last) if more => start = [&last[..], &[0]].concat().into(),
                 _ => return Ok((jobs, to)),
             }

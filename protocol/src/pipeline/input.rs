@@ -99,6 +99,8 @@ pub struct Settings {
     pub fair_by: Option<String>,
     /// See [`PipelineDef::schedules`].
     pub schedules: Vec<Schedule>,
+    /// See [`PipelineDef::input_schema`].
+    pub input_schema: Option<String>,
 }
 
 impl Default for Settings {
@@ -112,6 +114,7 @@ impl Default for Settings {
             retention: Retention::DEFAULT,
             fair_by: None,
             schedules: Vec::new(),
+            input_schema: None,
         }
     }
 }

@@ -6,6 +6,7 @@
 
 mod define;
 mod error;
+mod frozen;
 mod input;
 mod order;
 
@@ -47,6 +48,9 @@ pub const MAX_AGE: Duration = Duration::from_secs(100 * 366 * 24 * 3600);
 
 /// The most copies that a pipeline may ask for.
 pub const MAX_REPLICAS: u8 = 9;
+
+/// The largest description of what jobs have to look like.
+pub const MAX_INPUT_SCHEMA_BYTES: usize = 64 << 10;
 
 /// How many of a pipeline's replicas must agree.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -262,6 +266,7 @@ pub type Revision = u64;
 
 /// A pipeline as the cluster knows it; made valid by [`PipelineDef::new`].
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(from = "frozen::PipelineV1", into = "frozen::PipelineV1")]
 pub struct PipelineDef {
     /// Its name in the cluster.
     pub name: Name,
@@ -285,6 +290,9 @@ pub struct PipelineDef {
     /// What undoes phases of a job that has failed for good, each behind the one before: those of
     /// the last phases come first.
     pub compensations: Vec<PhaseDef>,
+    /// What jobs have to look like, as a JSON Schema: for people and programs that make them; the
+    /// cluster does not hold jobs to it.
+    pub input_schema: Option<String>,
 }
 
 impl PipelineDef {
@@ -305,8 +313,16 @@ impl PipelineDef {
         phases: Vec<PhaseInput>,
         settings: Settings,
     ) -> Result<Self, PipelineError> {
-        let Settings { replicas, accept, execute, timeout, retention, fair_by, schedules } =
-            settings;
+        let Settings {
+            replicas,
+            accept,
+            execute,
+            timeout,
+            retention,
+            fair_by,
+            schedules,
+            input_schema,
+        } = settings;
         in_range(&name, || "replicas".into(), replicas.into(), 1, MAX_REPLICAS.into())?;
         let inputs = phases.clone();
         let phases = define(&name, phases, 1)?;
@@ -319,6 +335,9 @@ impl PipelineDef {
             check_pointer(&name, || "fair_by".to_owned(), pointer)?;
         }
         check_schedules(&name, &schedules)?;
+        let schema_bytes = input_schema.as_ref().map_or(0, String::len) as u64;
+        let most = MAX_INPUT_SCHEMA_BYTES as u64;
+        in_range(&name, || "input_schema in bytes".into(), schema_bytes, 0, most)?;
         Ok(Self {
             name,
             phases,
@@ -330,6 +349,7 @@ impl PipelineDef {
             fair_by,
             schedules,
             compensations,
+            input_schema,
         })
     }
 
@@ -342,6 +362,7 @@ impl PipelineDef {
             && self.schedules.len() <= MAX_SCHEDULES
             && self.schedules.iter().all(|schedule| schedule.name.is_plain())
             && self.is_in_one_namespace()
+            && self.input_schema.as_ref().is_none_or(|it| it.len() <= MAX_INPUT_SCHEMA_BYTES)
             && settings_waits(self.timeout, &self.retention).all(|(_, wait)| wait <= MAX_AGE)
     }
 

@@ -20,7 +20,7 @@ use carbonmesh_protocol::{
     io::{Change, Changed, Refusal},
     message::{Answer, Message, Question, SaidBatch, StoreResult, Which},
     record::{Control, JobOptions, JobSpec, Progress},
-    view::{AttemptView, JobState, JobSummary},
+    view::{AttemptView, JobState, JobSummary, StepCounts},
 };
 
 use crate::world::{World, name, node, pipeline};
@@ -110,6 +110,20 @@ fn rare() -> Vec<Message> {
             },
         },
         Message::Query { query: 4, question: Question::Logs { pipeline, job } },
+        Message::Query {
+            query: 5,
+            question: Question::Newest {
+                pipeline,
+                state: Some(JobState::Dead),
+                after: Some(job),
+                limit: 10,
+            },
+        },
+        Message::Query { query: 6, question: Question::Steps { pipeline } },
+        Message::Answer {
+            query: 6,
+            answer: Answer::Steps(vec![StepCounts { step: name("one"), waiting: 1, running: 2 }]),
+        },
         Message::Said(Box::new(SaidBatch {
             token,
             pipeline,

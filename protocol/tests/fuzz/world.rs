@@ -66,6 +66,19 @@ impl Reader for Disk {
         let rows = rows.range(range).take(limit);
         Ok(rows.map(|((_, key), value)| (key.clone(), value.clone())).collect())
     }
+
+    fn scan_back(
+        &self,
+        table: Table,
+        start: &[u8],
+        end: &[u8],
+        limit: usize,
+    ) -> Result<Vec<Row>, ReadError> {
+        let mut rows = self.scan(table, start, end, usize::MAX)?;
+        rows.reverse();
+        rows.truncate(limit);
+        Ok(rows)
+    }
 }
 
 pub(crate) struct World {

@@ -176,6 +176,8 @@ impl Node {
                 Request::Cluster
                     | Request::Job { .. }
                     | Request::Jobs { .. }
+                    | Request::Newest { .. }
+                    | Request::Steps(_)
                     | Request::Revisions(_)
             )
         })

@@ -3,6 +3,7 @@
 /** How long an answer may take; changes wait for disks. */
 const READ_MS = 10_000;
 const CHANGE_MS = 60_000;
+const FACTS_MS = 30_000;
 
 /** What went wrong, in words: the title and detail of a problem document, or of what took its place. */
 export class Problem extends Error {
@@ -50,7 +51,7 @@ function parse(text) {
       : value);
 }
 
-async function call(method, path, { query, body, headers, type, exact = false } = {}) {
+async function call(method, path, { query, body, headers, type, exact = false, wait } = {}) {
   const search = new URLSearchParams(
     Object.entries(query ?? {}).filter(([, value]) => value !== undefined && value !== null && value !== ''));
   const url = `v1/${path.map(encodeURIComponent).join('/')}${search.size ? `?${search}` : ''}`;
@@ -63,7 +64,7 @@ async function call(method, path, { query, body, headers, type, exact = false } 
       headers: { accept: 'application/json', ...(type && { 'content-type': type }), ...authorization(), ...headers },
       cache: 'no-store',
       redirect: 'error',
-      signal: AbortSignal.timeout(method === 'GET' ? READ_MS : CHANGE_MS),
+      signal: AbortSignal.timeout(wait ?? (method === 'GET' ? READ_MS : CHANGE_MS)),
     });
     text = await response.text();
   } catch (error) {
@@ -116,6 +117,18 @@ export const api = {
   history: (pipeline, range) => call('GET', ['history'], { query: { pipeline, range } }),
   nodes: async () => list((await call('GET', ['nodes'])).nodes),
   pipeline: async (name) => pipeline(await call('GET', ['pipelines', name], { exact: true })),
+  /** What only one pipeline that is asked for tells: what is at its phases, and when its schedules run. */
+  detail: async (name) => {
+    const { phase_counts: counts, schedule_runs: runs } = await call('GET', ['pipelines', name]);
+    return { counts: counts && typeof counts === 'object' ? counts : null, runs: list(runs) };
+  },
+  /** What nodes find out about each other; they try each other's addresses for that. */
+  facts: () => call('GET', ['facts'], { wait: FACTS_MS }),
+  handlers: async () => list((await call('GET', ['handlers'])).handlers),
+  handler: (phase) => call('GET', ['handlers', phase]),
+  explain: (id) => call('GET', ['jobs', id, 'explain']),
+  /** Only the node that is asked can be told so. */
+  drain: () => call('POST', ['nodes', 'self', 'drain']),
   revisions: async (name) => list((await call('GET', ['pipelines', name, 'revisions'], { exact: true })).revisions),
   jobs: (name, query) => call('GET', ['pipelines', name, 'jobs'], { query }),
   job: async (id) => {

@@ -7,6 +7,7 @@ import { href, icon, node, note, noteProblem, problem } from './ui.js';
 import { sample } from './rates.js';
 import { nodesView, overview } from './overview.js';
 import { deadView, pipelineView } from './pipeline.js';
+import { handlersView } from './handlers.js';
 import { jobView } from './job.js';
 import { login } from './login.js';
 
@@ -49,6 +50,7 @@ function route() {
   if (kind === 'jobs' && parts.length === 2) return jobView(ctx, name, parameters);
   if (kind === 'dead' && parts.length === 1) return deadView(ctx);
   if (kind === 'nodes' && parts.length <= 2) return nodesView(ctx, name);
+  if (kind === 'handlers' && parts.length === 1) return handlersView(ctx);
   return { title: 'Not found', render: () => [h('h1', {}, 'There is no such page'), h('p', {}, h('a', { href: '#/' }, 'Overview'))] };
 }
 
@@ -180,7 +182,7 @@ function drawFrame() {
   const dead = status?.pipelines.reduce((sum, one) => sum + (one.counts?.dead || 0), 0);
   const here = location.hash.replace(/^#\/?/, '').split(/[/?]/)[0];
   patch(document.getElementById('nav'), [
-    ['', 'Overview'], ['dead', 'Dead letters', dead], ['nodes', 'Nodes'],
+    ['', 'Overview'], ['dead', 'Dead letters', dead], ['nodes', 'Nodes'], ['handlers', 'Handlers'],
   ].map(([to, text, number]) => h('a', { key: to, href: `#/${to}`, 'aria-current': here === to ? 'page' : undefined },
     text, number > 0 && h('span', { class: 'pill' }, count(number)))));
   patch(document.getElementById('pulse'), status && h('span', { class: `pulse ${lost ? 'lost' : ''}`, title: `This page asks node ${status.node?.name ?? status.node?.id ?? ''}, version ${status.version}` },

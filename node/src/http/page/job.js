@@ -15,6 +15,9 @@ import { follow, soon } from './live.js';
 
 const ITEMS = 20;
 
+/** How many nodes are named that lack something. */
+const LACKING = 20;
+
 /** How many lines of logs are shown. */
 const LINES = 500;
 
@@ -22,7 +25,7 @@ const LINES = 500;
 const CHANGES = 'enqueued,attempt_started,attempt_failed,attempt_lost,phase_succeeded,phase_skipped,phase_failed,phase_cancelled,signalled,retried,succeeded,dead,cancelled';
 
 export function jobView(ctx, id, query) {
-  const state = { job: null, problem: null, gone: false, definitions: null, items: null, forms: new Map(), log: null };
+  const state = { job: null, explained: null, problem: null, gone: false, definitions: null, items: null, forms: new Map(), log: null };
   const itemState = STATES.includes(query.get('items')) ? query.get('items') : null;
   const itemsAfter = query.get('after');
   const pipeline = () => ctx.status.pipelines.find((one) => one.name === state.job?.pipeline);
@@ -83,6 +86,25 @@ export function jobView(ctx, id, query) {
     });
   }
 
+  /** What the node says of why it waits, and of what each node lacks to run it. */
+  async function explain() {
+    state.explained = null;
+    if (state.job.state !== 'queued') return;
+    try {
+      state.explained = await api.explain(id);
+    } catch (error) {
+      if (error.unanswered) throw error;
+    }
+  }
+
+  /** What each node lacks, folded: a list of nodes can be long. */
+  function lacking() {
+    const phases = (state.explained?.phases ?? []).filter((one) => (one.nodes ?? []).some((it) => it.lacks?.length));
+    return phases.length > 0 && h('details', { class: 'more-of flat', key: 'lacks' }, h('summary', {}, 'What each node lacks'),
+      phases.map((one) => h('div', { key: one.step }, h('strong', {}, one.step), h('ul', { class: 'lacks' }, one.nodes.slice(0, LACKING).map((it) =>
+        h('li', { key: it.node?.id }, node(it.node), ': ', it.lacks?.length ? it.lacks.join('; ') : 'nothing')), one.nodes.length > LACKING && h('li', {}, `and ${count(one.nodes.length - LACKING)} more`)))));
+  }
+
   function logPanel() {
     const lines = state.log?.lines ?? [];
     if (!lines.length) return null;
@@ -118,6 +140,7 @@ export function jobView(ctx, id, query) {
         return;
       }
       listen();
+      await explain();
       // It may have begun with an earlier definition: these are read once.
       if (state.definitions === null && !phases() && pipeline()) {
         state.definitions = (await api.revisions(state.job.pipeline)).map((one) => one.definition);
@@ -140,7 +163,7 @@ export function jobView(ctx, id, query) {
           badge(job.state),
           h('div', { class: 'buttons' }, changes())),
         state.problem && problem(state.problem),
-        waits.length > 0 && h('section', { class: 'callout', 'aria-label': 'Why it waits' }, icon('waiting'), h('ul', {}, waits.map((text, at) => h('li', { key: at }, text)))),
+        waits.length > 0 && h('section', { class: 'callout', 'aria-label': 'Why it waits' }, icon('waiting'), h('div', {}, h('ul', {}, waits.map((text, at) => h('li', { key: at }, text))), lacking())),
         failure(job),
         facts([
           ['Pipeline', pipelineLink(job.pipeline)],

@@ -1,11 +1,13 @@
 // The cluster at a glance; and its nodes.
 
 import { h } from './dom.js';
-import { badge, cellCount, facts, href, icon, node, pipelineLink, slots, table } from './ui.js';
+import { api } from './api.js';
+import { badge, button, cellCount, confirm, facts, href, icon, node, note, pipelineLink, slots, table } from './ui.js';
 import { count, counted, duration, nodeName, rate, short } from './format.js';
 import { rateLine } from './charts.js';
 import { past } from './history.js';
 import { TOTAL, rateOf } from './rates.js';
+import { nodeMap } from './map.js';
 
 /** How many rows are shown before somebody asks for more. */
 const PIPELINES = 60;
@@ -207,8 +209,10 @@ function phasePanel(offered) {
 
 export function nodesView(ctx, id) {
   const state = { filter: '' };
+  const map = nodeMap(ctx);
   return {
     title: 'Nodes',
+    load: map.load,
     render: () => {
       const text = state.filter.trim().toLowerCase();
       const found = sorted(ctx.nodes).filter((one) => [nodeName(one), one.id, ...(one.phases ?? []).map((offer) => offer.phase), ...Object.entries(one.labels ?? {}).flat()]
@@ -218,6 +222,7 @@ export function nodesView(ctx, id) {
         h('div', { class: 'page-head' }, h('h1', {}, 'Nodes ', h('span', { class: 'muted' }, count(ctx.nodes.length))),
           ctx.nodes.length > 6 && h('input', { type: 'search', class: 'filter', placeholder: 'Name, phase or label', 'aria-label': 'Filter nodes by name, phase or label', oninput: (event) => ctx.redraw((state.filter = event.target.value)) })),
         alerts(ctx),
+        map.render(),
         h('div', { class: 'cards' }, found.map((one) => card(ctx, one, one.id === id))),
         found.length === 0 && h('p', { class: 'empty' }, 'No node fits.'),
         phasePanel(offered),
@@ -241,11 +246,26 @@ function card(ctx, one, chosen) {
     phases.length > PHASES && h('details', { class: 'more-of flat' }, h('summary', {}, `${count(phases.length - PHASES)} more phases`), slotList(phases.slice(PHASES))),
     facts([
       ['Roles', (one.roles ?? []).join(', ') || 'none'],
-      ['Coordinates', coordinates.length > 0 && [coordinates.slice(0, 6).map((pipeline, at) => [at ? ', ' : '', pipelineLink(pipeline.name)]), coordinates.length > 6 && ` and ${count(coordinates.length - 6)} more`]],
+      ['Coordinates', coordinates.length > 0 && [coordinates.slice(0, 6).map((pipeline, at) => [at ? ', ' : '', pipelineLink(pipeline.name), h('span', { class: 'muted' }, ` term ${count(pipeline.term)}`)]), coordinates.length > 6 && ` and ${count(coordinates.length - 6)} more`]],
       ['Labels', Object.keys(one.labels ?? {}).length > 0 && Object.entries(one.labels).map(([name, value]) => h('span', { class: 'tag', key: name }, `${name}=${value}`))],
       ['Listens', (one.addresses ?? []).length > 0 && h('span', { class: 'mono small' }, one.addresses.join(' '))],
       ['Version', one.version],
       ['Id', h('span', { class: 'mono small' }, one.id)],
       ['Disk', h('span', { class: 'mono small' }, one.disk)],
-    ]));
+    ]),
+    one.liveness === 'alive' && h('div', { class: 'inset' }, one.id === ctx.status.node?.id
+      ? button('Drain…', () => drain(ctx, one), { class: 'button small danger', 'aria-label': `Drain node ${nodeName(one)}` })
+      : h('p', { class: 'hint' }, 'Only the node itself can be told to drain: open the page that it serves, or send it ', h('code', {}, 'POST /v1/nodes/self/drain'), '.')));
+}
+
+/** Lets the node that is asked take no more work, after asking. */
+async function drain(ctx, one) {
+  const sure = await confirm({
+    title: `Drain node ${short(nodeName(one), 40)}?`, yes: 'Drain it', danger: true,
+    text: 'It takes no new work until it is started again, hands over what it coordinates, and lets what runs end. Jobs can be enqueued through the other nodes.',
+  });
+  if (!sure) return;
+  const { quiet } = await api.drain();
+  note(quiet ? 'It takes no more work, and nothing runs on it.' : 'It takes no more work; what runs goes on to its end.');
+  await ctx.refresh();
 }

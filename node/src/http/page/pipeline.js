@@ -3,7 +3,7 @@
 import { h } from './dom.js';
 import { Problem, api } from './api.js';
 import {
-  ENDED, STATES, badge, button, changeAll, confirm, dialog, facts, field, href, icon, jobLink, json, node, note,
+  ENDED, STATES, badge, button, cellCount, changeAll, confirm, dialog, facts, field, href, icon, jobLink, json, node, note,
   notAnObject, pipelineLink, problem, slots, table, time,
 } from './ui.js';
 import { count, counted, rate, short } from './format.js';
@@ -13,6 +13,8 @@ import { rateOf } from './rates.js';
 import { about, graph, phasesOf, worked } from './graph.js';
 import { alerts, offers, tile } from './overview.js';
 import { follow, soon } from './live.js';
+import { schedules } from './cron.js';
+import { fieldsOf, gather, schemaForm, startOf } from './schema.js';
 
 const PAGE = 50;
 
@@ -29,14 +31,15 @@ const idOfTime = (ms) => {
 };
 
 export function pipelineView(ctx, name, query) {
-  const state = { jobs: null, problem: null, revisions: null, revisionsOf: null, wantRevisions: false, missing: null, events: [], stop: null };
+  const state = { jobs: null, counts: null, problem: null, revisions: null, revisionsOf: null, wantRevisions: false, missing: null, events: [], stop: null };
   const redrawSoon = soon(() => ctx.redraw(), 300);
   const filter = STATES.includes(query.get('state')) ? query.get('state') : null;
   const since = query.get('since') in SINCE ? query.get('since') : null;
+  const oldest = since !== null || query.get('order') === 'oldest';
   const cursor = query.get('after');
   const find = () => ctx.status.pipelines.find((one) => one.name === name);
   const link = (change) => {
-    const to = new URLSearchParams(Object.entries({ state: filter, since, ...change }).filter(([, value]) => value));
+    const to = new URLSearchParams(Object.entries({ state: filter, since, order: oldest && !since ? 'oldest' : null, ...change }).filter(([, value]) => value));
     return `${href('pipelines', name)}${to.size ? `?${to}` : ''}`;
   };
   const pause = async (paused, phase) => {
@@ -45,6 +48,7 @@ export function pipelineView(ctx, name, query) {
     await ctx.refresh();
   };
   const history = past(ctx, name);
+  const cron = schedules();
   const many = async (how) => {
     const known = find()?.counts?.[filter] ?? null;
     const changed = await bulk(how, name, filter, known);
@@ -73,11 +77,19 @@ export function pipelineView(ctx, name, query) {
       state.missing = null;
       try {
         const after = cursor ?? (since ? idOfTime(Date.now() - SINCE[since] * 60_000) : null);
-        state.jobs = await api.jobs(name, { state: filter, after, limit: PAGE });
+        state.jobs = await api.jobs(name, { state: filter, after, limit: PAGE, order: oldest ? null : 'newest' });
         state.problem = null;
       } catch (error) {
         if (error.unanswered) throw error;
         state.problem = error;
+      }
+      try {
+        const detail = await api.detail(name);
+        state.counts = detail.counts;
+        await cron.load(detail.runs);
+      } catch (error) {
+        if (error.unanswered) throw error;
+        state.counts = null;
       }
       await history.load();
       const revision = find().revision;
@@ -111,10 +123,10 @@ export function pipelineView(ctx, name, query) {
           h('div', { class: 'panel-head' }, h('h2', { id: 'h-graph' }, 'Phases ', h('span', { class: 'muted' }, count(phases.length)))),
           graph(phases, {
             label: `Phases of ${name}`,
-            look: (phase) => lookOf(phase, one, offers(ctx.nodes)),
+            look: (phase) => lookOf(phase, one, offers(ctx.nodes), state.counts),
             choose: (phase) => choose(`phase-${phase.name}`),
           }),
-          phaseTable(ctx, one, phases, pause)),
+          phaseTable(ctx, one, phases, pause, state.counts)),
         history.render(),
         jobsPanel(),
         h('div', { class: 'columns' },
@@ -132,7 +144,7 @@ export function pipelineView(ctx, name, query) {
             h('details', { class: 'more-of', ontoggle: (event) => wantRevisions(event.target.open) },
               h('summary', {}, 'Document and revisions'),
               state.revisions === null ? h('p', { class: 'empty' }, 'Loading…') : revisions(state.revisions))),
-          schedules(one)),
+          cron.render(one)),
         state.events.length > 0 && h('section', { class: 'panel', 'aria-labelledby': 'h-events' },
           h('div', { class: 'panel-head' }, h('h2', { id: 'h-events' }, 'What happened lately'), h('span', { class: 'muted' }, 'failures, retries, pauses and coordinators; the newest first')),
           table({
@@ -181,8 +193,8 @@ export function pipelineView(ctx, name, query) {
           key: each ?? 'all', href: link({ state: each }), 'aria-current': each === filter ? 'true' : undefined,
         }, each && icon(each), each ?? 'all', each && one.counts && h('span', { class: 'muted' }, count(one.counts[each]))))),
         h('label', { class: 'inline', title: 'By the time in the ids of jobs that have no key; ids of jobs with a key are in no order of time, and most of them come behind' }, 'from ',
-          h('select', { value: since ?? '', onchange: (event) => ctx.go(link({ since: event.target.value })) },
-            h('option', { value: '' }, 'the first'), Object.keys(SINCE).map((each) => h('option', { value: each, selected: each === since }, `${each} ago`)))),
+          h('select', { value: since ?? (oldest ? 'oldest' : ''), onchange: ({ target: { value } }) => ctx.go(link(value in SINCE ? { since: value, order: null } : { since: null, order: value })) },
+            h('option', { value: '' }, 'the newest'), h('option', { value: 'oldest', selected: oldest && !since }, 'the oldest'), Object.keys(SINCE).map((each) => h('option', { value: each, selected: each === since }, `${each} ago`)))),
         h('div', { class: 'buttons' },
           (filter === 'queued' || filter === 'running') && button(`Cancel ${label}…`, () => many('cancel'), { class: 'button small danger' }),
           (filter === 'dead' || filter === 'cancelled') && button(`Retry ${label}…`, () => many('retry'), { class: 'button small' }),
@@ -213,20 +225,32 @@ export function choose(id) {
   to.focus({ preventScroll: true });
 }
 
-function lookOf(phase, pipeline, offered) {
+/** What waits and runs at the steps of a phase, what undoes it left out; null if nobody says. */
+function countsOf(phase, counts) {
+  if (!counts) return null;
+  return worked([{ ...phase, compensate: null }]).reduce((sum, one) => ({
+    waiting: sum.waiting + (counts[one.name]?.waiting || 0),
+    running: sum.running + (counts[one.name]?.running || 0),
+  }), { waiting: 0, running: 0 });
+}
+
+function lookOf(phase, pipeline, offered, counts) {
   const needs = [...new Set(worked([{ ...phase, compensate: null }]).map((one) => one.phase))];
   const found = needs.map((one) => offered.get(one));
   const places = found.reduce((sum, one) => sum + (one?.slots ?? 0), 0);
   const busy = found.reduce((sum, one) => sum + (one?.busy ?? 0), 0);
   const said = about(phase);
-  if (pipeline.paused_phases.includes(phase.name)) return { state: 'paused', text: 'paused', note: said };
+  const here = needs.length ? countsOf(phase, counts) : null;
+  const jobs = here && (here.waiting || here.running ? `${count(here.waiting)} wait · ${count(here.running)} run` : null);
+  if (pipeline.paused_phases.includes(phase.name)) return { state: 'paused', text: jobs ?? 'paused', note: said };
   const missing = needs.filter((one) => !offered.has(one));
-  if (missing.length) return { state: 'warning', text: 'nobody offers it', note: `nobody offers ${missing.join(', ')}` };
-  const text = needs.length ? `${said ? `${short(said, 15)} · ` : ''}${count(busy)}/${count(places)} busy` : said;
-  return { text, note: said };
+  if (missing.length) return { state: 'warning', text: jobs ?? 'nobody offers it', note: `nobody offers ${missing.join(', ')}` };
+  const free = needs.length ? `${count(busy)}/${count(places)} busy` : '';
+  const text = jobs ?? [said && short(said, 15), free].filter(Boolean).join(' · ');
+  return { state: here?.running ? 'running' : here?.waiting ? 'queued' : undefined, text, note: [said, jobs && free].filter(Boolean).join(', ') };
 }
 
-function phaseTable(ctx, pipeline, phases, pause) {
+function phaseTable(ctx, pipeline, phases, pause, counts) {
   const offered = offers(ctx.nodes);
   const rows = phases.flatMap((one) => [
     { ...one, top: true, id: one.name },
@@ -248,6 +272,8 @@ function phaseTable(ctx, pipeline, phases, pause) {
           h('strong', {}, one.name), one.top && pipeline.paused_phases.includes(one.name) && badge('paused')] },
         { label: 'After', minor: true, cell: (one) => (one.undoes ? h('span', { class: 'muted' }, `if ${one.undoes} had succeeded`) : one.for_each ? `each of ${one.for_each}` : one.after.join(', ') || h('span', { class: 'muted' }, '–')) },
         { label: 'Run by', minor: true, cell: (one) => (one.wait_for ? ['signal ', h('strong', {}, one.wait_for)] : one.within ? h('span', { class: 'muted' }, '–') : one.phase) },
+        { label: 'Waiting', num: true, cell: (one) => (one.wait_for || one.within ? h('span', { class: 'muted' }, '–') : cellCount(counts ? counts[one.name]?.waiting ?? 0 : null)) },
+        { label: 'Running', num: true, cell: (one) => (one.wait_for || one.within ? h('span', { class: 'muted' }, '–') : cellCount(counts ? counts[one.name]?.running ?? 0 : null)) },
         { label: 'Slots busy', cell: offer },
         { label: 'Nodes', num: true, least: true, cell: (one) => (one.wait_for || one.within ? '–' : count(offered.get(one.phase)?.nodes.length ?? 0)) },
         { label: 'Settings', minor: true, kind: 'settings', cell: settings },
@@ -272,16 +298,6 @@ function settings(one) {
 function keptText(retention) {
   return STATES.filter((state) => retention[state]).map((state) =>
     `${state} ${[retention[state].age, retention[state].count !== undefined && `${counted(retention[state].count, 'job')} at most`].filter(Boolean).join(', ')}`).join('; ');
-}
-
-function schedules(one) {
-  const found = one.definition.schedules ?? [];
-  return h('section', { class: 'panel', 'aria-labelledby': 'h-schedules' },
-    h('div', { class: 'panel-head' }, h('h2', { id: 'h-schedules' }, 'Schedules ', h('span', { class: 'muted' }, count(found.length)))),
-    found.length === 0 ? h('p', { class: 'empty' }, 'It enqueues nothing by itself.') : h('ul', { class: 'plain' }, found.map((it) => h('li', { key: it.name },
-      h('strong', {}, it.name), ' ', h('code', {}, it.cron), h('span', { class: 'muted' }, ` ${it.timezone ?? 'UTC'}`),
-      it.missed && h('span', { class: 'tag' }, `missed: ${it.missed}`), it.overlap && h('span', { class: 'tag' }, `overlap: ${it.overlap}`),
-      json(it.instructions ?? {}, { key: JSON.stringify(it.instructions ?? {}), label: `Instructions of ${it.name}`, open: false })))));
 }
 
 /** Jobs in a list; `acts` is a last column, for jobs that are all in one state. */
@@ -331,20 +347,58 @@ export function fromStart(only) {
 
 export const reason = () => field('Reason, for people', h('input', { name: 'reason', maxlength: 500, autocomplete: 'off' }));
 
-/** The form for a new job. */
+/** The form for a new job: fields, where the pipeline says what its jobs look like, or JSON. */
 async function enqueue(ctx, name) {
-  const form = { text: '{}', wrong: null, refused: null, receipt: null, sending: false };
+  const definition = ctx.status.pipelines.find((one) => one.name === name)?.definition;
+  const fields = fieldsOf(definition?.input_schema);
+  const form = { text: '{}', start: '{}', wrong: null, refused: null, receipt: null, sending: false, fields, typed: !fields, problems: new Map(), values: fields && startOf(fields) };
+  form.first = form.values && new Map(form.values);
+
+  /** What is to be sent; null, with what is wrong said, if it cannot be. */
+  function instructions() {
+    if (form.typed) {
+      form.wrong = notAnObject(form.text);
+      return form.wrong ? null : form.text;
+    }
+    const made = gather(fields, form.values);
+    form.problems = made.problems;
+    return made.problems.size ? null : made.text;
+  }
+
+  /** From fields to JSON and back, with what was given. */
+  function turn() {
+    if (!form.typed) {
+      const { text } = gather(fields, form.values);
+      form.text = form.start = notAnObject(text) ? '{}' : JSON.stringify(JSON.parse(text), null, 2);
+      form.typed = true;
+      return;
+    }
+    form.wrong = notAnObject(form.text);
+    if (form.wrong) return;
+    const given = JSON.parse(form.text);
+    const strange = Object.keys(given).filter((key) => !fields.some((one) => one.name === key));
+    if (strange.length) {
+      form.wrong = `There is no field for ${strange.slice(0, 5).join(', ')}.`;
+      return;
+    }
+    form.first = startOf(fields, given);
+    form.values = new Map(form.first);
+    form.problems = new Map();
+    form.typed = false;
+  }
+
   await dialog(`Enqueue a job for ${name}`, ({ close, redraw }) => h('form', {
     class: 'enqueue', novalidate: true,
     onsubmit: async (event) => {
       event.preventDefault();
       if (form.sending) return;
-      form.wrong = notAnObject(form.text);
+      form.wrong = null;
       form.refused = null;
       form.receipt = null;
-      if (form.wrong) {
+      const body = instructions();
+      if (body === null) {
         redraw();
-        event.target.elements.instructions.focus();
+        event.target.querySelector('[aria-invalid="true"]')?.focus();
         return;
       }
       const { key, delay, run_at: runAt, timeout, deadline, priority } = Object.fromEntries(new FormData(event.target));
@@ -354,7 +408,7 @@ async function enqueue(ctx, name) {
       try {
         // A browser sends no other characters in a header.
         if (/[^ -~]/.test(key)) throw new Problem('Bad idempotency key', 'Only visible ASCII is allowed.');
-        form.receipt = await api.enqueue(name, form.text, { delay: delay.trim(), run_at: moment(runAt), timeout: timeout.trim(), deadline: moment(deadline), priority }, key);
+        form.receipt = await api.enqueue(name, body, { delay: delay.trim(), run_at: moment(runAt), timeout: timeout.trim(), deadline: moment(deadline), priority }, key);
         ctx.refresh();
       } catch (error) {
         form.refused = error;
@@ -363,8 +417,20 @@ async function enqueue(ctx, name) {
       redraw();
     },
   },
-    field('Instructions, one JSON object', h('textarea', {
-      name: 'instructions', rows: 8, spellcheck: 'false', autocomplete: 'off', value: form.start ?? '{}', 'aria-invalid': form.wrong ? 'true' : 'false', 'aria-describedby': 'wrong',
+    fields && h('div', { class: 'line turn' }, h('h3', {}, form.typed ? 'As JSON' : 'By the pipeline’s input schema'),
+      h('button', { type: 'button', class: 'button small', onclick: () => {
+        turn();
+        redraw();
+      } }, form.typed ? 'As fields' : 'As JSON')),
+    !form.typed && h('div', { key: 'fields', class: 'schema-fields' }, schemaForm(fields, form.first, form.problems, (field, value) => {
+      form.values.set(field, value);
+      // While somebody types, only what was wrong already is said.
+      if (!form.problems.has(field)) return;
+      form.problems = new Map([...gather(fields, form.values).problems].filter(([one]) => form.problems.has(one)));
+      redraw();
+    })),
+    form.typed && h('div', { key: 'typed' }, field('Instructions, one JSON object', h('textarea', {
+      name: 'instructions', rows: 8, spellcheck: 'false', autocomplete: 'off', value: form.start, 'aria-invalid': form.wrong ? 'true' : 'false', 'aria-describedby': 'wrong',
       oninput: (event) => {
         form.text = event.target.value;
         const wrong = notAnObject(form.text);
@@ -378,8 +444,8 @@ async function enqueue(ctx, name) {
         form.wrong = notAnObject(form.text);
         redraw();
       },
-    })),
-    h('p', { id: 'wrong', class: 'wrong', role: 'status' }, form.wrong ?? ''),
+    }))),
+    form.typed && h('p', { id: 'wrong', class: 'wrong', role: 'status' }, form.wrong ?? ''),
     h('div', { class: 'field-grid' },
       field('Idempotency key', h('input', { name: 'key', autocomplete: 'off', maxlength: 255, spellcheck: 'false' }), 'The same key is the same job.'),
       field('Priority', h('input', { name: 'priority', type: 'number', min: -100, max: 100, step: 1, placeholder: '0' }), '-100 to 100; the higher goes first.')),

@@ -6,6 +6,7 @@ use std::{
 };
 
 use flate2::{Compression, write::GzEncoder};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::*;
 
@@ -162,6 +163,46 @@ async fn packed_bodies_are_unpacked_and_bombs_refused() {
     assert_eq!(problem(other).await.1, "wrong-encoding");
     let plain = post(&jobs, JSON, "{}").header("content-encoding", "identity");
     assert_eq!(json_of(plain).await.0, 202);
+}
+
+async fn zstd(bytes: &[u8], window_log: u32) -> Vec<u8> {
+    use async_compression::{Level, tokio::write::ZstdEncoder, zstd::CParameter};
+    let window = [CParameter::window_log(window_log)];
+    let mut encoder = ZstdEncoder::with_quality_and_params(Vec::new(), Level::Default, &window);
+    encoder.write_all(bytes).await.expect("memory");
+    encoder.shutdown().await.expect("memory");
+    encoder.into_inner()
+}
+
+#[tokio::test]
+async fn zstd_is_packed_and_unpacked_too() {
+    let url = full_node().await;
+    let get = client().get(format!("{url}/v1/openapi.json")).header("accept-encoding", "zstd");
+    let answer = get.send().await.expect("an answer");
+    assert_eq!(answer.headers()["content-encoding"], "zstd");
+    let body = answer.bytes().await.expect("a body");
+    let mut text = String::new();
+    let mut decoder = async_compression::tokio::bufread::ZstdDecoder::new(&*body);
+    decoder.read_to_string(&mut text).await.expect("zstd");
+    assert_eq!(text, crate::http::openapi_json());
+
+    let jobs = format!("{url}/v1/pipelines/p/jobs");
+    let send = |kind, body: Vec<u8>| post(&jobs, kind, body).header("content-encoding", "zstd");
+    assert_eq!(json_of(send(JSON, zstd(b"{\"a\":1}", 20).await)).await.0, 202);
+    let many = send(NDJSON, zstd(b"{}\n{}\n", 20).await).send().await.expect("an answer");
+    assert_eq!(many.text().await.expect("a body").lines().count(), 2);
+    let blanks = vec![b' '; 64 << 20];
+    assert_eq!(problem(send(JSON, zstd(&blanks, 20).await)).await.1, "too-large");
+    let lines = zstd(&vec![b'\n'; 64 << 20], 20).await;
+    let text = send(NDJSON, lines).send().await.expect("an answer").text().await;
+    let text = text.expect("a body");
+    assert!(text.contains("broken-body") && text.contains("200 times"), "{text}");
+    // A reader would have to hold 64 MiB of it.
+    let wide = zstd(&blanks, 26).await;
+    let broken = problem(send(JSON, wide)).await;
+    assert_eq!((broken.0, broken.1.as_str()), (400, "broken-body"));
+    let broken = problem(send(JSON, b"no zstd at all".to_vec())).await;
+    assert_eq!((broken.0, broken.1.as_str()), (400, "broken-body"));
 }
 
 #[tokio::test]

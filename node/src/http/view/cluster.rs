@@ -2,13 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use carbonmesh_protocol::id::PipelineId;
+use carbonmesh_protocol::schedule::Schedule;
 use carbonmesh_protocol::view::{
-    ClusterView, Counts, Liveness, MemberView, PipelineView, RevisionView,
+    ClusterView, Counts, Liveness, MemberView, PipelineView, RevisionView, StepCounts,
 };
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{Names, NodeRef, full};
+use super::{Names, NodeRef, full, rfc3339};
 use crate::{
     document::PipelineDocument,
     http::openapi::schemas::{counts, liveness, pipeline_document},
@@ -111,8 +113,63 @@ pub struct PipelineDoc {
     /// Its jobs by state, if its coordinator counted them lately.
     #[schema(schema_with = counts)]
     pub counts: Option<Counts>,
+    /// By phase: what waits for a worker there and runs, where anything does; only of one pipeline
+    /// that is asked for, if its coordinator answers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub phase_counts: Option<BTreeMap<String, PhaseCountsDoc>>,
+    /// When its schedules ran and run; only of one pipeline that is asked for, if it has any.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub schedule_runs: Vec<ScheduleRunsDoc>,
     /// Phases that no live worker offers, or none that has what they require.
     pub unoffered: Vec<String>,
+}
+
+/// What of a pipeline's jobs is at one of its phases, items included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PhaseCountsDoc {
+    /// How many wait for a worker.
+    pub waiting: u64,
+    /// How many a worker has.
+    pub running: u64,
+}
+
+impl From<&StepCounts> for PhaseCountsDoc {
+    fn from(counts: &StepCounts) -> Self {
+        Self { waiting: counts.waiting, running: counts.running }
+    }
+}
+
+/// How many runs of a schedule that are to come are told.
+const NEXT_RUNS: usize = 3;
+
+/// When one of a pipeline's schedules ran and runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ScheduleRunsDoc {
+    /// The schedule.
+    pub name: String,
+    /// The moment of its last run, if there was one since it was applied. The run may have been missed
+    /// or left out, or be forgotten: the job's absence tells.
+    #[schema(format = DateTime)]
+    pub last_at: Option<String>,
+    /// The job of that run.
+    pub last_job: Option<String>,
+    /// The moments of the next runs; fewer if there are no more.
+    pub next: Vec<String>,
+}
+
+impl ScheduleRunsDoc {
+    /// The runs about a moment, in ms since 1970; none of what cannot be read.
+    pub(crate) fn new(schedule: &Schedule, pipeline: PipelineId, now_ms: u64) -> Option<Self> {
+        let times = schedule.times().ok()?;
+        let last_ms = times.until(now_ms).filter(|at| *at > schedule.since_ms);
+        let next = std::iter::successors(times.after(now_ms), |at| times.after(*at));
+        Some(Self {
+            name: schedule.name.to_string(),
+            last_at: last_ms.map(rfc3339),
+            last_job: last_ms.map(|at| schedule.job(pipeline, at).to_string()),
+            next: next.take(NEXT_RUNS).map(rfc3339).collect(),
+        })
+    }
 }
 
 impl PipelineDoc {
@@ -128,6 +185,8 @@ impl PipelineDoc {
             term: pipeline.coordinator.map(|(_, term)| term.counter),
             replicas: pipeline.replicas.iter().map(|&node| names.node(node)).collect(),
             counts: pipeline.counts,
+            phase_counts: None,
+            schedule_runs: Vec::new(),
             unoffered: pipeline.unoffered.iter().map(ToString::to_string).collect(),
         }
     }

@@ -71,6 +71,19 @@ impl Reader for Disk {
             .map(|((_, key), value)| (key.clone(), value.clone()))
             .collect())
     }
+
+    fn scan_back(
+        &self,
+        table: Table,
+        start: &[u8],
+        end: &[u8],
+        limit: usize,
+    ) -> Result<Vec<Row>, ReadError> {
+        let rows = self.0.lock().expect("not poisoned");
+        let range = (table, Bytes::copy_from_slice(start))..(table, Bytes::copy_from_slice(end));
+        let rows = rows.range(range).rev().take(limit);
+        Ok(rows.map(|((_, key), value)| (key.clone(), value.clone())).collect())
+    }
 }
 
 enum Event {

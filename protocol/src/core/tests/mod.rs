@@ -10,6 +10,7 @@ mod handlers;
 mod items;
 mod resting;
 mod namespaces;
+mod lists;
 
 use std::{sync::Arc, time::Duration};
 
