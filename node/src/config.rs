@@ -9,6 +9,7 @@ mod embed;
 mod file;
 #[cfg(test)]
 mod fuzz;
+mod notify;
 #[cfg(test)]
 mod reference;
 #[cfg(test)]
@@ -41,6 +42,8 @@ use crate::{
     http::access::AccessSettings,
     logs::LogFormat,
     net::{is_loopback, parse_address},
+    notify::TargetSettings,
+    otlp,
     phase::{
         ExecPhase, HostSettings, OfferedPhase, PhaseRegistry, Registered, RunningHost, host::sdk,
     },
@@ -158,6 +161,9 @@ pub struct UpArgs {
     /// How to write logs [default: human]
     #[arg(long, env = "CARBONMESH_LOG_FORMAT", value_name = "FORMAT", value_enum)]
     log_format: Option<LogFormat>,
+    /// Send traces of jobs to this collector, such as http://127.0.0.1:4318 (OTLP over HTTP)
+    #[arg(long, env = "CARBONMESH_OTLP_ENDPOINT", value_name = "URL")]
+    otlp_endpoint: Option<String>,
     /// Run handlers that the cluster keeps, in these languages: python, javascript, shell [default: all]
     #[arg(
         long,
@@ -326,6 +332,10 @@ pub struct Settings {
     pub namespaces: BTreeSet<Namespace>,
     /// Values and secrets for phases that run here. Default none.
     pub scopes: Scopes,
+    /// Whom it notifies of what. Default nobody.
+    pub notify: Vec<TargetSettings>,
+    /// Where it sends traces of jobs that it coordinates. Default nowhere.
+    pub otlp_endpoint: Option<reqwest::Url>,
     /// The languages of the cluster's handlers that it runs. Default none.
     pub accept_handlers: BTreeSet<Language>,
     /// How much it takes.
@@ -558,6 +568,12 @@ impl UpArgs {
             access: self.access.resolve(file.api, http)?,
             ready_file: self.ready_file,
             scopes,
+            otlp_endpoint: self
+                .otlp_endpoint
+                .or(file.otlp_endpoint)
+                .map(|text| otlp::endpoint(&text).map_err(|why| wrong("--otlp-endpoint", why)))
+                .transpose()?,
+            notify: notify::targets(&file.notify, cluster.as_str(), secret_text)?,
             accept_handlers: accepted_languages(
                 &given(self.accept_handlers, file.accept_handlers),
                 roles,
@@ -727,16 +743,18 @@ fn with_results(
     results: &ResultsSection,
     registry: &PhaseRegistry,
 ) -> Result<PhaseRegistry, ConfigError> {
-    let secret = |setting: &str, path: &Path| {
-        let text = private_text(setting, path)?;
-        let text = text.trim_end_matches(['\r', '\n']).to_owned();
-        if text.is_empty() {
-            return Err(wrong(format!("{setting} {}", path.display()), "the file is empty"));
-        }
-        Ok(text)
-    };
-    let settings = results.settings(secret)?;
+    let settings = results.settings(secret_text)?;
     settings.register(registry.clone()).map_err(|(setting, reason)| wrong(setting, reason))
+}
+
+/// Reads a secret from a file that only its owner may read.
+fn secret_text(setting: &str, path: &Path) -> Result<String, ConfigError> {
+    let text = private_text(setting, path)?;
+    let text = text.trim_end_matches(['\r', '\n']).to_owned();
+    if text.is_empty() {
+        return Err(wrong(format!("{setting} {}", path.display()), "the file is empty"));
+    }
+    Ok(text)
 }
 
 fn phase_name(text: &str) -> Result<Name, ConfigError> {

@@ -14,6 +14,7 @@ use thiserror::Error;
 use crate::{
     backup::{self, BackupError, Manifest, Owner},
     facts::{FactsOfOthers, Here},
+    notify::Notifier,
 };
 
 /// Why a node does not make a backup.
@@ -39,6 +40,7 @@ pub(crate) struct Local {
     backups: Option<Backups>,
     here: OnceLock<Here>,
     others: OnceLock<FactsOfOthers>,
+    notifier: OnceLock<Notifier>,
 }
 
 #[derive(Debug)]
@@ -55,7 +57,7 @@ impl Local {
     pub(crate) fn new(data: &Arc<DataDir>, backups: Option<PathBuf>, owner: Owner) -> Self {
         let data = Arc::downgrade(data);
         let backups = backups.map(|root| Backups { data, root, owner, one: Mutex::default() });
-        Self { backups, here: OnceLock::new(), others: OnceLock::new() }
+        Self { backups, ..Self::default() }
     }
 
     /// What is known of the node's machine, and how others are asked, from now on.
@@ -63,6 +65,17 @@ impl Local {
         // A node starts once.
         let _ = self.here.set(here);
         let _ = self.others.set(others);
+    }
+
+    /// Whom the node notifies, from now on.
+    pub(crate) fn notifies(&self, notifier: Notifier) {
+        // A node starts once.
+        let _ = self.notifier.set(notifier);
+    }
+
+    /// Whom the node notifies; nobody, of a node that has just begun to start.
+    pub(crate) fn notifier(&self) -> Notifier {
+        self.notifier.get().cloned().unwrap_or_default()
     }
 
     /// What is known of the node's machine.

@@ -38,6 +38,10 @@ use crate::net::NetCounters;
 pub(crate) struct Metrics {
     attempts: Family<AttemptLabels, Counter>,
     durations: Family<PhaseLabels, Histogram>,
+    notifications: Family<TargetLabels, Counter>,
+    notifications_waiting: Family<WaitingLabels, Gauge>,
+    events_missed: Counter,
+    traces: Family<OutcomeLabels, Counter>,
     watched: Arc<OnceLock<Watched>>,
 }
 
@@ -59,6 +63,22 @@ struct AttemptLabels {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct PhaseLabels {
     phase: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct TargetLabels {
+    target: String,
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OutcomeLabels {
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct WaitingLabels {
+    target: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -87,7 +107,15 @@ impl Default for Metrics {
         // From a millisecond to about an hour.
         let buckets = || Histogram::new(exponential_buckets(0.001, 4.0, 12));
         let durations = Family::new_with_constructor(buckets as fn() -> Histogram);
-        Self { attempts: Family::default(), durations, watched: Arc::default() }
+        Self {
+            attempts: Family::default(),
+            durations,
+            notifications: Family::default(),
+            notifications_waiting: Family::default(),
+            events_missed: Counter::default(),
+            traces: Family::default(),
+            watched: Arc::default(),
+        }
     }
 }
 
@@ -99,6 +127,38 @@ impl Metrics {
             .get_or_create(&PhaseLabels { phase: phase.clone() })
             .observe(took.as_secs_f64());
         self.attempts.get_or_create(&AttemptLabels { phase, outcome }).inc();
+    }
+
+    /// A notification was `delivered`, was given up as `dead` or `dropped`; or a try has `failed`.
+    pub(crate) fn notified(&self, target: &str, outcome: &'static str) {
+        let labels = TargetLabels { target: target.to_owned(), outcome };
+        self.notifications.get_or_create(&labels).inc();
+    }
+
+    /// There is such a target: all that is counted of it is told from now on.
+    pub(crate) fn notifies(&self, target: &str) {
+        for outcome in ["delivered", "failed", "dead", "dropped"] {
+            let labels = TargetLabels { target: target.to_owned(), outcome };
+            let _zero = self.notifications.get_or_create(&labels);
+        }
+        self.notifications_wait(target, 0);
+    }
+
+    /// So many notifications wait for a target.
+    pub(crate) fn notifications_wait(&self, target: &str, waiting: usize) {
+        let labels = WaitingLabels { target: target.to_owned() };
+        let waiting = i64::try_from(waiting).unwrap_or(i64::MAX);
+        self.notifications_waiting.get_or_create(&labels).set(waiting);
+    }
+
+    /// Events were missing of which somebody would have been notified.
+    pub(crate) fn events_missed(&self) {
+        self.events_missed.inc();
+    }
+
+    /// So many jobs were told to a collector of traces (`exported`), or were not (`dropped`).
+    pub(crate) fn traced(&self, outcome: &'static str, jobs: u64) {
+        self.traces.get_or_create(&OutcomeLabels { outcome }).inc_by(jobs);
     }
 
     /// From now on these are told of too, and the machine with the disk of this data folder.
@@ -126,6 +186,14 @@ impl Metrics {
             Unit::Seconds,
             self.durations.clone(),
         );
+        let help = "Notifications, and tries to deliver them";
+        own.register("notifications", help, self.notifications.clone());
+        let help = "Notifications that wait for their turn or for another try";
+        own.register("notifications_waiting", help, self.notifications_waiting.clone());
+        let help = "How often events were missing of which targets would have been notified";
+        own.register("notification_gaps", help, self.events_missed.clone());
+        let help = "Jobs whose traces a collector was to have";
+        own.register("traces", help, self.traces.clone());
         register_cluster(own, cluster);
         figures::register(own, cluster, figures);
         if let Some(watched) = self.watched.get() {

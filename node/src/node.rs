@@ -52,6 +52,8 @@ use crate::{
     local::Local,
     logs,
     net::{self, Net, NetConfig, NetError, Secret},
+    notify::{self, Notifier},
+    otlp,
     phase::{self, PhaseRegistry, PhaseRunner},
     service,
     tls::Fingerprint,
@@ -259,6 +261,19 @@ impl Node {
             ));
         }
         handle.local().tells(here, FactsOfOthers(net.streams()));
+        if let Some(asked) = net.streams().accept(notify::AGES) {
+            let trust = handle.trust().cloned();
+            tokio::spawn(notify::answer_ages(handle.clone(), trust, asked, cancel.0.clone()));
+        }
+        if let Some(endpoint) = settings.otlp_endpoint {
+            otlp::start(endpoint, &handle, &cancel.0).map_err(|reason| {
+                let setting = "--otlp-endpoint".to_owned();
+                ConfigError::Setting { setting, reason }
+            })?;
+        }
+        let notifier = Notifier::start(settings.notify, &handle, &cancel.0)?;
+        notifier.watch(&handle, Some(net.streams()), &cancel.0);
+        handle.local().notifies(notifier);
         let hosts = settings.access.hosts.clone();
         let job_bytes = settings.limits.job_bytes;
         let limits = HttpLimits { job_bytes, hosts, ..HttpLimits::default() };

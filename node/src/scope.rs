@@ -177,12 +177,17 @@ impl Scopes {
     }
 
     fn hide(&self) {
-        let secrets = self.scope.iter().flat_map(|rule| rule.secrets.values());
-        let mut hidden = HIDDEN.write().unwrap_or_else(PoisonError::into_inner);
-        hidden.extend(secrets.flat_map(|secret| forms(secret)));
-        hidden.sort_by(|a, b| b.len().cmp(&a.len()).then_with(|| a.cmp(b)));
-        hidden.dedup();
+        hide(self.scope.iter().flat_map(|rule| rule.secrets.values()).map(String::as_str));
     }
+}
+
+/// From now on these are hidden in all that this process logs, as far as they are long enough.
+pub(crate) fn hide<'a>(secrets: impl IntoIterator<Item = &'a str>) {
+    let secrets = secrets.into_iter().filter(|secret| secret.len() >= SHORTEST_SECRET);
+    let mut hidden = HIDDEN.write().unwrap_or_else(PoisonError::into_inner);
+    hidden.extend(secrets.flat_map(forms));
+    hidden.sort_by(|a, b| b.len().cmp(&a.len()).then_with(|| a.cmp(b)));
+    hidden.dedup();
 }
 
 /// How a secret may come to stand in a text: as it is, line by line, as JSON.

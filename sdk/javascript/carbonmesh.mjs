@@ -134,6 +134,8 @@ class Context {
     Object.assign(this, { job, pipeline, step, attempt: number, token, idempotencyKey: key });
     this.givesItems = frame.gives_items;
     this.timeoutMs = frame.timeout_ms;
+    /** The attempt's span (W3C Trace Context): what the phase traces belongs below it. */
+    this.traceparent = frame.traceparent;
     /** Values and secrets that the node's operator gives to this phase. */
     this.scope = frame.scope ?? {};
     Object.defineProperty(this, 'scope', { enumerable: false });

@@ -23,9 +23,14 @@ EXAMPLES = ROOT / "examples"
 MOST_EXPOSED = "2.0"
 WORK = "import json, sys; d = json.load(sys.stdin); sys.exit(65) if d.get('fail') else print('{}')"
 CONFIG = f"""\
+# Nobody listens there, nor below: what is told of both is told all the same.
+otlp_endpoint = "http://127.0.0.1:9/"
 [phases.ops-work]
 slots = 1
 command = ["python3", "-c", {json.dumps(WORK)}]
+
+[notify.ops]
+url = "http://127.0.0.1:9/"
 """
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 

@@ -113,6 +113,9 @@ pub(super) enum Failure {
     /// A phase host does not keep the protocol.
     #[error("the host breaks {0} of these rules: see docs/phase-hosts.md")]
     HostBreaks(usize),
+    /// A target did not take the notification that was to try it.
+    #[error("not delivered: {}", clean(.0))]
+    Undelivered(String),
     /// A backup cannot be restored; nothing was.
     #[error("{0}")]
     Restore(String),
@@ -209,6 +212,7 @@ impl Failure {
             | Self::Lost { .. }
             | Self::Unreadable { .. }
             | Self::Output(_)
+            | Self::Undelivered(_)
             | Self::Runtime(_)
             | Self::Node(_) => 5,
         }

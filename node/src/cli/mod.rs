@@ -17,6 +17,7 @@ mod handler;
 mod history;
 mod host;
 mod job;
+mod notify;
 mod output;
 mod pipeline;
 mod reach;
@@ -25,6 +26,7 @@ mod reference;
 mod source;
 mod token;
 mod top;
+mod trace;
 mod transfer;
 mod trust;
 mod unanswered;
@@ -119,10 +121,15 @@ enum Command {
     /// Show phases that workers offer; or run a node for some: `phase FILE NAME...`
     #[command(subcommand)]
     Phase(cluster::PhaseCommand),
+    /// Show whom a node notifies, and try it
+    #[command(subcommand)]
+    Notify(notify::Command),
     /// Show what happened to a pipeline and its jobs, or in the cluster; with -f go on
     Events(events::EventsArgs),
     /// Show the end of a job's logs; with -f go on until it has ended
     Logs(events::LogsArgs),
+    /// Show how a job went: its phases, their attempts, and what hangs on it
+    Trace(trace::TraceArgs),
     /// Watch nodes, pipelines and failures on one screen
     Top,
     /// Keys of a cluster: make them, let nodes in, shut them out
@@ -217,6 +224,7 @@ async fn once(cli: Cli, out: &Output, phases: PhaseRegistry) -> Result<(), Failu
         Command::Phase(cluster::PhaseCommand::File(words)) => {
             file::phase(words, namespace, phases).await
         }
+        Command::Notify(command) => notify::run(command, &client()?, out).await,
         Command::Doctor => doctor::run(&client()?, out).await,
         Command::Backup(args) => backup::back_up(args, &client()?, out).await,
         Command::Restore(args) => backup::restore(&args, out),
@@ -224,6 +232,7 @@ async fn once(cli: Cli, out: &Output, phases: PhaseRegistry) -> Result<(), Failu
         Command::Reference => out.text(&reference::markdown(Cli::command())),
         Command::Events(args) => events::run(args, &client()?, out).await,
         Command::Logs(args) => events::logs(args, &client()?, out).await,
+        Command::Trace(args) => trace::run(args, &client()?, out).await,
         Command::Top => top::run(client()?).await,
         Command::Cluster(command) => trust::run(command, &client()?, out).await,
         Command::Status => cluster::status(&client()?, out).await,

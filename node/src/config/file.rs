@@ -10,7 +10,7 @@ use std::{
 use carbonmesh_protocol::config::{Limits, Timing};
 use serde::Deserialize;
 
-use super::{ConfigError, access::ApiSection, wrong};
+use super::{ConfigError, access::ApiSection, notify::NotifySection, wrong};
 use crate::{
     document::parse_duration,
     phase::{ExecSettings, HostSettings, host::sdk},
@@ -31,6 +31,7 @@ pub(super) struct ConfigFile {
     pub(super) data_dir: Option<PathBuf>,
     pub(super) backup_dir: Option<PathBuf>,
     pub(super) log_format: Option<String>,
+    pub(super) otlp_endpoint: Option<String>,
     pub(super) cluster: Option<String>,
     pub(super) secret_file: Option<PathBuf>,
     pub(super) name: Option<String>,
@@ -42,6 +43,7 @@ pub(super) struct ConfigFile {
     pub(super) phases: BTreeMap<String, PhaseSection>,
     pub(super) hosts: BTreeMap<String, HostSection>,
     pub(super) results: ResultsSection,
+    pub(super) notify: BTreeMap<String, NotifySection>,
     pub(super) limits: LimitsSection,
     pub(super) timing: TimingSection,
 }
@@ -68,12 +70,12 @@ pub(super) struct PostSection {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct MailSection {
-    server: String,
-    tls: Option<String>,
-    user: Option<String>,
-    password_file: Option<PathBuf>,
-    from: String,
-    to: Vec<String>,
+    pub(super) server: String,
+    pub(super) tls: Option<String>,
+    pub(super) user: Option<String>,
+    pub(super) password_file: Option<PathBuf>,
+    pub(super) from: String,
+    pub(super) to: Vec<String>,
 }
 
 /// One phase.
@@ -258,14 +260,19 @@ impl ResultsSection {
                 timeout: timeout.unwrap_or(PostSettings::TIMEOUT),
             })
         });
-        let mail = self.mail.as_ref().map(|mail| mail.settings(&secret));
+        let mail = self
+            .mail
+            .as_ref()
+            .map(|mail| mail.settings(|key| format!("results.mail.{key}"), &secret));
         Ok(ResultSettings { file, post: post.transpose()?, mail: mail.transpose()? })
     }
 }
 
 impl MailSection {
-    fn settings(
+    /// How mails are sent; `key` names a key of the section that these are of.
+    pub(super) fn settings(
         &self,
+        key: impl Fn(&str) -> String,
         secret: impl Fn(&str, &Path) -> Result<String, ConfigError>,
     ) -> Result<MailSettings, ConfigError> {
         let port = |text: &str| text.parse::<u16>().ok().filter(|port| *port > 0);
@@ -273,7 +280,7 @@ impl MailSection {
         let server = server.and_then(|(host, text)| Some((host, port(text)?)));
         let (host, port) = server.filter(|(host, _)| !host.is_empty()).ok_or_else(|| {
             let reason = format!("`{}` is no HOST:PORT, as smtp.example.org:587 is", self.server);
-            wrong("results.mail.server", reason)
+            wrong(key("server"), reason)
         })?;
         let tls = match self.tls.as_deref() {
             None | Some("starttls") => MailTls::StartTls,
@@ -281,23 +288,21 @@ impl MailSection {
             Some("none") => MailTls::None,
             Some(other) => {
                 let reason = format!("`{other}` is none: starttls, tls and none are");
-                return Err(wrong("results.mail.tls", reason));
+                return Err(wrong(key("tls"), reason));
             }
         };
         let login = match (&self.user, &self.password_file) {
             (None, None) => None,
-            (Some(user), Some(file)) => {
-                Some((user.clone(), secret("results.mail.password_file", file)?))
-            }
-            _ => return Err(wrong("results.mail", "give user and password_file, or none of them")),
+            (Some(user), Some(file)) => Some((user.clone(), secret(&key("password_file"), file)?)),
+            _ => return Err(wrong(key("user"), "give user and password_file, or none of them")),
         };
         if login.is_some() && tls == MailTls::None {
             let reason = "a password would be sent in the clear: take starttls or tls";
-            return Err(wrong("results.mail.tls", reason));
+            return Err(wrong(key("tls"), reason));
         }
         if self.to.is_empty() {
             let reason = "is empty: name addresses, or a domain as @example.org";
-            return Err(wrong("results.mail.to", reason));
+            return Err(wrong(key("to"), reason));
         }
         let (from, to) = (self.from.clone(), self.to.clone());
         Ok(MailSettings { host: host.to_owned(), port, tls, login, from, to })
@@ -367,7 +372,7 @@ impl TimingSection {
     }
 }
 
-fn duration(setting: &str, text: Option<&str>) -> Result<Option<Duration>, ConfigError> {
+pub(super) fn duration(setting: &str, text: Option<&str>) -> Result<Option<Duration>, ConfigError> {
     let Some(text) = text else { return Ok(None) };
     match parse_duration(text) {
         Ok(duration) if duration.is_zero() => Err(wrong(setting, "must be longer than zero")),

@@ -25,7 +25,8 @@ pub(crate) fn draw(pipeline: &PipelineDef, format: Format) -> String {
     match format {
         Format::Text => text(pipeline),
         Format::Dot => dot(pipeline),
-        Format::Svg => svg(pipeline),
+        // Names have no character that would have to be escaped.
+        Format::Svg => picture(&dot(pipeline)),
     }
 }
 
@@ -79,11 +80,10 @@ fn dot(pipeline: &PipelineDef) -> String {
     out + "}\n"
 }
 
-fn svg(pipeline: &PipelineDef) -> String {
-    let source = dot(pipeline);
+/// A graph in Graphviz's language as a picture (SVG); what cannot be read of it is left out.
+pub(crate) fn picture(source: &str) -> String {
     let mut builder = GraphBuilder::new();
-    // Names have no character that would have to be escaped.
-    if let Ok(graph) = DotParser::new(&source).process() {
+    if let Ok(graph) = DotParser::new(source).process() {
         builder.visit_graph(&graph);
     }
     let mut picture = SVGWriter::new();

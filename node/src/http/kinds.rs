@@ -45,6 +45,7 @@ pub(super) const KINDS: &[Kind] = &[
     kind(404, "unknown-phase", "the pipeline has no such phase"),
     kind(404, "unknown-revision", "the pipeline has no such revision that is kept"),
     kind(404, "unknown-node", "no member has this id"),
+    kind(404, "unknown-target", "the node notifies nobody of this name"),
     kind(404, "unknown-handler", "no handler is kept for this phase"),
     kind(405, "wrong-method", "the path does not take this method: see the Allow header"),
     kind(406, "not-acceptable", "there is no form of it that Accept allows"),

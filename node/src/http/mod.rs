@@ -25,6 +25,7 @@ mod kinds;
 mod lines;
 mod listener;
 pub mod local;
+pub mod notify;
 mod openapi;
 mod page;
 mod pipelines;
@@ -184,6 +185,8 @@ pub fn secured_router(handle: NodeHandle, limits: HttpLimits, security: Arc<Secu
         .route("/v1/backups", post(local::back_up))
         .route("/v1/facts", get(local::facts))
         .route("/v1/node/log-levels", get(local::levels).put(local::set_levels))
+        .route("/v1/notify", get(notify::list))
+        .route("/v1/notify/{name}/test", post(notify::test))
         .route("/v1/version", get(cluster::version))
         .route("/v1/trust", get(trust::show))
         .route("/v1/trust/revocations", post(trust::revoke))

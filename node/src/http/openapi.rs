@@ -18,8 +18,8 @@ use serde_json::{Map, Value, json};
 use utoipa::OpenApi;
 
 use super::{
-    bulk, changes, cluster, definitions, events, handlers, history, jobs, kinds, local, pipelines,
-    trust, view,
+    bulk, changes, cluster, definitions, events, handlers, history, jobs, kinds, local, notify,
+    pipelines, trust, view,
 };
 
 /// Problems that every path may end in.
@@ -85,6 +85,8 @@ const ALWAYS: [u16; 7] = [400, 401, 403, 429, 500, 503, 504];
         local::facts,
         local::levels,
         local::set_levels,
+        notify::list,
+        notify::test,
         trust::show,
         trust::revoke,
         document,

@@ -63,12 +63,12 @@ impl Names {
 }
 
 /// All digits of an identity.
-pub(super) fn full(node: NodeId) -> String {
+pub(crate) fn full(node: NodeId) -> String {
     format!("{node:#}")
 }
 
 /// Milliseconds since 1970 as RFC 3339 in UTC.
-fn rfc3339(unix_ms: u64) -> String {
+pub(crate) fn rfc3339(unix_ms: u64) -> String {
     let ms = i64::try_from(unix_ms).unwrap_or(i64::MAX);
     let timestamp = jiff::Timestamp::from_millisecond(ms).unwrap_or(jiff::Timestamp::MAX);
     format!("{timestamp:.3}")

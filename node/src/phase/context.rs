@@ -15,6 +15,7 @@ use super::{Fields, PhaseError, items::ItemSink, voice::Voice};
 use crate::document::{
     InstructionsError, gathered_value, merge_instructions, name_results, named_object, one_item,
 };
+use crate::otlp::context::traceparent;
 use crate::scope::Scope;
 
 /// The largest input that a mapping may make.
@@ -172,6 +173,11 @@ impl PhaseContext {
     /// ones.
     pub fn token(&self) -> String {
         self.attempt.token.to_string()
+    }
+
+    /// The span of this attempt, as W3C Trace Context writes it: what the phase does belongs below it.
+    pub fn traceparent(&self) -> String {
+        traceparent(self.attempt.job, &self.token())
     }
 
     /// The same for all attempts of this phase of this job: for systems that drop repetitions.

@@ -129,6 +129,9 @@ impl ExecPhase {
             .env("CARBONMESH_ATTEMPT", context.attempt().to_string())
             .env("CARBONMESH_TOKEN", context.token())
             .env("CARBONMESH_IDEMPOTENCY_KEY", context.idempotency_key())
+            .env("TRACEPARENT", context.traceparent())
+            // It would be of whatever has started the node.
+            .env_remove("TRACESTATE")
             .env_remove("CARBONMESH_SECRET")
             .env_remove("CARBONMESH_JOIN")
             .envs(&settings.env)

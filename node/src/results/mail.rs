@@ -16,7 +16,7 @@ use lettre::{
 };
 use serde_json::Value;
 
-use super::Delivery;
+use super::{Delivery, post::Unsent};
 use crate::phase::{Fields, Phase, PhaseContext, PhaseError};
 
 /// How long the server may take for one step.
@@ -67,13 +67,20 @@ impl std::fmt::Debug for MailSettings {
 
 /// The phase.
 pub(super) struct MailWriter {
-    from: Mailbox,
     to: Vec<String>,
-    server: AsyncSmtpTransport<Tokio1Executor>,
+    server: MailServer,
 }
 
-impl MailWriter {
-    pub(super) fn new(settings: MailSettings) -> Result<Self, String> {
+/// A mail server, and from whom it gets e-mails.
+#[derive(Clone)]
+pub(crate) struct MailServer {
+    pub(crate) from: Mailbox,
+    transport: AsyncSmtpTransport<Tokio1Executor>,
+}
+
+impl MailServer {
+    /// The server of these settings; to whom e-mails may go is left to the caller.
+    pub(crate) fn new(settings: &MailSettings) -> Result<Self, String> {
         let from = settings.from.parse::<Mailbox>();
         let from = from.map_err(|error| format!("`{}` is no address: {error}", settings.from))?;
         let parameters = || TlsParameters::new(settings.host.clone()).map_err(|e| e.to_string());
@@ -84,11 +91,30 @@ impl MailWriter {
         };
         let builder = AsyncSmtpTransport::<Tokio1Executor>::builder_dangerous(&settings.host);
         let mut builder = builder.port(settings.port).tls(tls).timeout(Some(TIMEOUT));
-        if let Some((user, password)) = settings.login {
+        if let Some((user, password)) = settings.login.clone() {
             builder = builder.credentials(Credentials::new(user, password));
         }
+        Ok(Self { from, transport: builder.build() })
+    }
+
+    /// Hands an e-mail over.
+    pub(crate) async fn send(&self, message: Message) -> Result<(), Unsent> {
+        match self.transport.send(message).await {
+            Ok(_) => Ok(()),
+            Err(error) if error.is_permanent() => {
+                Err(Unsent::Never(format!("the mail server refuses it: {error}")))
+            }
+            Err(error) => {
+                Err(Unsent::Later(format!("the mail server does not take it: {error}"), None))
+            }
+        }
+    }
+}
+
+impl MailWriter {
+    pub(super) fn new(settings: &MailSettings) -> Result<Self, String> {
         let to = settings.to.iter().map(|one| one.to_ascii_lowercase()).collect();
-        Ok(Self { from, to, server: builder.build() })
+        Ok(Self { to, server: MailServer::new(settings)? })
     }
 
     fn allows(&self, address: &str) -> bool {
@@ -122,7 +148,7 @@ impl MailWriter {
             None => format!("{}: job {} has ended", context.pipeline(), context.job()),
         };
         let mut message = Message::builder()
-            .from(self.from.clone())
+            .from(self.server.from.clone())
             .subject(subject)
             .message_id(Some(id))
             .raw_header(HeaderValue::new(
@@ -158,16 +184,12 @@ impl Phase for MailWriter {
         let delivery = Delivery::of(&context, str::to_owned)?;
         let message = self.message(&context, &delivery)?;
         match self.server.send(message).await {
-            Ok(_) => {
+            Ok(()) => {
                 let to = delivery.to.strip_prefix("mailto:").unwrap_or(&delivery.to).to_owned();
                 Ok(Fields::from_iter([("mailed".to_owned(), Value::String(to))]))
             }
-            Err(error) if error.is_permanent() => {
-                Err(PhaseError::Fatal(format!("the mail server refuses it: {error}")))
-            }
-            Err(error) => {
-                Err(PhaseError::Retry(format!("the mail server does not take it: {error}")))
-            }
+            Err(Unsent::Never(error)) => Err(PhaseError::Fatal(error)),
+            Err(Unsent::Later(error, _)) => Err(PhaseError::Retry(error)),
         }
     }
 }

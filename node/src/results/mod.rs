@@ -11,10 +11,10 @@
 //! Invariant: nothing goes anywhere that the node's operator has not named.
 
 mod file;
-mod mail;
-mod post;
+pub(crate) mod mail;
+pub(crate) mod post;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use bytes::Bytes;
 use serde_json::Value;
@@ -61,7 +61,7 @@ impl ResultSettings {
             registry = registry.with(HTTP_POST, SLOTS, writer);
         }
         if let Some(settings) = self.mail {
-            let writer = mail::MailWriter::new(settings).map_err(wrong("mail"))?;
+            let writer = mail::MailWriter::new(&settings).map_err(wrong("mail"))?;
             registry = registry.with(EMAIL, SLOTS, writer);
         }
         Ok(registry)

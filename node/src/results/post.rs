@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use data_encoding::HEXLOWER;
 use hmac::{Hmac, KeyInit, Mac};
 use reqwest::{
-    Client, StatusCode, Url,
+    Client, Response, StatusCode, Url,
     header::{CONTENT_TYPE, RETRY_AFTER},
     redirect::Policy,
 };
@@ -65,15 +65,7 @@ impl PostWriter {
             _ => Err(format!("`{text}` is no http or https URL")),
         };
         let allowed = settings.urls.iter().map(read).collect::<Result<Vec<_>, _>>()?;
-        let http = outbound::client()
-            .no_proxy()
-            .redirect(Policy::none())
-            .connect_timeout(CONNECT_TIMEOUT)
-            .timeout(settings.timeout)
-            .user_agent(concat!("carbonmesh/", env!("CARGO_PKG_VERSION")))
-            .build()
-            .map_err(|error| error.to_string())?;
-        Ok(Self { allowed, secret: settings.secret, http })
+        Ok(Self { allowed, secret: settings.secret, http: client(settings.timeout)? })
     }
 
     fn allows(&self, url: &Url) -> bool {
@@ -111,29 +103,57 @@ impl Phase for PostWriter {
             .header("CarbonMesh-Signature", signature(&self.secret, now_s, &result))
             .body(result);
         let answer = request.send().await;
-        let answer = answer.map_err(|error| PhaseError::Retry(unsent(&url, &error)))?;
-        let status = answer.status();
-        if status.is_success() {
-            let status = Value::from(status.as_u16());
-            return Ok(Fields::from_iter([
+        match judged(url.as_str(), answer) {
+            Ok(status) => Ok(Fields::from_iter([
                 ("posted".to_owned(), Value::String(url.into())),
-                ("answer".to_owned(), status),
-            ]));
+                ("answer".to_owned(), Value::from(status.as_u16())),
+            ])),
+            Err(Unsent::Later(error, Some(after))) => Err(PhaseError::RetryAfter(error, after)),
+            Err(Unsent::Later(error, None)) => Err(PhaseError::Retry(error)),
+            Err(Unsent::Never(error)) => Err(PhaseError::Fatal(error)),
         }
-        let after = answer.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok());
-        let after = after.and_then(|text| text.parse().ok()).map(Duration::from_secs);
-        let error = format!("{url} answers {status}");
-        let passing = status.is_server_error()
-            || matches!(
-                status,
-                StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_EARLY | StatusCode::TOO_MANY_REQUESTS
-            );
-        Err(match (passing, after) {
-            (true, Some(after)) => PhaseError::RetryAfter(error, after.min(MAX_RETRY_AFTER)),
-            (true, None) => PhaseError::Retry(error),
-            (false, _) => PhaseError::Fatal(error),
-        })
     }
+}
+
+/// A client for requests to addresses that an operator has named: it goes nowhere else.
+pub(crate) fn client(timeout: Duration) -> Result<Client, String> {
+    let client = outbound::client()
+        .no_proxy()
+        .redirect(Policy::none())
+        .connect_timeout(CONNECT_TIMEOUT)
+        .timeout(timeout)
+        .user_agent(concat!("carbonmesh/", env!("CARGO_PKG_VERSION")));
+    client.build().map_err(|error| error.to_string())
+}
+
+/// Why something was not delivered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Unsent {
+    /// It may go better later: not before that long, if the receiver says so.
+    Later(String, Option<Duration>),
+    /// It will not.
+    Never(String),
+}
+
+/// What an answer means; `shown` names the receiver.
+pub(crate) fn judged(shown: &str, answer: reqwest::Result<Response>) -> Result<StatusCode, Unsent> {
+    let answer = answer.map_err(|error| Unsent::Later(unsent(shown, &error), None))?;
+    let status = answer.status();
+    if status.is_success() {
+        return Ok(status);
+    }
+    let after = answer.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok());
+    let after = after.and_then(|text| text.parse().ok()).map(Duration::from_secs);
+    let error = format!("{shown} answers {status}");
+    let passing = status.is_server_error()
+        || matches!(
+            status,
+            StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_EARLY | StatusCode::TOO_MANY_REQUESTS
+        );
+    Err(match passing {
+        true => Unsent::Later(error, after.map(|after| after.min(MAX_RETRY_AFTER))),
+        false => Unsent::Never(error),
+    })
 }
 
 /// A value as one part of a URL.
@@ -153,21 +173,27 @@ fn encoded(value: &str) -> String {
 
 /// `t=SECONDS,v1=HEX`: HMAC-SHA-256 over `SECONDS.BODY`, so that an old body cannot be sent anew.
 pub(super) fn signature(secret: &[u8], now_s: u64, body: &[u8]) -> String {
-    let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(secret) else { return String::new() };
-    mac.update(format!("{now_s}.").as_bytes());
-    mac.update(body);
-    format!("t={now_s},v1={}", HEXLOWER.encode(&mac.finalize().into_bytes()))
+    let mac = mac(secret, &[format!("{now_s}.").as_bytes(), body]);
+    format!("t={now_s},v1={}", HEXLOWER.encode(&mac))
+}
+
+/// HMAC-SHA-256 over some parts behind each other.
+pub(crate) fn mac(secret: &[u8], parts: &[&[u8]]) -> Vec<u8> {
+    // Keys of all lengths are possible.
+    let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(secret) else { return Vec::new() };
+    parts.iter().for_each(|part| mac.update(part));
+    mac.finalize().into_bytes().to_vec()
 }
 
 /// What went wrong, without what errors repeat of each other.
-fn unsent(url: &Url, error: &reqwest::Error) -> String {
+fn unsent(shown: &str, error: &reqwest::Error) -> String {
     let mut innermost: &dyn std::error::Error = error;
     while let Some(source) = innermost.source() {
         innermost = source;
     }
     match error.is_timeout() {
-        true => format!("{url} does not answer in time"),
-        false => format!("cannot ask {url}: {innermost}"),
+        true => format!("{shown} does not answer in time"),
+        false => format!("cannot ask {shown}: {innermost}"),
     }
 }
 

@@ -222,7 +222,7 @@ async fn what_the_receiver_answers_decides() {
 }
 
 /// A mail server that keeps what it gets, or refuses the recipient with `refusal`.
-async fn mail_server(refusal: Option<&'static str>) -> (u16, Arc<Mutex<Vec<String>>>) {
+pub(crate) async fn mail_server(refusal: Option<&'static str>) -> (u16, Arc<Mutex<Vec<String>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let kept = Arc::new(Mutex::new(Vec::new()));

@@ -101,6 +101,8 @@ class Context:
     timeout: Optional[float] = None
     #: Values and secrets that the node's operator gives to this phase.
     scope: Dict[str, str] = field(default_factory=dict, repr=False)
+    #: The attempt's span (W3C Trace Context): what the phase traces belongs below it.
+    traceparent: str = ""
     #: What the node calls it.
     _id: Any = field(default=None, repr=False)
     _send: Callable[[Dict[str, Any]], None] = field(default=_unheard, repr=False)

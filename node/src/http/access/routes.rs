@@ -96,6 +96,8 @@ pub const ROUTES: &[Route] = &[
     route("GET", "/v1/facts", Verb::Admin, On::All),
     route("GET", "/v1/node/log-levels", Verb::Admin, On::All),
     route("PUT", "/v1/node/log-levels", Verb::Admin, On::All),
+    route("GET", "/v1/notify", Verb::Admin, On::All),
+    route("POST", "/v1/notify/{name}/test", Verb::Admin, On::All),
     route("GET", "/v1/pipeline.schema.json", Verb::Read, On::Known),
     route("GET", "/v1/openapi.json", Verb::Read, On::Known),
     route("GET", "/v1/version", Verb::Read, On::Known),

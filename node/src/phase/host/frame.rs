@@ -199,6 +199,7 @@ pub(super) struct Run<'a> {
     pub(super) attempt: u32,
     pub(super) token: String,
     pub(super) idempotency_key: String,
+    pub(super) traceparent: String,
     pub(super) gives_items: bool,
     pub(super) timeout_ms: Option<u64>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]

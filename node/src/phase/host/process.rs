@@ -257,6 +257,7 @@ impl Process {
             attempt: context.attempt(),
             token: context.token(),
             idempotency_key: context.idempotency_key(),
+            traceparent: context.traceparent(),
             gives_items: context.gives_items(),
             timeout_ms: context.timeout().map(|limit| limit.as_millis() as u64),
             scope: context.scope().all(),

@@ -76,7 +76,8 @@ async fn an_attempt_comes_with_what_it_needs() {
     let run = fields(ask(&start(settings(script)).await).await)["run"].clone();
     assert_eq!(run["instructions"], serde_json::json!({ "a": 1, "b": 2 }));
     assert_eq!((&run["phase"], &run["attempt"]), (&"phase".into(), &1.into()));
-    for key in ["job", "pipeline", "step", "token", "idempotency_key", "gives_items"] {
+    for key in ["job", "pipeline", "step", "token", "idempotency_key", "traceparent", "gives_items"]
+    {
         assert!(!run[key].is_null(), "{key}: {run}");
     }
     assert!(run["timeout_ms"].is_null());
