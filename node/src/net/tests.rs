@@ -18,6 +18,17 @@ use crate::trust::tests::Member;
 
 const LOOPBACK: &str = "/ip4/127.0.0.1/tcp/0";
 
+/// Where a host is found.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// On loopback.
+    Here,
+    /// On loopback, and it relays.
+    Relay,
+    /// It listens at no address of its own.
+    Nowhere,
+}
+
 pub(super) struct Host {
     pub(super) node: NodeId,
     net: Option<Net>,
@@ -40,14 +51,46 @@ impl Host {
         peers: &[Multiaddr],
     ) -> Self {
         let secret = Secret::new(secret.as_bytes());
-        Self::start_with(keypair, folder, "test", (Some(secret), None), peers).await
+        Self::start_with(keypair, folder, "test", (Some(secret), None), peers, Place::Here).await
+    }
+
+    /// One that relays.
+    pub(super) async fn relay() -> Self {
+        Self::placed(Place::Relay, &[]).await
+    }
+
+    /// One that nobody can dial.
+    pub(super) async fn start_nowhere(peers: &[Multiaddr]) -> Self {
+        Self::placed(Place::Nowhere, peers).await
+    }
+
+    async fn placed(place: Place, peers: &[Multiaddr]) -> Self {
+        let (keypair, folder) = (Keypair::generate_ed25519(), tempfile::tempdir().unwrap());
+        let secret = Secret::new(SECRET.as_bytes());
+        Self::start_with(keypair, folder, "test", (Some(secret), None), peers, place).await
+    }
+
+    /// Its address at a relay, once it has one, of which it tells the others too.
+    pub(super) async fn at_relay(&mut self) -> Multiaddr {
+        loop {
+            let NetEvent::Listening(addresses) = self.next().await else { continue };
+            let Some(first) = addresses.first() else { continue };
+            let mut advert = advert(self.node, 1);
+            advert.addresses = addresses.clone();
+            self.net.as_ref().unwrap().gossip().publish(advert);
+            return first.parse().unwrap();
+        }
+    }
+
+    pub(super) fn peer(&self) -> PeerId {
+        self.keypair.public().to_peer_id()
     }
 
     /// A member by its certificate.
     pub(super) async fn certified(member: Member, peers: &[Multiaddr]) -> Self {
         let Member { folder, keypair, trust } = member;
         let cluster = trust.cluster();
-        Self::start_with(keypair, folder, &cluster, (None, Some(trust)), peers).await
+        Self::start_with(keypair, folder, &cluster, (None, Some(trust)), peers, Place::Here).await
     }
 
     async fn start_with(
@@ -56,6 +99,7 @@ impl Host {
         cluster: &str,
         (secret, trust): (Option<Secret>, Option<Trust>),
         peers: &[Multiaddr],
+        place: Place,
     ) -> Self {
         let (sender, events) = mpsc::channel(64);
         let cancel = CancellationToken::new();
@@ -64,11 +108,15 @@ impl Host {
             cluster: cluster.to_owned(),
             secret,
             trust,
-            listen: vec![LOOPBACK.parse().unwrap()],
+            listen: match place {
+                Place::Nowhere => vec![],
+                Place::Here | Place::Relay => vec![LOOPBACK.parse().unwrap()],
+            },
             peers: peers.to_vec(),
             mdns: false,
             book: folder.path().join("peers.json"),
             advertise: vec![],
+            relay: place == Place::Relay,
         };
         let net = start(config, sender, cancel.clone()).await.unwrap();
         let node = node_id_of(&keypair.public().to_peer_id()).unwrap();
@@ -207,6 +255,63 @@ async fn gossip_leads_to_a_full_mesh() {
 }
 
 #[tokio::test]
+async fn nodes_that_nobody_can_dial_meet_at_a_relay() {
+    let mut relay = Host::relay().await;
+    let mut a = Host::start_nowhere(&[relay.address()]).await;
+    let mut b = Host::start_nowhere(&[relay.address()]).await;
+    let _at_relay = (relay.up().await, relay.up().await);
+    assert_eq!((a.up().await.0, b.up().await.0), (relay.node, relay.node));
+    a.at_relay().await;
+    let ((at_a, to_b), (at_b, to_a)) = (a.up().await, b.up().await);
+    assert_eq!((at_a, at_b), (b.node, a.node));
+    for sequence in 0..100 {
+        to_b.send(frame(&[Message::Hello(advert(a.node, sequence))]));
+        to_a.send(frame(&[Message::Hello(advert(b.node, sequence))]));
+    }
+    for sequence in 0..100 {
+        assert_eq!(b.messages().await, [Message::Hello(advert(a.node, sequence))]);
+        assert_eq!(a.messages().await, [Message::Hello(advert(b.node, sequence))]);
+    }
+    let counters = a.net.as_ref().unwrap().counters();
+    assert_eq!(counters.relayed.get(), 1);
+    // What is relayed ends with the relay, and that is noticed at once.
+    relay.stop().await;
+    let down = std::collections::BTreeSet::from([a.down().await, a.down().await]);
+    assert!(down.contains(&b.node), "{down:?}");
+    assert_eq!(counters.relayed.get(), 0);
+}
+
+#[tokio::test]
+async fn a_direct_connection_takes_the_place_of_a_relayed_one() {
+    let mut relay = Host::relay().await;
+    let mut a = Host::start_nowhere(&[relay.address()]).await;
+    let mut b = Host::start(SECRET, &[relay.address()]).await;
+    let _at_relay = (relay.up().await, relay.up().await);
+    assert_eq!((a.up().await.0, b.up().await.0), (relay.node, relay.node));
+    a.at_relay().await;
+    // `b` reaches `a` by the relay alone; `a` then hears where `b` listens and dials that.
+    let ((at_a, to_b), (at_b, _)) = (a.up().await, b.up().await);
+    assert_eq!((at_a, at_b), (b.node, a.node));
+    to_b.send(frame(&[Message::Hello(advert(a.node, 0))]));
+    assert_eq!(b.messages().await, [Message::Hello(advert(a.node, 0))]);
+    // One session ends before the next begins, whichever connection carries it.
+    assert_eq!((a.down().await, b.down().await), (b.node, a.node));
+    let ((at_a, to_b), (at_b, to_a)) = (a.up().await, b.up().await);
+    assert_eq!((at_a, at_b), (b.node, a.node));
+    for host in [&a, &b] {
+        assert_eq!(host.net.as_ref().unwrap().counters().relayed.get(), 0);
+    }
+    for sequence in 1..100 {
+        to_b.send(frame(&[Message::Hello(advert(a.node, sequence))]));
+        to_a.send(frame(&[Message::Hello(advert(b.node, sequence))]));
+    }
+    for sequence in 1..100 {
+        assert_eq!(b.messages().await, [Message::Hello(advert(a.node, sequence))]);
+        assert_eq!(a.messages().await, [Message::Hello(advert(b.node, sequence))]);
+    }
+}
+
+#[tokio::test]
 async fn nobody_speaks_for_another_in_gossip() {
     let mut a = Host::start(SECRET, &[]).await;
     let mut b = Host::start(SECRET, &[a.address()]).await;
@@ -234,6 +339,26 @@ async fn nobody_speaks_for_another_in_gossip() {
         () = speak => {}
         () = tokio::time::sleep(Duration::from_secs(20)) => panic!("nothing was heard"),
     }
+}
+
+#[tokio::test]
+async fn who_speaks_for_another_again_and_again_is_kept_out() {
+    let mut a = Host::start(SECRET, &[]).await;
+    let mut b = Host::start(SECRET, &[a.address()]).await;
+    let _lanes = (a.up().await, b.up().await);
+    let gossip = b.net.as_ref().unwrap().gossip();
+    let speak = async {
+        for sequence in 1.. {
+            gossip.publish(advert(NodeId::from_bytes([7; 16]), sequence));
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    tokio::select! {
+        down = a.down() => assert_eq!(down, b.node),
+        () = speak => {}
+    }
+    let again = timeout(Duration::from_secs(2), a.up()).await;
+    assert!(again.is_err(), "it is back at once");
 }
 
 #[tokio::test]
@@ -279,6 +404,7 @@ async fn without_a_secret_only_this_machine_is_spoken_to() {
         mdns: false,
         book: "unused".into(),
         advertise: vec![],
+        relay: false,
     };
     let error = start(config, sender, CancellationToken::new()).await.unwrap_err();
     assert!(error.to_string().contains("--secret-file"), "{error}");
@@ -298,6 +424,7 @@ async fn a_taken_port_is_named() {
         mdns: false,
         book: "unused".into(),
         advertise: vec![],
+        relay: false,
     };
     let error = start(config, sender, CancellationToken::new()).await.unwrap_err();
     assert!(matches!(error, NetError::AddressInUse(_)), "{error:?}");
