@@ -81,7 +81,8 @@ impl Heard {
 mod tests {
     use libp2p::{gossipsub::TopicHash, identity::Keypair};
 
-    use super::{super::tests::advert, *};
+    use super::*;
+    use crate::net::tests::advert;
 
     struct Author {
         peer: PeerId,
