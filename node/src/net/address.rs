@@ -79,16 +79,17 @@ pub(super) fn is_dialable(address: &Multiaddr) -> bool {
     if !host || !matches!(parts.next(), Some(Protocol::Tcp(port)) if port != 0) {
         return false;
     }
-    match (parts.next(), parts.next(), parts.next(), parts.next()) {
-        (None, ..) | (Some(Protocol::P2p(_)), None, ..) => true,
-        (
-            Some(Protocol::P2p(_)),
-            Some(Protocol::P2pCircuit),
-            None | Some(Protocol::P2p(_)),
-            None,
-        ) => true,
-        _ => false,
-    }
+    matches!(
+        (parts.next(), parts.next(), parts.next(), parts.next()),
+        (None, ..)
+            | (Some(Protocol::P2p(_)), None, ..)
+            | (
+                Some(Protocol::P2p(_)),
+                Some(Protocol::P2pCircuit),
+                None | Some(Protocol::P2p(_)),
+                None
+            )
+    )
 }
 
 /// Whether the address means something else in another network.

@@ -265,7 +265,7 @@ pub async fn start(
         reason: "its key is not ed25519".to_owned(),
     })?;
     let (adverts, latest) = watch::channel(None);
-    let swarm = swarm::Network::listen(config, events, latest).await?;
+    let swarm = Box::pin(swarm::Network::listen(config, events, latest)).await?;
     let (listening, counters) = (swarm.listening(), swarm.counters());
     let streams = swarm.streams();
     let task = tokio::spawn(swarm.run(cancel));

@@ -255,63 +255,6 @@ async fn gossip_leads_to_a_full_mesh() {
 }
 
 #[tokio::test]
-async fn nodes_that_nobody_can_dial_meet_at_a_relay() {
-    let mut relay = Host::relay().await;
-    let mut a = Host::start_nowhere(&[relay.address()]).await;
-    let mut b = Host::start_nowhere(&[relay.address()]).await;
-    let _at_relay = (relay.up().await, relay.up().await);
-    assert_eq!((a.up().await.0, b.up().await.0), (relay.node, relay.node));
-    a.at_relay().await;
-    let ((at_a, to_b), (at_b, to_a)) = (a.up().await, b.up().await);
-    assert_eq!((at_a, at_b), (b.node, a.node));
-    for sequence in 0..100 {
-        to_b.send(frame(&[Message::Hello(advert(a.node, sequence))]));
-        to_a.send(frame(&[Message::Hello(advert(b.node, sequence))]));
-    }
-    for sequence in 0..100 {
-        assert_eq!(b.messages().await, [Message::Hello(advert(a.node, sequence))]);
-        assert_eq!(a.messages().await, [Message::Hello(advert(b.node, sequence))]);
-    }
-    let counters = a.net.as_ref().unwrap().counters();
-    assert_eq!(counters.relayed.get(), 1);
-    // What is relayed ends with the relay, and that is noticed at once.
-    relay.stop().await;
-    let down = std::collections::BTreeSet::from([a.down().await, a.down().await]);
-    assert!(down.contains(&b.node), "{down:?}");
-    assert_eq!(counters.relayed.get(), 0);
-}
-
-#[tokio::test]
-async fn a_direct_connection_takes_the_place_of_a_relayed_one() {
-    let mut relay = Host::relay().await;
-    let mut a = Host::start_nowhere(&[relay.address()]).await;
-    let mut b = Host::start(SECRET, &[relay.address()]).await;
-    let _at_relay = (relay.up().await, relay.up().await);
-    assert_eq!((a.up().await.0, b.up().await.0), (relay.node, relay.node));
-    a.at_relay().await;
-    // `b` reaches `a` by the relay alone; `a` then hears where `b` listens and dials that.
-    let ((at_a, to_b), (at_b, _)) = (a.up().await, b.up().await);
-    assert_eq!((at_a, at_b), (b.node, a.node));
-    to_b.send(frame(&[Message::Hello(advert(a.node, 0))]));
-    assert_eq!(b.messages().await, [Message::Hello(advert(a.node, 0))]);
-    // One session ends before the next begins, whichever connection carries it.
-    assert_eq!((a.down().await, b.down().await), (b.node, a.node));
-    let ((at_a, to_b), (at_b, to_a)) = (a.up().await, b.up().await);
-    assert_eq!((at_a, at_b), (b.node, a.node));
-    for host in [&a, &b] {
-        assert_eq!(host.net.as_ref().unwrap().counters().relayed.get(), 0);
-    }
-    for sequence in 1..100 {
-        to_b.send(frame(&[Message::Hello(advert(a.node, sequence))]));
-        to_a.send(frame(&[Message::Hello(advert(b.node, sequence))]));
-    }
-    for sequence in 1..100 {
-        assert_eq!(b.messages().await, [Message::Hello(advert(a.node, sequence))]);
-        assert_eq!(a.messages().await, [Message::Hello(advert(b.node, sequence))]);
-    }
-}
-
-#[tokio::test]
 async fn nobody_speaks_for_another_in_gossip() {
     let mut a = Host::start(SECRET, &[]).await;
     let mut b = Host::start(SECRET, &[a.address()]).await;
