@@ -11,6 +11,7 @@
 # make test-sdk  the tests of the SDKs alone; make test-page  the page of a node in a real browser
 # make test-ops  metrics, alerts, dashboard, service and package, tried on real nodes
 # make deb       builds the Debian package; OUT=folder, PROFILE=dev for the program as tests have it
+# make flood     nonsense at 10,000 frames a second, from a stranger and a member; SECONDS=n
 # make audit     licences, advisories and sources of all that is built in; make sbom lists it (CycloneDX)
 # make book      builds docs/ as a book, with mdbook
 # make help      lists these and the long runs
@@ -46,7 +47,7 @@ BIN := $(CARGO_TARGET_DIR)/debug
 PAGE = "$(PAGE_TOOLS)/bin/python3" tests/page/check.py --program $(BIN)/carbonmesh \
 	$(addprefix --axe ,$(or $(AXE),$(shell ls "$(PAGE_TOOLS)/node_modules/axe-core/axe.min.js" 2>/dev/null)))
 
-.PHONY: help setup setup-peers build demo wordcount test test-sdk test-api test-page test-docs test-ops test-quick deb audit sbom book verify verify-peers bench bench-peers simulate model chaos fuzz doc clean
+.PHONY: help setup setup-peers build demo wordcount test test-sdk test-api test-page test-docs test-ops test-quick deb audit sbom book verify verify-peers bench bench-peers simulate model chaos fuzz doc clean flood
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -88,6 +89,7 @@ verify: setup
 	cargo clippy --locked -p carbonmesh-simulations --features mutants --all-targets -- -D warnings
 	@./.ci/check-core
 	@./.ci/check-client
+	@./.ci/check-licences
 
 test: verify
 	@./.ci/setup-examples
@@ -168,6 +170,9 @@ fuzz: setup
 		--nocapture --test-threads $(JOBS)
 	BOLERO_RANDOM_TEST_TIME_MS=$(SECONDS)000 cargo test --locked --workspace --lib -- fuzz:: \
 		--nocapture --test-threads $(JOBS)
+
+flood: setup
+	CARBONMESH_FLOOD_SECONDS=$(SECONDS) cargo test --locked -p carbonmesh --lib net::flood -- --nocapture
 
 chaos: build
 	@$(BIN)/carbonmesh-chaos --out "$(OUT_CHAOS)" \

@@ -128,6 +128,9 @@ pub struct UpArgs {
     /// Tell others to connect here instead
     #[arg(long, env = "CARBONMESH_ADVERTISE", value_name = "ADDRESS", value_delimiter = ',')]
     advertise: Vec<String>,
+    /// Relay for nodes that cannot dial each other; this one others must be able to dial
+    #[arg(long, env = "CARBONMESH_RELAY")]
+    relay: bool,
     /// Where to keep the node's state [default: carbonmesh in the user's data folder]
     #[arg(long, env = "CARBONMESH_DATA_DIR", value_name = "FOLDER")]
     data_dir: Option<PathBuf>,
@@ -312,6 +315,8 @@ pub struct Settings {
     pub peers: Vec<Multiaddr>,
     /// What others are told instead of `listen`.
     pub advertise: Vec<Multiaddr>,
+    /// Whether it relays for nodes that cannot dial each other.
+    pub relay: bool,
     /// Where it keeps its state.
     pub data_dir: PathBuf,
     /// Below which folder it may make backups.
@@ -542,6 +547,12 @@ impl UpArgs {
                 invited.into_iter().filter(|address| !peers.contains(address)).collect::<Vec<_>>(),
             );
         }
+        let relay = self.relay || file.relay;
+        if relay && !exposed_ok {
+            let reason = "without a secret or an invitation a node keeps to this machine, where \
+                          nobody needs a relay: give it --secret-file or --join-file";
+            return Err(wrong("--relay", reason));
+        }
         let loopback = listen.iter().all(is_loopback);
         Ok(Settings {
             name: node_name(self.name.or(file.name))?,
@@ -561,6 +572,7 @@ impl UpArgs {
                 &given(self.advertise, file.advertise),
                 exposed_ok,
             )?,
+            relay,
             data_dir,
             backup_dir: self.backup_dir.or(file.backup_dir),
             http_is_explicit,

@@ -16,8 +16,9 @@ use tracing_subscriber::{
 
 use crate::scope::HidingStderr;
 
-/// What is written unless said otherwise.
-const USUAL: &str = "warn,carbonmesh=info";
+/// What is written unless said otherwise. AutoNAT warns whenever it finds that a peer cannot be dialled,
+/// which is what it is there for.
+const USUAL: &str = "warn,carbonmesh=info,libp2p_autonat=error";
 
 /// The variable that says what is written.
 const VARIABLE: &str = "CARBONMESH_LOG";

@@ -537,6 +537,7 @@ async fn start_net(
         mdns: settings.mdns,
         book: settings.data_dir.join("peers.json"),
         advertise: settings.advertise.clone(),
+        relay: settings.relay,
     };
     let peers = settings.peers.clone();
     match net::start(config(&settings.listen, peers), events.clone(), cancel.clone()).await {

@@ -28,6 +28,7 @@ pub(super) struct ConfigFile {
     pub(super) listen: Vec<String>,
     pub(super) peer: Vec<String>,
     pub(super) advertise: Vec<String>,
+    pub(super) relay: bool,
     pub(super) data_dir: Option<PathBuf>,
     pub(super) backup_dir: Option<PathBuf>,
     pub(super) log_format: Option<String>,

@@ -51,7 +51,23 @@ pub fn is_loopback(address: &Multiaddr) -> bool {
     }
 }
 
-/// Whether the address could lead to somebody: it has a host and a TCP port.
+/// Whether the address leads through a relay.
+pub(super) fn is_relayed(address: &Multiaddr) -> bool {
+    address.iter().any(|part| part == Protocol::P2pCircuit)
+}
+
+/// The relay that the address leads through, if it does.
+pub(super) fn relay_of(address: &Multiaddr) -> Option<PeerId> {
+    is_relayed(address).then(|| named_peer(&direct_part(address))).flatten()
+}
+
+/// What comes before the relay's part.
+fn direct_part(address: &Multiaddr) -> Multiaddr {
+    address.iter().take_while(|part| *part != Protocol::P2pCircuit).collect()
+}
+
+/// Whether the address could lead to somebody: it has a host and a TCP port, and no more behind them
+/// than the way through one relay, which is named.
 pub(super) fn is_dialable(address: &Multiaddr) -> bool {
     let mut parts = address.iter();
     let host = match parts.next() {
@@ -60,20 +76,57 @@ pub(super) fn is_dialable(address: &Multiaddr) -> bool {
         Some(Protocol::Dns(_) | Protocol::Dns4(_) | Protocol::Dns6(_)) => true,
         _ => false,
     };
-    host && matches!(parts.next(), Some(Protocol::Tcp(port)) if port != 0)
+    if !host || !matches!(parts.next(), Some(Protocol::Tcp(port)) if port != 0) {
+        return false;
+    }
+    matches!(
+        (parts.next(), parts.next(), parts.next(), parts.next()),
+        (None, ..)
+            | (Some(Protocol::P2p(_)), None, ..)
+            | (
+                Some(Protocol::P2p(_)),
+                Some(Protocol::P2pCircuit),
+                None | Some(Protocol::P2p(_)),
+                None
+            )
+    )
 }
 
-/// The address without the peer's name at its end.
+/// Whether the address means something else in another network.
+pub(super) fn is_private(address: &Multiaddr) -> bool {
+    match address.iter().next() {
+        Some(Protocol::Ip4(ip)) => {
+            let shared = ip.octets()[0] == 100 && ip.octets()[1] & 0xc0 == 64;
+            ip.is_private() || ip.is_loopback() || ip.is_link_local() || shared
+        }
+        Some(Protocol::Ip6(ip)) => {
+            ip.is_loopback() || ip.is_unique_local() || ip.is_unicast_link_local()
+        }
+        _ => false,
+    }
+}
+
+/// The address without the peer's name at its end; a relay's is left, it belongs to the way.
 pub(super) fn without_peer(address: &Multiaddr) -> Multiaddr {
+    if is_relayed(address) {
+        let way = direct_part(address).with(Protocol::P2pCircuit);
+        let behind = address.iter().skip(way.iter().count());
+        return way.iter().chain(behind.filter(|part| !matches!(part, Protocol::P2p(_)))).collect();
+    }
     address.iter().filter(|part| !matches!(part, Protocol::P2p(_))).collect()
 }
 
-/// The peer that the address names, if it does.
+/// The peer that the address names, if it does; not a relay on the way to it.
 pub(super) fn named_peer(address: &Multiaddr) -> Option<PeerId> {
-    address.iter().find_map(|part| match part {
-        Protocol::P2p(peer) => Some(peer),
-        _ => None,
-    })
+    let mut named = None;
+    for part in address.iter() {
+        match part {
+            Protocol::P2p(peer) => named = Some(peer),
+            Protocol::P2pCircuit => named = None,
+            _ => {}
+        }
+    }
+    named
 }
 
 /// The public key behind a libp2p identity; none if it is not ed25519.
@@ -89,4 +142,51 @@ pub fn node_id_of(peer: &PeerId) -> Option<NodeId> {
     let key = PublicKey::try_decode_protobuf(peer.as_ref().digest()).ok()?;
     let key = key.try_into_ed25519().ok()?;
     Some(NodeId::of_public_key(&key.to_bytes()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(text: &str) -> Multiaddr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn a_way_through_a_relay_keeps_the_relays_name() {
+        let (relay, peer) = (PeerId::random(), PeerId::random());
+        let direct = of("/ip4/192.0.2.1/tcp/7401");
+        let named = direct.clone().with(Protocol::P2p(peer));
+        assert_eq!((without_peer(&named), named_peer(&named)), (direct.clone(), Some(peer)));
+        assert_eq!(relay_of(&named), None);
+        let way = direct.clone().with(Protocol::P2p(relay)).with(Protocol::P2pCircuit);
+        let whole = way.clone().with(Protocol::P2p(peer));
+        assert_eq!((without_peer(&whole), named_peer(&whole)), (way.clone(), Some(peer)));
+        assert_eq!((without_peer(&way), named_peer(&way)), (way.clone(), None));
+        assert_eq!((relay_of(&whole), relay_of(&way)), (Some(relay), Some(relay)));
+        for good in [&direct, &named, &way, &whole] {
+            assert!(is_dialable(good), "{good}");
+        }
+        let unnamed = direct.clone().with(Protocol::P2pCircuit);
+        let twice = whole.clone().with(Protocol::P2pCircuit).with(Protocol::P2p(peer));
+        let beyond = way.with(Protocol::Tcp(1));
+        for bad in [unnamed, twice, beyond, of("/ip4/0.0.0.0/tcp/1"), of("/ip4/192.0.2.1/tcp/0")] {
+            assert!(!is_dialable(&bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn addresses_of_other_networks_are_told_from_those_of_all() {
+        for text in
+            ["10.0.0.1", "192.168.1.1", "172.16.0.9", "100.64.0.1", "127.0.0.1", "169.254.1.1"]
+        {
+            assert!(is_private(&of(&format!("/ip4/{text}/tcp/1"))), "{text}");
+        }
+        for text in ["::1", "fd00::1", "fe80::1"] {
+            assert!(is_private(&of(&format!("/ip6/{text}/tcp/1"))), "{text}");
+        }
+        for text in ["/ip4/203.0.113.7/tcp/1", "/ip6/2001:db8::1/tcp/1", "/dns/oak/tcp/1"] {
+            assert!(!is_private(&of(text)), "{text}");
+        }
+    }
 }

@@ -12,7 +12,10 @@ pub(crate) struct NetCounters {
     pub(super) connections: Gauge,
     pub(super) connections_opened: Counter,
     pub(super) connections_failed: Family<DirectionLabels, Counter>,
-    pub(super) adverts: Family<AdvertLabels, Counter>,
+    pub(super) relayed: Gauge,
+    pub(super) punched: Family<OutcomeLabels, Counter>,
+    pub(super) circuits: Gauge,
+    pub(super) adverts: Family<OutcomeLabels, Counter>,
     pub(super) sessions: Gauge,
     pub(super) sessions_opened: Counter,
     pub(super) sessions_ended: Family<ReasonLabels, Counter>,
@@ -29,9 +32,9 @@ pub(super) struct DirectionLabels {
     direction: &'static str,
 }
 
-/// What became of an advert.
+/// What became of an advert, or of a try to do without a relay.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(super) struct AdvertLabels {
+pub(super) struct OutcomeLabels {
     outcome: &'static str,
 }
 
@@ -49,7 +52,12 @@ impl NetCounters {
 
     /// An advert was `sent`, `received` or `rejected`.
     pub(super) fn advert(&self, outcome: &'static str) {
-        self.adverts.get_or_create(&AdvertLabels { outcome }).inc();
+        self.adverts.get_or_create(&OutcomeLabels { outcome }).inc();
+    }
+
+    /// A relayed connection was made `direct`, or that `failed`.
+    pub(super) fn punched(&self, outcome: &'static str) {
+        self.punched.get_or_create(&OutcomeLabels { outcome }).inc();
     }
 
     /// A session has begun.
@@ -84,7 +92,13 @@ impl NetCounters {
         own.register("network_connections_opened", help, self.connections_opened.clone());
         let help = "Connections that could not be made, those that the gate refused included";
         own.register("network_connections_failed", help, self.connections_failed.clone());
-        let help = "Adverts in gossip: sent, received, rejected since they were not their sender's";
+        let help = "Nodes that are connected through a relay only";
+        own.register("network_peers_relayed", help, self.relayed.clone());
+        let help = "Tries to replace a relayed connection by a direct one: direct, failed";
+        own.register("network_hole_punches", help, self.punched.clone());
+        let help = "Pairs of nodes that this node relays for";
+        own.register("relay_circuits", help, self.circuits.clone());
+        let help = "Adverts in gossip: sent, received, ignored since they are old, rejected since they are not their sender's";
         own.register("gossip_adverts", help, self.adverts.clone());
         let help = "Peers with whom frames are exchanged";
         own.register("stream_sessions", help, self.sessions.clone());

@@ -4,7 +4,9 @@
 //! TCP ─ Noise ─ gate (secret, or certificates) ─ yamux ┬ frames: jobs, leases, replication
 //!                                                      ├ gossipsub: adverts, hints only
 //!                                                      ├ trust: who was shut out, renewals
-//!                                                      └ identify; mDNS and a book find peers
+//!                                                      ├ identify; mDNS and a book find peers
+//!                                                      └ relaying, AutoNAT, DCUtR: far networks
+//! relay ─ the same from Noise on, for nodes that cannot dial each other
 //! ```
 //! Within one [`NetEvent::PeerUp`] to [`NetEvent::PeerDown`], what is sent on the [`Lane`] arrives in
 //! order and whole, or the connection ends. What the messages mean is left to the core.
@@ -15,13 +17,17 @@ mod book;
 mod counters;
 mod crowd;
 mod gate;
+mod heard;
 mod lane;
 mod link;
 mod peers;
 mod penalty;
+mod reach;
 mod swarm;
 mod trust;
 
+#[cfg(test)]
+mod flood;
 #[cfg(test)]
 mod fuzz;
 #[cfg(test)]
@@ -76,6 +82,8 @@ pub struct NetConfig {
     /// What to tell others instead of the addresses listened on, for nodes behind a translated
     /// address.
     pub advertise: Vec<Multiaddr>,
+    /// Whether it relays for nodes that cannot dial each other.
+    pub relay: bool,
 }
 
 /// What happens on the network.
@@ -257,7 +265,7 @@ pub async fn start(
         reason: "its key is not ed25519".to_owned(),
     })?;
     let (adverts, latest) = watch::channel(None);
-    let swarm = swarm::Network::listen(config, events, latest).await?;
+    let swarm = Box::pin(swarm::Network::listen(config, events, latest)).await?;
     let (listening, counters) = (swarm.listening(), swarm.counters());
     let streams = swarm.streams();
     let task = tokio::spawn(swarm.run(cancel));

@@ -1,4 +1,7 @@
 //! Whom to dial, and when: endlessly, with growing pauses, one attempt at a time.
+//!
+//! A peer that is connected through a relay alone is dialled on, at its own addresses: a direct
+//! connection takes the place of the relayed one.
 
 use std::{
     collections::BTreeMap,
@@ -7,6 +10,8 @@ use std::{
 
 use libp2p::{
     Multiaddr, PeerId,
+    core::ConnectedPoint,
+    multiaddr::Protocol,
     swarm::{
         ConnectionId,
         dial_opts::{DialOpts, PeerCondition},
@@ -14,7 +19,7 @@ use libp2p::{
 };
 
 use super::{
-    address::{is_dialable, is_loopback, named_peer, without_peer},
+    address::{is_dialable, is_loopback, is_relayed, named_peer, relay_of, without_peer},
     book::Book,
 };
 
@@ -25,6 +30,14 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
 /// After so many failures a peer that was never connected is forgotten.
 const STRANGER_FAILURES: u32 = 8;
+
+/// When a peer is dialled again that is connected through a relay: soon after it was, as its first
+/// addresses may have been slower than the relay, then now and then.
+const FIRST_DIRECT: Duration = Duration::from_secs(5);
+const NEXT_DIRECT: Duration = Duration::from_secs(60);
+
+/// How long a direct connection stands until the relayed one goes: by then the peer has it as well.
+const SETTLED: Duration = Duration::from_secs(1);
 
 /// What is dialled: a known peer, or an address from the settings.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -40,13 +53,22 @@ struct Attempts {
     dialling: Option<ConnectionId>,
 }
 
+/// A connection to a peer.
+#[derive(Clone, Copy, Debug)]
+struct Way {
+    relayed: bool,
+    /// Whether the peer has dialled.
+    came: bool,
+    since: Instant,
+}
+
 /// Peers, connected or to be dialled.
 pub(super) struct Peers {
     local: PeerId,
     /// Without a secret, nobody off this machine is dialled.
     loopback_only: bool,
     pub(super) book: Book,
-    connections: BTreeMap<PeerId, u32>,
+    connections: BTreeMap<PeerId, BTreeMap<ConnectionId, Way>>,
     /// Who answered at an address from the settings.
     seeds: BTreeMap<Multiaddr, Option<PeerId>>,
     attempts: BTreeMap<Target, Attempts>,
@@ -76,53 +98,97 @@ impl Peers {
     /// Somebody says that the peer may be found there.
     pub(super) fn hear(&mut self, peer: PeerId, address: &Multiaddr) {
         let address = without_peer(address);
-        let usable = is_dialable(&address) && (!self.loopback_only || is_loopback(&address));
+        // Nobody is found through oneself: who listens here is connected.
+        let usable = is_dialable(&address)
+            && (!self.loopback_only || is_loopback(&address))
+            && relay_of(&address) != Some(self.local);
         if peer != self.local && usable && self.book.hear(peer, address) {
             self.try_soon(Target::Peer(peer), Instant::now());
         }
     }
 
-    /// A connection stands; `dialled` where we dialled it. Whether it is the first to this peer.
+    /// A connection stands. Whether it is the first to this peer.
     pub(super) fn connected(
         &mut self,
         peer: PeerId,
-        dialled: Option<&Multiaddr>,
+        endpoint: &ConnectedPoint,
         connection: ConnectionId,
     ) -> bool {
+        let dialled = endpoint.is_dialer().then(|| endpoint.get_remote_address());
         let address = dialled.map(without_peer);
         if let Some(answered) = address.as_ref().and_then(|address| self.seeds.get_mut(address)) {
             *answered = Some(peer);
         }
         self.book.prove(peer, address);
         self.dial_ended(connection);
-        let count = self.connections.entry(peer).or_default();
-        *count += 1;
-        *count == 1
+        let now = Instant::now();
+        let way = Way { relayed: endpoint.is_relayed(), came: endpoint.is_listener(), since: now };
+        let ways = self.connections.entry(peer).or_default();
+        ways.insert(connection, way);
+        let first = ways.len() == 1;
+        if first && way.relayed {
+            self.try_soon(Target::Peer(peer), now + FIRST_DIRECT);
+        }
+        first
     }
 
     /// A connection ended. Whether it was the last to this peer.
-    pub(super) fn disconnected(&mut self, peer: PeerId) -> bool {
-        let Some(count) = self.connections.get_mut(&peer) else { return false };
-        *count -= 1;
-        if *count > 0 {
+    pub(super) fn disconnected(&mut self, peer: PeerId, connection: ConnectionId) -> bool {
+        let Some(ways) = self.connections.get_mut(&peer) else { return false };
+        ways.remove(&connection);
+        let now = Instant::now();
+        if !ways.is_empty() {
+            if ways.values().all(|way| way.relayed) {
+                self.try_soon(Target::Peer(peer), now);
+            }
             return false;
         }
         self.connections.remove(&peer);
-        let now = Instant::now();
         self.try_soon(Target::Peer(peer), now);
         let seeds: Vec<Multiaddr> = self.seeds_of(peer).cloned().collect();
         seeds.into_iter().for_each(|seed| self.try_soon(Target::Seed(seed), now));
         true
     }
 
+    /// Whether the peer itself has made this connection, without a relay; none if it has a relay or
+    /// is gone.
+    pub(super) fn came_directly(&self, peer: &PeerId, connection: ConnectionId) -> Option<bool> {
+        let way = self.connections.get(peer)?.get(&connection)?;
+        (!way.relayed).then_some(way.came)
+    }
+
+    /// Whether there is a connection to the peer without a relay.
+    pub(super) fn is_direct(&self, peer: &PeerId) -> bool {
+        let ways = self.connections.get(peer);
+        ways.is_some_and(|ways| ways.values().any(|way| !way.relayed))
+    }
+
+    /// How many peers are connected through relays alone.
+    pub(super) fn relayed_count(&self) -> usize {
+        self.connections.values().filter(|ways| ways.values().all(|way| way.relayed)).count()
+    }
+
+    /// Relayed connections to peers that have a direct one by now.
+    pub(super) fn superseded(&self, now: Instant) -> Vec<ConnectionId> {
+        let settled =
+            |way: &Way| !way.relayed && now.saturating_duration_since(way.since) >= SETTLED;
+        let both = self.connections.values().filter(|ways| ways.values().any(settled));
+        both.flatten().filter(|(_, way)| way.relayed).map(|(connection, _)| *connection).collect()
+    }
+
     /// An attempt failed.
     pub(super) fn dial_failed(&mut self, connection: ConnectionId) {
         let Some(target) = self.dial_ended(connection) else { return };
         let Some(attempts) = self.attempts.get_mut(&target) else { return };
+        if let Target::Peer(peer) = &target
+            && self.connections.contains_key(peer)
+        {
+            attempts.next = Instant::now() + spread(NEXT_DIRECT);
+            return;
+        }
         attempts.failures += 1;
         let pause = FIRST_PAUSE * 2_u32.pow(attempts.failures.min(8));
-        let spread = 0.75 + rand::random::<f64>() / 2.0;
-        attempts.next = Instant::now() + pause.min(LONGEST_PAUSE).mul_f64(spread);
+        attempts.next = Instant::now() + spread(pause.min(LONGEST_PAUSE));
         let given_up = attempts.failures >= STRANGER_FAILURES;
         if let Target::Peer(peer) = target
             && given_up
@@ -155,7 +221,7 @@ impl Peers {
             .attempts
             .iter()
             .filter(|(target, attempts)| {
-                attempts.dialling.is_none() && attempts.next <= now && !self.is_connected(target)
+                attempts.dialling.is_none() && attempts.next <= now && self.is_wanted(target)
             })
             .map(|(target, _)| target.clone())
             .collect();
@@ -166,7 +232,7 @@ impl Peers {
     pub(super) fn next_due(&self) -> Option<Instant> {
         self.attempts
             .iter()
-            .filter(|(target, attempts)| attempts.dialling.is_none() && !self.is_connected(target))
+            .filter(|(target, attempts)| attempts.dialling.is_none() && self.is_wanted(target))
             .map(|(_, attempts)| attempts.next)
             .min()
     }
@@ -176,19 +242,34 @@ impl Peers {
         // would otherwise meet in one TCP connection that both believe to have begun.
         let options = match &target {
             Target::Seed(address) => {
-                DialOpts::unknown_peer_id().address(address.clone()).allocate_new_port().build()
+                let named = self.seeds.get(address).copied().flatten();
+                let address = match named {
+                    // A relay has to be told whom to reach.
+                    Some(peer) if is_relayed(address) => address.clone().with(Protocol::P2p(peer)),
+                    _ => address.clone(),
+                };
+                DialOpts::unknown_peer_id().address(address).allocate_new_port().build()
             }
             Target::Peer(peer) => {
                 let known = self.book.get(peer);
                 let mut addresses = known.map(|it| it.addresses.clone()).unwrap_or_default();
                 addresses.retain(|address| !self.loopback_only || is_loopback(address));
+                let relayed = self.connections.contains_key(peer);
+                if relayed {
+                    addresses.retain(|address| !is_relayed(address));
+                }
                 if addresses.is_empty() {
+                    // Another address may be heard of, which sets it going again.
                     self.attempts.remove(&target);
                     return None;
                 }
+                let condition = match relayed {
+                    true => PeerCondition::Always,
+                    false => PeerCondition::Disconnected,
+                };
                 DialOpts::peer_id(*peer)
                     .addresses(addresses)
-                    .condition(PeerCondition::Disconnected)
+                    .condition(condition)
                     .allocate_new_port()
                     .build()
             }
@@ -206,13 +287,10 @@ impl Peers {
         Some(target.clone())
     }
 
-    fn try_soon(&mut self, target: Target, now: Instant) {
-        let attempts = self.attempts.entry(target).or_insert(Attempts {
-            failures: 0,
-            next: now,
-            dialling: None,
-        });
-        (attempts.failures, attempts.next) = (0, now);
+    fn try_soon(&mut self, target: Target, next: Instant) {
+        let attempts =
+            self.attempts.entry(target).or_insert(Attempts { failures: 0, next, dialling: None });
+        (attempts.failures, attempts.next) = (0, next);
     }
 
     /// All peers to which a connection stands.
@@ -226,12 +304,13 @@ impl Peers {
         self.attempts.remove(&Target::Peer(*peer));
     }
 
-    fn is_connected(&self, target: &Target) -> bool {
+    /// Whether it is to be dialled: it is not connected, or through a relay only.
+    fn is_wanted(&self, target: &Target) -> bool {
         match target {
-            Target::Peer(peer) => self.connections.contains_key(peer),
+            Target::Peer(peer) => !self.is_direct(peer),
             Target::Seed(address) => {
                 let answered = self.seeds.get(address).copied().flatten();
-                answered.is_some_and(|peer| self.connections.contains_key(&peer))
+                !answered.is_some_and(|peer| self.connections.contains_key(&peer))
             }
         }
     }
@@ -240,4 +319,9 @@ impl Peers {
         let answered = self.seeds.iter().filter(move |(_, answered)| **answered == Some(peer));
         answered.map(|(address, _)| address)
     }
+}
+
+/// The pause, or a little less or more: nodes that lost each other shall not dial in step.
+fn spread(pause: Duration) -> Duration {
+    pause.mul_f64(0.75 + rand::random::<f64>() / 2.0)
 }

@@ -4,7 +4,10 @@ use std::{
     convert::Infallible,
     io,
     pin::Pin,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -26,10 +29,11 @@ use libp2p::{
         upgrade::{InboundConnectionUpgrade, OutboundConnectionUpgrade},
     },
     identity::Keypair,
-    noise,
-    swarm::SwarmEvent,
+    noise, relay,
+    swarm::{NetworkBehaviour, Swarm, SwarmEvent},
     tcp, yamux,
 };
+use libp2p_stream::Control;
 use tokio::time::timeout;
 
 use super::{
@@ -49,8 +53,13 @@ use crate::{
 };
 
 /// All that a member can reach.
-const PROTOCOLS: [&str; 4] =
-    ["/carbonmesh/1/trust", "/carbonmesh/1/frames", "/ipfs/id/1.0.0", "/meshsub/1.1.0"];
+const PROTOCOLS: [&str; 5] = [
+    "/carbonmesh/1/trust",
+    "/carbonmesh/1/frames",
+    "/ipfs/id/1.0.0",
+    "/meshsub/1.1.0",
+    "/libp2p/circuit/relay/0.2.0/stop",
+];
 
 const NOISE: &str = "/carbonmesh/1/noise";
 
@@ -64,6 +73,8 @@ struct Intruder {
     knows: Option<Gate>,
     shows: Bytes,
     heard: Arc<Mutex<Vec<u8>>>,
+    /// Whether it came as far as to the gate.
+    reached: Arc<AtomicBool>,
 }
 
 impl Intruder {
@@ -78,6 +89,7 @@ impl Intruder {
         io.flush().await?;
         let mut theirs = [0; 32];
         io.read_exact(&mut theirs).await?;
+        self.reached.store(true, Ordering::Relaxed);
         let proof = match &self.knows {
             Some(gate) => gate.proof(Role::Initiator, self.local, peer, &[ours, theirs]),
             None => Gate::new(self.noise.clone(), self.local, "else", None).proof(
@@ -158,7 +170,8 @@ async fn intrude(
         Gate::new(noise.clone(), local, &trust.cluster(), None).with_trust(Some(trust.clone()))
     });
     let heard = Arc::new(Mutex::new(Vec::new()));
-    let intruder = Intruder { noise, local, knows, shows, heard: heard.clone() };
+    let reached = Arc::default();
+    let intruder = Intruder { noise, local, knows, shows, heard: heard.clone(), reached };
     let mut swarm = SwarmBuilder::with_existing_identity(keypair.clone())
         .with_tokio()
         .with_tcp(
@@ -170,43 +183,99 @@ async fn intrude(
         .with_behaviour(|_| libp2p_stream::Behaviour::new())
         .expect("a behaviour")
         .build();
+    let control = swarm.behaviour().new_control();
+    let came_in = enter(&mut swarm, control, at, None).await;
+    let heard = heard.lock().expect("no panic").clone();
+    (heard, came_in)
+}
+
+/// Dials, and waits for a connection to `whom`, or to anybody; how many protocols can be reached then.
+async fn enter<B: NetworkBehaviour>(
+    swarm: &mut Swarm<B>,
+    mut control: Control,
+    at: &Multiaddr,
+    whom: Option<PeerId>,
+) -> u32 {
     swarm.dial(at.clone()).expect("dialled");
-    let mut control = swarm.behaviour().new_control();
-    let mut came_in = 0;
     let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
     let peer = loop {
         tokio::select! {
             event = swarm.select_next_some() => match event {
                 // Its own side takes the connection for made before the other has said so.
-                SwarmEvent::ConnectionEstablished { peer_id, .. } => break Some(peer_id),
+                SwarmEvent::ConnectionEstablished { peer_id, .. }
+                    if whom.is_none_or(|whom| whom == peer_id) => break Some(peer_id),
                 SwarmEvent::OutgoingConnectionError { .. } => break None,
                 _ => {}
             },
             () = tokio::time::sleep_until(deadline) => panic!("no end"),
         }
     };
-    if let Some(peer) = peer {
-        let drive = async {
-            loop {
-                swarm.select_next_some().await;
-            }
-        };
-        let tries = async {
-            let mut opened = 0;
-            for protocol in PROTOCOLS {
-                let stream = control.open_stream(peer, StreamProtocol::new(protocol));
-                let stream = timeout(Duration::from_secs(1), stream).await;
-                opened += u32::from(matches!(stream, Ok(Ok(_))));
-            }
-            opened
-        };
-        tokio::select! {
-            opened = tries => came_in = opened,
-            () = drive => {}
+    let Some(peer) = peer else { return 0 };
+    let drive = async {
+        loop {
+            swarm.select_next_some().await;
         }
+    };
+    let tries = async {
+        let mut opened = 0;
+        for protocol in PROTOCOLS {
+            let stream = control.open_stream(peer, StreamProtocol::new(protocol));
+            let stream = timeout(Duration::from_secs(1), stream).await;
+            opened += u32::from(matches!(stream, Ok(Ok(_))));
+        }
+        opened
+    };
+    tokio::select! {
+        opened = tries => opened,
+        () = drive => 0,
     }
+}
+
+#[derive(NetworkBehaviour)]
+#[behaviour(prelude = "libp2p::swarm::derive_prelude")]
+struct Through {
+    relayed: relay::client::Behaviour,
+    streams: libp2p_stream::Behaviour,
+}
+
+/// The same by way of a relay, past whose gate it gets as a member does; whether it came as far as to
+/// the gate behind, what it heard there, and how many protocols it reached.
+async fn intrude_through(at: &Multiaddr, whom: PeerId) -> (bool, Vec<u8>, u32) {
+    let keypair = Keypair::generate_ed25519();
+    let noise = noise::Config::new(&keypair).expect("noise");
+    let local = keypair.public().to_peer_id();
+    let gate = Gate::new(noise.clone(), local, "test", Some(Secret::new(SECRET.as_bytes())));
+    let (heard, reached) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(false)));
+    let intruder = Intruder {
+        noise,
+        local,
+        knows: None,
+        shows: Bytes::new(),
+        heard: heard.clone(),
+        reached: reached.clone(),
+    };
+    let mut swarm = SwarmBuilder::with_existing_identity(keypair)
+        .with_tokio()
+        .with_tcp(tcp::Config::default(), |_: &_| Ok::<_, Infallible>(gate), yamux::Config::default)
+        .expect("tcp")
+        .with_relay_client(|_: &_| Ok::<_, Infallible>(intruder), yamux::Config::default)
+        .expect("relaying")
+        .with_behaviour(|_, relayed| Through { relayed, streams: libp2p_stream::Behaviour::new() })
+        .expect("a behaviour")
+        .build();
+    let control = swarm.behaviour().streams.new_control();
+    let came_in = enter(&mut swarm, control, at, Some(whom)).await;
     let heard = heard.lock().expect("no panic").clone();
-    (heard, came_in)
+    (reached.load(Ordering::Relaxed), heard, came_in)
+}
+
+#[tokio::test]
+async fn who_gets_past_a_relay_has_the_gate_before_it_all_the_same() {
+    let relay = Host::relay().await;
+    let mut host = Host::start_nowhere(&[relay.address()]).await;
+    let at = host.at_relay().await;
+    // It is given a nonce, as everybody is, and nothing else.
+    assert_eq!(intrude_through(&at, host.peer()).await, (true, Vec::new(), 0));
 }
 
 #[tokio::test]

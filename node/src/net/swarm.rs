@@ -16,7 +16,8 @@ use libp2p::{
     gossipsub::{self, MessageAcceptance},
     identify, mdns,
     multiaddr::Protocol,
-    swarm::{DialError, SwarmEvent},
+    relay,
+    swarm::{ConnectionId, DialError, SwarmEvent},
 };
 use libp2p_stream::{Control, IncomingStreams};
 use tokio::{
@@ -28,13 +29,15 @@ use tracing::{debug, info, warn};
 
 use super::{
     Connected, NetConfig, NetError, NetEvent, Streams,
-    address::{is_loopback, node_id_of},
+    address::{is_dialable, is_loopback, is_relayed, node_id_of, without_peer},
     behaviour::{self, Behaviour, BehaviourEvent, FRAMES},
     book::{self, Book},
     counters::NetCounters,
+    heard::{Heard, Verdict},
     link::{Dead, Fault, Link},
     peers::Peers,
     penalty::Penalties,
+    reach::Reach,
     trust::{self, TRUST},
 };
 use crate::trust::{Denied, Trust};
@@ -51,6 +54,9 @@ const RENEW_ROUNDS: usize = 15;
 /// How often an operator is warned of a certificate that ends.
 const WARN_EVERY: Duration = Duration::from_secs(3600);
 const FIRST_WARNING: Duration = Duration::from_secs(60);
+
+/// How many addresses of one advert are heard.
+const TOLD: usize = 32;
 
 /// How many peers may ask about trust at once.
 const TRUST_STREAMS: usize = 32;
@@ -75,12 +81,15 @@ pub(super) struct Network {
     links: HashMap<PeerId, LinkInput>,
     book_path: PathBuf,
     advertise: Vec<Multiaddr>,
+    reach: Reach,
+    relays: bool,
     /// A peer has joined the gossip and does not know us yet.
     newcomers: bool,
     connected: Connected,
     /// Peers whose connections are dead, as their links find out.
     dead: (mpsc::Sender<Dead>, mpsc::Receiver<Dead>),
     penalties: Penalties,
+    heard: Heard,
     counters: NetCounters,
     certified: Option<Certified>,
 }
@@ -134,6 +143,8 @@ impl Network {
         })?;
         let loopback_only = config.secret.is_none() && config.trust.is_none();
         let peers = Peers::new(*swarm.local_peer_id(), loopback_only, book, &config.peers);
+        let settled = loopback_only || config.relay || !config.advertise.is_empty();
+        let reach = Reach::new(settled, behaviour::probes(&config));
         let certified =
             config.trust.map(|trust| Certified::new(trust, &mut control)).transpose()?;
         let mut network = Self {
@@ -147,11 +158,14 @@ impl Network {
             links: HashMap::new(),
             book_path: config.book,
             advertise: config.advertise,
+            reach,
+            relays: config.relay,
             newcomers: false,
             connected: Connected::default(),
             dead: mpsc::channel(64),
             counters: NetCounters::default(),
             penalties,
+            heard: Heard::default(),
             certified,
         };
         network.tell_listening().await;
@@ -194,7 +208,11 @@ impl Network {
                     TrustNews::Asked(peer, stream) => self.on_trust_stream(peer, *stream),
                     TrustNews::Changed => self.on_trust_changed().await,
                 },
-                _ = look.tick() => self.look_at_trust().await,
+                _ = look.tick() => {
+                    self.look_at_trust().await;
+                    self.listen_at_relays();
+                    self.drop_superseded();
+                }
                 () = until(next_dial) => {}
                 _ = save.tick() => {
                     self.save_book().await;
@@ -210,22 +228,31 @@ impl Network {
     async fn on_event(&mut self, event: SwarmEvent<BehaviourEvent>) {
         match event {
             SwarmEvent::Behaviour(event) => self.on_behaviour(event).await,
-            SwarmEvent::NewListenAddr { .. } | SwarmEvent::ExpiredListenAddr { .. } => {
+            SwarmEvent::NewListenAddr { .. } => self.tell_listening().await,
+            SwarmEvent::ExpiredListenAddr { address, .. } => {
+                if !is_relayed(&address) {
+                    self.reach.moved();
+                }
                 self.tell_listening().await;
             }
             SwarmEvent::ConnectionEstablished { peer_id, connection_id, endpoint, .. } => {
                 self.counters.connections.inc();
                 self.counters.connections_opened.inc();
                 self.connected.note(peer_id, true);
-                let dialled = endpoint.is_dialer().then(|| endpoint.get_remote_address());
-                if self.peers.connected(peer_id, dialled, connection_id) {
+                if self.peers.connected(peer_id, &endpoint, connection_id) {
                     self.on_connected(peer_id);
                 }
+                self.counters.relayed.set(self.peers.relayed_count() as i64);
             }
-            SwarmEvent::ConnectionClosed { peer_id, cause, .. } => {
+            SwarmEvent::ConnectionClosed { peer_id, connection_id, cause, .. } => {
                 self.counters.connections.dec();
                 debug!(peer = %peer_id, ?cause, "connection closed");
-                if self.peers.disconnected(peer_id) {
+                let last = self.peers.disconnected(peer_id, connection_id);
+                self.counters.relayed.set(self.peers.relayed_count() as i64);
+                if !self.peers.is_direct(&peer_id) {
+                    self.reach.lost(&peer_id);
+                }
+                if last {
                     self.connected.note(peer_id, false);
                     if let Some(LinkInput::Opener(connected)) = self.links.get(&peer_id) {
                         connected.send_replace(false);
@@ -249,6 +276,12 @@ impl Network {
                 debug!(address = %send_back_addr, %error, "incoming connection failed");
             }
             SwarmEvent::ListenerError { error, .. } => warn!(%error, "listening failed"),
+            SwarmEvent::ListenerClosed { listener_id, reason, .. }
+                if self.reach.closed(listener_id, Instant::now()) =>
+            {
+                debug!(?reason, "no longer listening at a relay");
+                self.tell_listening().await;
+            }
             SwarmEvent::ListenerClosed { addresses, reason: Err(error), .. } => {
                 warn!(?addresses, %error, "a listener closed");
             }
@@ -258,11 +291,48 @@ impl Network {
 
     async fn on_behaviour(&mut self, event: BehaviourEvent) {
         match event {
-            BehaviourEvent::Identify(identify::Event::Received { peer_id, info, .. }) => {
+            BehaviourEvent::Identify(identify::Event::Received {
+                peer_id,
+                connection_id,
+                info,
+            }) => {
                 for address in &info.listen_addrs {
                     self.peers.hear(peer_id, address);
                 }
+                if info.protocols.contains(&relay::HOP_PROTOCOL_NAME) {
+                    self.on_relay(peer_id, connection_id, &info.listen_addrs);
+                }
             }
+            BehaviourEvent::Relay(event) => match event {
+                relay::Event::CircuitReqAccepted { src_peer_id, dst_peer_id } => {
+                    debug!(from = %src_peer_id, to = %dst_peer_id, "relaying");
+                    self.counters.circuits.inc();
+                }
+                relay::Event::CircuitClosed { .. } => {
+                    self.counters.circuits.dec();
+                }
+                event => debug!(?event, "asked to relay"),
+            },
+            BehaviourEvent::Probe(event) => {
+                let (address, by) = (event.tested_addr, event.server);
+                debug!(%address, %by, result = ?event.result, "a peer has dialled back");
+                match event.result {
+                    Ok(()) if self.reach.proved(&address, by) => self.tell_listening().await,
+                    Ok(()) => {}
+                    Err(_) => self.reach.refuted(&address, by),
+                }
+                self.listen_at_relays();
+            }
+            BehaviourEvent::Punch(event) => match event.result {
+                Ok(_) => {
+                    info!(peer = %event.remote_peer_id, "connected directly, no longer by a relay");
+                    self.counters.punched("direct");
+                }
+                Err(error) => {
+                    debug!(peer = %event.remote_peer_id, %error, "still connected by a relay");
+                    self.counters.punched("failed");
+                }
+            },
             BehaviourEvent::Mdns(mdns::Event::Discovered(found)) => {
                 // `Expired` is left unheard: silence on the local network proves nothing.
                 for (peer, address) in found {
@@ -277,22 +347,60 @@ impl Network {
                 message_id,
                 message,
             }) => {
-                let acceptance = match self.on_advert(message).await {
-                    true => MessageAcceptance::Accept,
-                    false => MessageAcceptance::Reject,
-                };
+                let acceptance = self.on_gossip(propagation_source, message).await;
                 self.counters.advert(match acceptance {
                     MessageAcceptance::Accept => "received",
-                    _ => "rejected",
+                    MessageAcceptance::Ignore => "ignored",
+                    MessageAcceptance::Reject => "rejected",
                 });
                 let gossip = &mut self.swarm.behaviour_mut().gossip;
+                let wrong = matches!(acceptance, MessageAcceptance::Reject);
                 gossip.report_message_validation_result(
                     &message_id,
                     &propagation_source,
                     acceptance,
                 );
+                if wrong {
+                    self.on_dead(propagation_source, Fault::Malformed);
+                }
             }
             _ => {}
+        }
+    }
+
+    /// A peer relays: it may be needed.
+    fn on_relay(&mut self, peer: PeerId, connection: ConnectionId, found_at: &[Multiaddr]) {
+        let Some(came) = self.peers.came_directly(&peer, connection) else { return };
+        let known = self.peers.book.get(&peer).map(|entry| entry.addresses.as_slice());
+        let addresses = known.unwrap_or_default().iter().chain(found_at).map(without_peer);
+        let address = addresses.into_iter().find(|it| is_dialable(it) && !is_relayed(it));
+        if let Some(address) = address {
+            self.reach.met_relay(peer, address, came, Instant::now());
+            self.listen_at_relays();
+        }
+    }
+
+    /// Has relays take connections for this node, where others cannot dial it.
+    fn listen_at_relays(&mut self) {
+        let now = Instant::now();
+        for (relay, address) in self.reach.due(now) {
+            let at = address.with(Protocol::P2p(relay)).with(Protocol::P2pCircuit);
+            info!(%relay, "nobody is known to have dialled this node: listening at a relay");
+            match self.swarm.listen_on(at) {
+                Ok(listener) => self.reach.listens(relay, listener),
+                Err(error) => {
+                    debug!(%relay, %error, "cannot listen at a relay");
+                    self.reach.failed(relay, now);
+                }
+            }
+        }
+    }
+
+    /// Closes relayed connections that direct ones have taken the place of. A session over one of
+    /// them ends, and the next begins over what is left: with the same word as at any other loss.
+    fn drop_superseded(&mut self) {
+        for connection in self.peers.superseded(Instant::now()) {
+            self.swarm.close_connection(connection);
         }
     }
 
@@ -372,23 +480,28 @@ impl Network {
         }
     }
 
-    /// Whether the advert is one, and its signer's own.
-    async fn on_advert(&mut self, message: gossipsub::Message) -> bool {
-        let Some(source) = message.source else { return false };
-        let Ok(advert) = codec::decode::<Advert>(&message.data) else { return false };
-        if node_id_of(&source) != Some(advert.node) {
-            warn!(peer = %source, node = %advert.node, "an advert speaks for another node");
-            return false;
-        }
+    /// Whether to pass it on, and whether who sent it is to blame.
+    async fn on_gossip(&mut self, from: PeerId, message: gossipsub::Message) -> MessageAcceptance {
+        let advert = match self.heard.judge(from, &message) {
+            Verdict::Fresh(advert) => *advert,
+            Verdict::Stale => return MessageAcceptance::Ignore,
+            Verdict::Wrong => {
+                warn!(peer = %from, "gossip that is no advert, or one that speaks for another node");
+                return MessageAcceptance::Reject;
+            }
+        };
+        // Who passes it on may not know yet.
         if self.is_out(advert.node) {
-            return false;
+            return MessageAcceptance::Ignore;
         }
-        for address in advert.addresses.iter().filter_map(|text| text.parse().ok()) {
-            self.peers.hear(source, &address);
+        if let Some(source) = message.source {
+            let told = advert.addresses.iter().take(TOLD);
+            told.filter_map(|text| text.parse().ok())
+                .for_each(|address| self.peers.hear(source, &address));
         }
         // Nobody listens only when the node ends.
         let _ = self.events.send(NetEvent::Advert(advert)).await;
-        true
+        MessageAcceptance::Accept
     }
 
     fn on_connected(&mut self, peer: PeerId) {
@@ -451,12 +564,17 @@ impl Network {
 
     async fn tell_listening(&mut self) {
         let mut told = match self.advertise.as_slice() {
-            [] => self.listening(),
+            [] => self.reach.told(self.swarm.listeners().cloned()),
             advertised => advertised.to_vec(),
         };
         // To others this machine's loopback addresses are their own.
         if told.iter().any(|address| !is_loopback(address)) {
             told.retain(|address| !is_loopback(address));
+        }
+        // A relay says where it is found to whoever listens there.
+        if self.relays {
+            let own = told.iter().filter(|address| !is_relayed(address));
+            own.for_each(|address| self.swarm.add_external_address(address.clone()));
         }
         let told = told.iter().map(Multiaddr::to_string).collect();
         let _ = self.events.send(NetEvent::Listening(told)).await;

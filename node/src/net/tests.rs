@@ -18,6 +18,17 @@ use crate::trust::tests::Member;
 
 const LOOPBACK: &str = "/ip4/127.0.0.1/tcp/0";
 
+/// Where a host is found.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// On loopback.
+    Here,
+    /// On loopback, and it relays.
+    Relay,
+    /// It listens at no address of its own.
+    Nowhere,
+}
+
 pub(super) struct Host {
     pub(super) node: NodeId,
     net: Option<Net>,
@@ -40,14 +51,46 @@ impl Host {
         peers: &[Multiaddr],
     ) -> Self {
         let secret = Secret::new(secret.as_bytes());
-        Self::start_with(keypair, folder, "test", (Some(secret), None), peers).await
+        Self::start_with(keypair, folder, "test", (Some(secret), None), peers, Place::Here).await
+    }
+
+    /// One that relays.
+    pub(super) async fn relay() -> Self {
+        Self::placed(Place::Relay, &[]).await
+    }
+
+    /// One that nobody can dial.
+    pub(super) async fn start_nowhere(peers: &[Multiaddr]) -> Self {
+        Self::placed(Place::Nowhere, peers).await
+    }
+
+    async fn placed(place: Place, peers: &[Multiaddr]) -> Self {
+        let (keypair, folder) = (Keypair::generate_ed25519(), tempfile::tempdir().unwrap());
+        let secret = Secret::new(SECRET.as_bytes());
+        Self::start_with(keypair, folder, "test", (Some(secret), None), peers, place).await
+    }
+
+    /// Its address at a relay, once it has one, of which it tells the others too.
+    pub(super) async fn at_relay(&mut self) -> Multiaddr {
+        loop {
+            let NetEvent::Listening(addresses) = self.next().await else { continue };
+            let Some(first) = addresses.first() else { continue };
+            let mut advert = advert(self.node, 1);
+            advert.addresses = addresses.clone();
+            self.net.as_ref().unwrap().gossip().publish(advert);
+            return first.parse().unwrap();
+        }
+    }
+
+    pub(super) fn peer(&self) -> PeerId {
+        self.keypair.public().to_peer_id()
     }
 
     /// A member by its certificate.
     pub(super) async fn certified(member: Member, peers: &[Multiaddr]) -> Self {
         let Member { folder, keypair, trust } = member;
         let cluster = trust.cluster();
-        Self::start_with(keypair, folder, &cluster, (None, Some(trust)), peers).await
+        Self::start_with(keypair, folder, &cluster, (None, Some(trust)), peers, Place::Here).await
     }
 
     async fn start_with(
@@ -56,6 +99,7 @@ impl Host {
         cluster: &str,
         (secret, trust): (Option<Secret>, Option<Trust>),
         peers: &[Multiaddr],
+        place: Place,
     ) -> Self {
         let (sender, events) = mpsc::channel(64);
         let cancel = CancellationToken::new();
@@ -64,11 +108,15 @@ impl Host {
             cluster: cluster.to_owned(),
             secret,
             trust,
-            listen: vec![LOOPBACK.parse().unwrap()],
+            listen: match place {
+                Place::Nowhere => vec![],
+                Place::Here | Place::Relay => vec![LOOPBACK.parse().unwrap()],
+            },
             peers: peers.to_vec(),
             mdns: false,
             book: folder.path().join("peers.json"),
             advertise: vec![],
+            relay: place == Place::Relay,
         };
         let net = start(config, sender, cancel.clone()).await.unwrap();
         let node = node_id_of(&keypair.public().to_peer_id()).unwrap();
@@ -237,6 +285,26 @@ async fn nobody_speaks_for_another_in_gossip() {
 }
 
 #[tokio::test]
+async fn who_speaks_for_another_again_and_again_is_kept_out() {
+    let mut a = Host::start(SECRET, &[]).await;
+    let mut b = Host::start(SECRET, &[a.address()]).await;
+    let _lanes = (a.up().await, b.up().await);
+    let gossip = b.net.as_ref().unwrap().gossip();
+    let speak = async {
+        for sequence in 1.. {
+            gossip.publish(advert(NodeId::from_bytes([7; 16]), sequence));
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    tokio::select! {
+        down = a.down() => assert_eq!(down, b.node),
+        () = speak => {}
+    }
+    let again = timeout(Duration::from_secs(2), a.up()).await;
+    assert!(again.is_err(), "it is back at once");
+}
+
+#[tokio::test]
 async fn a_peer_that_says_nothing_is_dropped() {
     let a = Host::start(SECRET, &[]).await;
     let address = a.address();
@@ -279,6 +347,7 @@ async fn without_a_secret_only_this_machine_is_spoken_to() {
         mdns: false,
         book: "unused".into(),
         advertise: vec![],
+        relay: false,
     };
     let error = start(config, sender, CancellationToken::new()).await.unwrap_err();
     assert!(error.to_string().contains("--secret-file"), "{error}");
@@ -298,6 +367,7 @@ async fn a_taken_port_is_named() {
         mdns: false,
         book: "unused".into(),
         advertise: vec![],
+        relay: false,
     };
     let error = start(config, sender, CancellationToken::new()).await.unwrap_err();
     assert!(matches!(error, NetError::AddressInUse(_)), "{error:?}");
