@@ -114,6 +114,8 @@ pub(super) struct LimitsSection {
     job_bytes: Option<usize>,
     result_bytes: Option<usize>,
     job_results_bytes: Option<usize>,
+    session_bytes: Option<usize>,
+    session_keys: Option<usize>,
     waiting_jobs: Option<u64>,
     waiting_bytes: Option<usize>,
     pipelines: Option<usize>,
@@ -310,6 +312,8 @@ impl LimitsSection {
             job_bytes: self.job_bytes.unwrap_or(default.job_bytes),
             result_bytes: self.result_bytes.unwrap_or(default.result_bytes),
             job_results_bytes: self.job_results_bytes.unwrap_or(default.job_results_bytes),
+            session_bytes: self.session_bytes.unwrap_or(default.session_bytes),
+            session_keys: self.session_keys.unwrap_or(default.session_keys),
             waiting_jobs: self.waiting_jobs.unwrap_or(default.waiting_jobs),
             waiting_bytes: self.waiting_bytes.unwrap_or(default.waiting_bytes),
             pipelines: self.pipelines.unwrap_or(default.pipelines),
@@ -323,6 +327,7 @@ impl LimitsSection {
             ("job_bytes", limits.job_bytes),
             ("result_bytes", limits.result_bytes),
             ("job_results_bytes", limits.job_results_bytes),
+            ("session_bytes", limits.session_bytes),
         ] {
             if value == 0 || value > MOST {
                 let reason = format!("{value} is not possible: 1 to {MOST} bytes are");

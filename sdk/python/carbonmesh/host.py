@@ -154,6 +154,7 @@ class Host:
             gives_items=frame.get("gives_items", False),
             timeout=None if timeout_ms is None else timeout_ms / 1000,
             scope=frame.get("scope", {}),
+            sessions=frame.get("sessions", {}),
             _id=frame["id"],
             _send=self._wire.send,
         )

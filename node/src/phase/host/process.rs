@@ -247,6 +247,10 @@ impl Process {
         let instructions = context.instructions_json()?;
         let fatal = |error: serde_json::Error| PhaseError::Fatal(error.to_string());
         let instructions: &RawValue = serde_json::from_slice(&instructions).map_err(fatal)?;
+        let sessions = context.sessions_json().map(|(step, entries)| {
+            serde_json::from_slice(entries).map(|entries| (step, entries)).map_err(fatal)
+        });
+        let sessions = sessions.collect::<Result<Vec<(&str, &RawValue)>, PhaseError>>()?;
         let (mut given, ended) = self.give(context)?;
         let run = ToHost::Run(Box::new(Run {
             id: given.id,
@@ -260,6 +264,7 @@ impl Process {
             gives_items: context.gives_items(),
             timeout_ms: context.timeout().map(|limit| limit.as_millis() as u64),
             scope: context.scope().all(),
+            sessions,
             instructions,
         }));
         let ended = async {
@@ -499,6 +504,9 @@ async fn heard(
             }
         }
         (FromHost::Item { id, item }, None) => return take_item(shared, id, item, frames).await,
+        (FromHost::Session { id, key, value }, None) => {
+            return set_session(shared, id, &key, value, frames);
+        }
         (FromHost::Ended { id, end }, None) => {
             let mut table = shared.table();
             let Some(given) = table.attempts.remove(&id) else {
@@ -544,16 +552,48 @@ async fn take_item(
         }
     };
     let (Err(error), false) = (given, context.cancelled().is_cancelled()) else { return Ok(()) };
+    fail(shared, id, error, frames);
+    Ok(())
+}
+
+/// Sets a key of an attempt's session, or takes it out.
+fn set_session(
+    shared: &Shared,
+    id: u64,
+    key: &str,
+    value: Option<&RawValue>,
+    frames: &mpsc::WeakSender<Vec<u8>>,
+) -> Result<(), String> {
+    let Some(context) = shared.context(id) else {
+        return match shared.table().given_up.contains(&id) {
+            true => Ok(()),
+            false => {
+                Err(format!("it sets a session key of attempt {id}, which does not run in it"))
+            }
+        };
+    };
+    context.heartbeat();
+    let done = match value {
+        Some(value) => context.session().set(key, value),
+        None => context.session().remove(key).map(drop),
+    };
+    if let Err(error) = done {
+        fail(shared, id, error, frames);
+    }
+    Ok(())
+}
+
+/// An attempt has failed, whatever it says from now on.
+fn fail(shared: &Shared, id: u64, error: PhaseError, frames: &mpsc::WeakSender<Vec<u8>>) {
     match shared.table().attempts.get_mut(&id) {
         Some(given) if given.verdict.is_none() => given.verdict = Some(error),
         // It was told already.
-        _ => return Ok(()),
+        _ => return,
     }
     if let Some(frames) = frames.upgrade() {
         // Never waited for: a host that does not read while it writes would wait for us.
         let _ = frames.try_send(ToHost::Cancel { id }.line());
     }
-    Ok(())
 }
 
 /// The most of a text that goes into a log.
