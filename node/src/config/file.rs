@@ -94,6 +94,7 @@ pub(super) struct PhaseSection {
 pub(super) struct HostSection {
     command: Option<Vec<String>>,
     file: Option<PathBuf>,
+    socket: Option<String>,
     slots: Option<u32>,
     timeout: Option<String>,
     directory: Option<PathBuf>,
@@ -183,10 +184,44 @@ impl PhaseSection {
 }
 
 impl HostSection {
+    /// A host that somebody else has started: what is said of processes cannot be for it.
+    fn socket_settings(&self, name: &str) -> Result<HostSettings, ConfigError> {
+        let key = |key: &str| format!("hosts.{name}.{key}");
+        let socket = self.socket.as_deref().unwrap_or_default();
+        let path = socket.strip_prefix("unix:").filter(|path| path.starts_with('/'));
+        let path = path.ok_or_else(|| {
+            wrong(
+                key("socket"),
+                format!("is `{socket}`: give unix: and a whole path, unix:/run/it.sock"),
+            )
+        })?;
+        for (name, is_given) in [
+            ("directory", self.directory.is_some()),
+            ("env", !self.env.is_empty()),
+            ("pass_env", !self.pass_env.is_empty()),
+            ("recycle_memory", self.recycle_memory.is_some()),
+            ("max_memory", self.max_memory.is_some()),
+            ("max_cpu_seconds", self.max_cpu_seconds.is_some()),
+            ("max_files", self.max_files.is_some()),
+        ] {
+            if is_given {
+                let reason =
+                    "is for processes that this node starts, and a host with a socket is none";
+                return Err(wrong(key(name), reason));
+            }
+        }
+        Ok(HostSettings { socket: Some(path.into()), ..HostSettings::new(name, Vec::new()) })
+    }
+
     /// How the host is run.
     pub(super) fn settings(&self, name: &str) -> Result<HostSettings, ConfigError> {
         let key = |key: &str| format!("hosts.{name}.{key}");
         let mut settings = match (&self.command, &self.file) {
+            (None, None) if self.socket.is_some() => self.socket_settings(name)?,
+            _ if self.socket.is_some() => {
+                let reason = "give either a command, a file or a socket";
+                return Err(wrong(key("socket"), reason));
+            }
             (Some(command), None) if command.first().is_some_and(|first| !first.is_empty()) => {
                 HostSettings::new(name, command.clone())
             }
@@ -197,7 +232,8 @@ impl HostSection {
                 sdk::host_of(name, file).map_err(|reason| wrong(key("file"), reason))?
             }
             (None, None) | (Some(_), Some(_)) => {
-                let reason = "give either a command, or a file of handlers in Python or JavaScript";
+                let reason = "give either a command, a file of handlers in Python or JavaScript, or a \
+                              socket on which a host listens";
                 return Err(wrong(key("command"), reason));
             }
         };
