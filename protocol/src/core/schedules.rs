@@ -99,7 +99,7 @@ impl Core {
                 && !self.was_asked(pipeline, job)
                 && self.is_left_out(pipeline, schedule, times, at_ms)?
             {
-                self.leave_out(pipeline, schedule, at_ms);
+                self.leave_out_run(pipeline, schedule, at_ms);
                 done = true;
             }
             if !done {
@@ -191,7 +191,7 @@ impl Core {
 
     /// Leaves a run out. That is written down as a job that was cancelled: whoever coordinates next does
     /// not decide it anew, though what it would have run beside may have ended meanwhile.
-    fn leave_out(&mut self, pipeline: PipelineId, schedule: &Schedule, at_ms: u64) {
+    fn leave_out_run(&mut self, pipeline: PipelineId, schedule: &Schedule, at_ms: u64) {
         let Some(entry) = self.catalog.get(&pipeline) else { return };
         let phases = entry.definition().map_or(0, |definition| definition.phases.len());
         let term = self.groups.get(&pipeline).and_then(|group| group.elected_term());
