@@ -231,6 +231,7 @@ impl Driver {
             let input = match news {
                 News::Ended(token, outcome) => Input::AttemptFinished { token, outcome },
                 News::Items { token, lines } => Input::Items { token, lines },
+                News::Session { token, entries } => Input::Session { token, entries },
             };
             self.core.handle_input(now, input)?;
         }

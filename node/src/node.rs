@@ -227,6 +227,7 @@ impl Node {
             own: settings.phases.clone(),
         };
         let runner = PhaseRunner::new(settings.phases, sizes, news, handle.metrics().clone())?;
+        let runner = runner.with_sessions((&settings.limits).into());
         let runner = runner.with_scopes(settings.scopes).heard_by(said);
         let inputs = Inputs {
             net: net_inputs,

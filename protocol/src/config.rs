@@ -100,6 +100,11 @@ pub struct Limits {
     /// The most that the results of one job's phases may have together, in bytes, since they go to
     /// the phases behind them in one message. Default 16 MiB.
     pub job_results_bytes: usize,
+    /// The most that an attempt may leave in its session, in bytes of JSON. It counts among the results
+    /// of its job as well. Default 1 MiB.
+    pub session_bytes: usize,
+    /// How many keys that may have. Default 1,024.
+    pub session_keys: usize,
     /// How many unfinished jobs of one pipeline a replica keeps. Default 10,000,000.
     pub waiting_jobs: u64,
     /// How many bytes of memory the unfinished jobs of one node may take together. Default 1 GiB.
@@ -125,6 +130,8 @@ impl Limits {
         job_bytes: 1 << 20,
         result_bytes: 1 << 20,
         job_results_bytes: 16 << 20,
+        session_bytes: 1 << 20,
+        session_keys: 1024,
         waiting_jobs: 10_000_000,
         waiting_bytes: 1 << 30,
         resident_bytes: 64 << 20,

@@ -13,7 +13,7 @@ use crate::{
     event::{EventPage, EventQuery, LogsPage, Said},
     handler::{Handler, HandlerEntry, HandlerVersion, MAX_HANDLERS},
     id::{JobId, NodeId, Token},
-    message::{Gathered, Message},
+    message::{Gathered, Message, SessionOf},
     name::Name,
     pipeline::{Handling, MAX_PHASES, PipelineDef, Revision},
     record::JobOptions,
@@ -75,6 +75,14 @@ pub enum Input {
         token: Token,
         /// What, in its order.
         said: Vec<Said>,
+    },
+    /// What a running attempt that gives items leaves for the phase behind these: a JSON object. What it
+    /// left before is replaced; it counts if the attempt ends well, and only where that counts.
+    Session {
+        /// Which.
+        token: Token,
+        /// What.
+        entries: Bytes,
     },
     /// Whether the disk has room for more jobs; the reason if not.
     Accepting(Result<(), String>),
@@ -159,6 +167,8 @@ pub struct Attempt {
     pub gives_items: bool,
     /// How its worker goes about it.
     pub handling: Handling,
+    /// What attempts left that gave the items before it.
+    pub sessions: Vec<SessionOf>,
 }
 
 /// How an attempt ended.

@@ -192,6 +192,45 @@ pub enum Message {
     HandlersPull(Vec<(Name, u64)>),
     /// An attempt says something. Nobody answers.
     Said(Box<SaidBatch>),
+    /// Run this, which comes behind items of attempts that left sessions.
+    AssignWith(Box<AssignedWith>),
+    /// It has ended well, and left a session.
+    CompletedWith(Box<CompletedWith>),
+}
+
+impl Message {
+    /// An attempt, with the sessions that it may read.
+    pub fn assign(mut assignment: Box<Assignment>) -> Self {
+        match std::mem::take(&mut assignment.sessions) {
+            sessions if sessions.is_empty() => Self::Assign(assignment),
+            sessions => {
+                Self::AssignWith(Box::new(AssignedWith { assignment: *assignment, sessions }))
+            }
+        }
+    }
+
+    /// The end of an attempt, with its session.
+    pub fn completed(mut completion: Completion) -> Self {
+        match completion.session.take() {
+            None => Self::Completed(completion),
+            Some(session) => Self::CompletedWith(Box::new(CompletedWith { completion, session })),
+        }
+    }
+
+    /// The same, with sessions that came beside something put into it.
+    pub fn joined(self) -> Self {
+        match self {
+            Self::AssignWith(with) => {
+                let AssignedWith { assignment, sessions } = *with;
+                Self::Assign(Box::new(Assignment { sessions, ..assignment }))
+            }
+            Self::CompletedWith(with) => {
+                let CompletedWith { completion, session } = *with;
+                Self::Completed(Completion { session: Some(session), ..completion })
+            }
+            other => other,
+        }
+    }
 }
 
 impl Encoded for Message {
@@ -451,6 +490,27 @@ pub struct Assignment {
     pub gives_items: bool,
     /// How its worker goes about it.
     pub handling: Handling,
+    /// What attempts left that gave the items before it; goes in an [`AssignedWith`].
+    #[serde(skip)]
+    pub sessions: Vec<SessionOf>,
+}
+
+/// An [`Assignment`], with sessions.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AssignedWith {
+    /// The attempt.
+    pub assignment: Assignment,
+    /// What it may read.
+    pub sessions: Vec<SessionOf>,
+}
+
+/// What an attempt left that gave items, for the phase behind what is made of these.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionOf {
+    /// The step that gave the items.
+    pub step: Name,
+    /// A JSON object.
+    pub entries: Bytes,
 }
 
 /// The end of an attempt, from its worker to the coordinator.
@@ -469,6 +529,18 @@ pub struct Completion {
     pub outcome: Outcome,
     /// How many items it gave, if it ended well; all of them are durable.
     pub items: u32,
+    /// What it left in its session, a JSON object, if it ended well; goes in a [`CompletedWith`].
+    #[serde(skip)]
+    pub session: Option<Bytes>,
+}
+
+/// A [`Completion`], with a session.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CompletedWith {
+    /// The end.
+    pub completion: Completion,
+    /// A JSON object.
+    pub session: Bytes,
 }
 
 /// Items that an attempt gave, from its worker to the coordinator.

@@ -69,4 +69,6 @@ pub enum Mutant {
     NeverUndone,
     /// Items run though the attempt that gave them has not succeeded.
     ItemsEarly,
+    /// What a failed attempt left in its session counts for the next.
+    SessionKept,
 }

@@ -244,10 +244,37 @@ pub struct Control {
     pub note: Option<String>,
     /// The last few attempts, oldest first.
     pub attempts: Vec<AttemptView>,
+    /// What the attempt that was accepted left in its session: a JSON object. It is a part of this
+    /// value, so that it counts exactly where that attempt does. A value that has one is written as a
+    /// version of its own.
+    #[serde(skip)]
+    pub session: Option<Box<Bytes>>,
 }
 
 impl Encoded for Control {
     const KIND: Kind = 0x101;
+}
+
+/// A control value with a session, as it is written.
+#[derive(Serialize, Deserialize)]
+struct WithSession {
+    control: Control,
+    session: Bytes,
+}
+
+impl Encoded for WithSession {
+    const KIND: Kind = Control::KIND;
+    const SCHEMA: u8 = 2;
+}
+
+fn read_control(bytes: &[u8]) -> Result<Control, DecodeError> {
+    match codec::decode::<Control>(bytes) {
+        Err(DecodeError::Unknown { .. }) => {
+            let WithSession { control, session } = codec::decode(bytes)?;
+            Ok(Control { session: Some(Box::new(session)), ..control })
+        }
+        read => read,
+    }
 }
 
 impl Ord for Control {
@@ -265,6 +292,7 @@ impl Ord for Control {
             .then_with(|| self.since_ms.cmp(&other.since_ms))
             .then_with(|| self.note.cmp(&other.note))
             .then_with(|| self.attempts.cmp(&other.attempts))
+            .then_with(|| self.session.cmp(&other.session))
     }
 }
 
@@ -286,11 +314,23 @@ impl Control {
         self.progress.rank() > 0
     }
 
-    /// How many bytes its result has.
+    /// How many bytes its result and its session have.
     pub fn result_bytes(&self) -> usize {
+        let session = self.session.as_ref().map_or(0, |session| session.len());
         match &self.progress {
-            Progress::Succeeded { result, .. } => result.len(),
-            _ => 0,
+            Progress::Succeeded { result, .. } => result.len() + session,
+            _ => session,
+        }
+    }
+
+    /// Its component's bytes, in their envelope.
+    fn encode(&self, pieces: &mut Pieces) -> Bytes {
+        match &self.session {
+            None => pieces.encode(self),
+            Some(session) => {
+                let (control, session) = (self.clone(), (**session).clone());
+                pieces.encode(&WithSession { control, session })
+            }
         }
     }
 
@@ -484,7 +524,7 @@ impl JobRecord {
             tag => tag
                 .checked_sub(FIRST_CONTROL)
                 .and_then(|step| self.controls.get(&step))
-                .map(|control| pieces.encode(control)),
+                .map(|control| control.encode(pieces)),
         };
         let bytes = bytes.or_else(|| self.unknown.get(&tag).cloned())?;
         Some(Component { tag, bytes })
@@ -589,7 +629,7 @@ impl Known {
             SPEC => codec::decode(&component.bytes).map(Self::Spec),
             PAYLOADS => codec::decode(&component.bytes).map(Self::Payloads),
             REAPED => codec::decode(&component.bytes).map(Self::Reaped),
-            tag if tag >= FIRST_CONTROL => codec::decode(&component.bytes)
+            tag if tag >= FIRST_CONTROL => read_control(&component.bytes)
                 .map(|value| Self::Control(tag - FIRST_CONTROL, value)),
             _ => {
                 let envelope = codec::split_envelope(&mut component.bytes.clone())?;

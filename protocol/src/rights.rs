@@ -177,6 +177,7 @@ impl Message {
             Self::Stored { .. } => ("Stored", Senders::REPLICA),
             Self::Answer { .. } => ("Answer", Senders::REPLICA),
             Self::Assign(_) => ("Assign", Senders::REPLICA),
+            Self::AssignWith(_) => ("AssignWith", Senders::REPLICA),
             Self::Cancel(_) => ("Cancel", Senders::REPLICA),
             Self::CompletionAck(_) => ("CompletionAck", Senders::REPLICA),
             Self::ItemsAck { .. } => ("ItemsAck", Senders::REPLICA),
@@ -184,6 +185,7 @@ impl Message {
             Self::Grant { .. } => ("Grant", Senders::WORKER),
             Self::Declined(_) => ("Declined", Senders::WORKER),
             Self::Completed(_) => ("Completed", Senders::WORKER),
+            Self::CompletedWith(_) => ("CompletedWith", Senders::WORKER),
             Self::Items(_) => ("Items", Senders::WORKER),
             Self::Said(_) => ("Said", Senders::WORKER),
         }

@@ -16,12 +16,15 @@ use carbonmesh_protocol::{
     id::{DiskId, JobId, NodeId, PipelineId, Term, Token},
     io::Outcome,
     message::{
-        Answer, Assignment, BeatAck, Completion, Gathered, GroupUpdate, Held, Items, JobUpdate,
-        Message, Question, Replicate, SaidBatch,
+        Answer, AssignedWith, Assignment, BeatAck, CompletedWith, Completion, Gathered,
+        GroupUpdate, Held, Items, JobUpdate, Message, Question, Replicate, SaidBatch, SessionOf,
     },
     name::Name,
     pipeline::{Combine, Each, Handling, PhaseInput, PipelineDef},
-    record::{Compensated, Component, Control, JobOptions, JobSpec, Parent, Progress, Reaped},
+    record::{
+        Compensated, Component, Control, FIRST_CONTROL, JobOptions, JobRecord, JobSpec, Parent,
+        Progress, Reaped, SPEC,
+    },
 };
 use proptest::prelude::*;
 
@@ -81,6 +84,45 @@ fn control() -> Control {
         since_ms: 5,
         note: None,
         attempts: Vec::new(),
+        session: None,
+    }
+}
+
+fn assignment() -> Assignment {
+    Assignment {
+        token: token(),
+        pipeline: pipeline(),
+        name: name("p"),
+        job: job(),
+        step: 1,
+        step_name: name("a"),
+        phase: name("a"),
+        number: 1,
+        timeout: Some(std::time::Duration::from_secs(30)),
+        key: None,
+        instructions: Bytes::from_static(b"{}"),
+        results: vec![Bytes::from_static(b"{}")],
+        names: Some(vec![name("a")]),
+        gathered: vec![Gathered {
+            name: name("b"),
+            combine: Combine::Group,
+            results: Bytes::from_static(b"[{}]"),
+        }],
+        gives_items: true,
+        handling: Handling { output: Some("{a: b}".to_owned()), ..Handling::default() },
+        sessions: vec![],
+    }
+}
+
+fn completion() -> Completion {
+    Completion {
+        token: token(),
+        pipeline: pipeline(),
+        job: job(),
+        step: 1,
+        outcome: Outcome::Failed { error: "no".to_owned(), retry: true, after: None },
+        items: 9,
+        session: None,
     }
 }
 
@@ -140,36 +182,8 @@ fn messages() -> Vec<Message> {
             refused: vec![],
             attempts: vec![held],
         }),
-        Message::Assign(Box::new(Assignment {
-            token: token(),
-            pipeline: pipeline(),
-            name: name("p"),
-            job: job(),
-            step: 1,
-            step_name: name("a"),
-            phase: name("a"),
-            number: 1,
-            timeout: Some(std::time::Duration::from_secs(30)),
-            key: None,
-            instructions: Bytes::from_static(b"{}"),
-            results: vec![Bytes::from_static(b"{}")],
-            names: Some(vec![name("a")]),
-            gathered: vec![Gathered {
-                name: name("b"),
-                combine: Combine::Group,
-                results: Bytes::from_static(b"[{}]"),
-            }],
-            gives_items: true,
-            handling: Handling { output: Some("{a: b}".to_owned()), ..Handling::default() },
-        })),
-        Message::Completed(Completion {
-            token: token(),
-            pipeline: pipeline(),
-            job: job(),
-            step: 1,
-            outcome: Outcome::Failed { error: "no".to_owned(), retry: true, after: None },
-            items: 9,
-        }),
+        Message::Assign(Box::new(assignment())),
+        Message::Completed(completion()),
         Message::Items(Items {
             token: token(),
             pipeline: pipeline(),
@@ -215,6 +229,14 @@ fn messages() -> Vec<Message> {
                 next: EventToken { term: token().term, number: 4 },
             })),
         },
+        Message::AssignWith(Box::new(AssignedWith {
+            assignment: assignment(),
+            sessions: vec![SessionOf { step: name("a"), entries: Bytes::from_static(b"{}") }],
+        })),
+        Message::CompletedWith(Box::new(CompletedWith {
+            completion: completion(),
+            session: Bytes::from_static(b"{}"),
+        })),
     ]
 }
 
@@ -287,6 +309,10 @@ fn the_bytes_of_this_release() {
     let messages = messages();
     current
         .extend(messages.iter().map(|message| format!("message {}", hex(codec::encode(message)))));
+    let mut with = JobRecord::new(spec());
+    with.controls.insert(1, Control { session: Some(Box::new("{}".into())), ..control() });
+    let with = with.component(FIRST_CONTROL + 1).expect("it is there");
+    current.push(format!("control-with-session {}", hex(with.bytes)));
     let current = current.join("\n") + "\n";
     assert_eq!(current, golden, "the encoding has changed");
 }
@@ -307,4 +333,22 @@ fn phases_that_lie_too_deep_within_each_other_are_refused_before_the_stack_ends(
     let read = |depth| codec::decode::<CatalogEntry>(&codec::encode(&pipeline(depth)));
     assert!(read(3).is_ok());
     assert!(read(100).is_err());
+}
+
+#[test]
+fn a_session_is_a_part_of_its_control_value() {
+    let session = || Some(Box::new(Bytes::from_static(b"{\"k\":1}")));
+    let left = Control { session: session(), ..control() };
+    let record = JobRecord::new(spec());
+    let mut mine = record.clone();
+    mine.controls.insert(1, left.clone());
+    let mut read = record.clone();
+    for component in mine.components() {
+        assert_eq!(read.merge(&component), Ok(true).map(|_| component.tag != SPEC));
+    }
+    assert_eq!(read, mine);
+    // A later value without one takes its place as a whole.
+    let later = Control { sequence: left.sequence + 1, session: None, ..left };
+    assert!(read.merge_control(1, later));
+    assert_eq!(read.controls[&1].session, None);
 }

@@ -52,21 +52,25 @@ fn attempt() -> impl Strategy<Value = AttemptView> {
 
 fn control() -> impl Strategy<Value = Control> {
     let stamp = (0u32..2, term(), 0u64..4, any::<bool>());
-    (stamp, progress(), 0u32..3, vec(attempt(), 0..2)).prop_map(
-        |((generation, term, sequence, strict), progress, attempt_count, attempts)| Control {
-            generation,
-            term,
-            sequence,
-            strict,
-            progress,
-            attempt_count,
-            lost_count: 0,
-            late_count: 0,
-            items: 0,
-            written_ms: 7,
-            since_ms: 5,
-            note: None,
-            attempts,
+    let session = proptest::option::of((0u8..2).prop_map(|byte| Box::new(vec![byte].into())));
+    (stamp, progress(), 0u32..3, vec(attempt(), 0..2), session).prop_map(
+        |((generation, term, sequence, strict), progress, attempt_count, attempts, session)| {
+            Control {
+                generation,
+                term,
+                sequence,
+                strict,
+                progress,
+                attempt_count,
+                lost_count: 0,
+                late_count: 0,
+                items: 0,
+                written_ms: 7,
+                since_ms: 5,
+                note: None,
+                attempts,
+                session,
+            }
         },
     )
 }

@@ -13,8 +13,9 @@ use carbonmesh_protocol::{
     id::{DiskId, JobId, NodeId, PipelineId, Term, Token},
     io::Outcome,
     message::{
-        Answer, Assignment, Ballot, Beat, BeatAck, BeatGroup, Completion, Digest, Items, Message,
-        Question, Replicate, SaidBatch, Scope, SyncPage, SyncReply,
+        Answer, AssignedWith, Assignment, Ballot, Beat, BeatAck, BeatGroup, CompletedWith,
+        Completion, Digest, Items, Message, Question, Replicate, SaidBatch, Scope, SyncPage,
+        SyncReply,
     },
     name::Name,
     pipeline::Handling,
@@ -115,33 +116,9 @@ fn messages() -> Vec<Message> {
         Message::SyncPushAck { session: 1, part: 1, disk },
         Message::Store { store: 1, pipeline, revision: 1, jobs: vec![] },
         Message::Stored { store: 1, copies: 1, results: vec![] },
-        Message::Assign(Box::new(Assignment {
-            token,
-            pipeline,
-            name: name("p"),
-            job,
-            step: 0,
-            step_name: name("a"),
-            phase: name("a"),
-            number: 1,
-            timeout: None,
-            key: None,
-            instructions: Bytes::from_static(b"{}"),
-            results: vec![],
-            names: None,
-            gathered: vec![],
-            gives_items: false,
-            handling: Handling::default(),
-        })),
+        Message::Assign(Box::new(assignment(token, pipeline, job))),
         Message::Declined(token),
-        Message::Completed(Completion {
-            token,
-            pipeline,
-            job,
-            step: 0,
-            outcome: Outcome::Cancelled,
-            items: 0,
-        }),
+        Message::Completed(completion(token, pipeline, job)),
         Message::CompletionAck(token),
         Message::Cancel(token),
         Message::Grant { windows: vec![(name("a"), 4), (name("b"), 4)] },
@@ -160,7 +137,49 @@ fn messages() -> Vec<Message> {
             number: 1,
             lines: vec![],
         })),
+        Message::AssignWith(Box::new(AssignedWith {
+            assignment: assignment(token, pipeline, job),
+            sessions: vec![],
+        })),
+        Message::CompletedWith(Box::new(CompletedWith {
+            completion: completion(token, pipeline, job),
+            session: Bytes::from_static(b"{}"),
+        })),
     ]
+}
+
+fn assignment(token: Token, pipeline: PipelineId, job: JobId) -> Assignment {
+    Assignment {
+        token,
+        pipeline,
+        name: name("p"),
+        job,
+        step: 0,
+        step_name: name("a"),
+        phase: name("a"),
+        number: 1,
+        timeout: None,
+        key: None,
+        instructions: Bytes::from_static(b"{}"),
+        results: vec![],
+        names: None,
+        gathered: vec![],
+        gives_items: false,
+        handling: Handling::default(),
+        sessions: vec![],
+    }
+}
+
+fn completion(token: Token, pipeline: PipelineId, job: JobId) -> Completion {
+    Completion {
+        token,
+        pipeline,
+        job,
+        step: 0,
+        outcome: Outcome::Cancelled,
+        items: 0,
+        session: None,
+    }
 }
 
 /// The rows `| `Kind` | worker | replica | gateway |` of the document.

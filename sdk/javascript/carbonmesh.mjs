@@ -127,6 +127,79 @@ function eachLine(stream, take) {
   });
 }
 
+/**
+ * What a phase that gives items leaves beside them, for the phase behind what is made of these: the first
+ * writes it, the second reads it. What is set is durable when the attempt's end is; what an attempt left
+ * that failed is gone. A phase that is both reads its own keys before those of others; of several before
+ * it, those of the later in the pipeline count. `context.sessions` has each by its step.
+ */
+class Session {
+  #context;
+  #own = new Map();
+
+  constructor(context) {
+    this.#context = context;
+  }
+
+  /** The value of a key; undefined if there is none. */
+  get(key) {
+    return this.#all().get(key);
+  }
+
+  has(key) {
+    return this.#all().has(key);
+  }
+
+  keys() {
+    return this.#all().keys();
+  }
+
+  entries() {
+    return this.#all().entries();
+  }
+
+  [Symbol.iterator]() {
+    return this.entries();
+  }
+
+  get size() {
+    return this.#all().size;
+  }
+
+  /** Sets a key to any JSON. */
+  set(key, value) {
+    this.#leave(key, { value: plain(value ?? null, `session key ${key}`) });
+    this.#own.set(key, value ?? null);
+    return this;
+  }
+
+  /** Takes out a key that this attempt has set. Says whether it had. */
+  delete(key) {
+    if (!this.#own.has(key)) return false;
+    this.#leave(key, {});
+    return this.#own.delete(key);
+  }
+
+  #all() {
+    const before = Object.values(this.#context.sessions).flatMap((left) => Object.entries(left));
+    return new Map([...before, ...this.#own]);
+  }
+
+  #leave(key, value) {
+    const { signal, step, givesItems } = this.#context;
+    if (signal.aborted) throw new Error('the attempt was cancelled');
+    if (typeof key !== 'string') throw new TypeError(`a session's keys are texts, not ${kind(key)}`);
+    if (!givesItems) {
+      const forEach = `for_each = ${JSON.stringify(step)}`;
+      throw new Fatal(
+        `step ${step} sets ${key} in its session, and no phase of the pipeline has ${forEach}, ` +
+          'behind which one could read it',
+      );
+    }
+    this.#context.send({ type: 'session', key, ...value });
+  }
+}
+
 /** What one attempt knows of itself, and how it is heard. */
 class Context {
   constructor(frame, signal) {
@@ -139,6 +212,11 @@ class Context {
     /** Values and secrets that the node's operator gives to this phase. */
     this.scope = frame.scope ?? {};
     Object.defineProperty(this, 'scope', { enumerable: false });
+    /** What phases left that gave the items before it, by step. */
+    this.sessions = frame.sessions ?? {};
+    Object.defineProperty(this, 'sessions', { enumerable: false });
+    this.session = new Session(this);
+    Object.defineProperty(this, 'session', { enumerable: false });
     /** Aborted when nobody wants the attempt's end any more. */
     this.signal = signal;
     this.send = (part) => send({ ...part, id });

@@ -43,6 +43,10 @@ phase('pour', async function* () { for (;;) { yield 1; await new Promise(setImme
 phase('plain-items', function* () { yield 1; });
 phase('function', (_, context) => { context.item(() => 1); });
 phase('items', async function* () { yield 1; yield { two: 2 }; });
+phase('maps', (_, { session, sessions }) => {
+  session.set('n', { k: 1 }).set('gone', null).delete('gone');
+  return { own: session.get('n'), all: Object.fromEntries(session), first: sessions.first };
+});
 phase('wait', (_, context) => new Promise((resolve) => {
   context.signal.addEventListener('abort', () => resolve({ stopped: true }));
 }));
@@ -175,6 +179,23 @@ test('whatever a handler gives or throws is one frame', async () => {
   assert.deepEqual(await host.next(), { type: 'progress', done: 1, message: 'most', id: 5 });
   assert.deepEqual((await host.next()).result, {});
   assert.equal(await host.close(), 0);
+});
+
+test('a session is left, and those before are read', async () => {
+  const host = new Host();
+  await host.next();
+  const left = { first: { n: 0, old: 'a' }, second: { old: 'b' } };
+  host.give(1, 'maps', {}, { sessions: left });
+  assert.deepEqual(await host.next(), { type: 'session', key: 'n', value: { k: 1 }, id: 1 });
+  assert.deepEqual(await host.next(), { type: 'session', key: 'gone', value: null, id: 1 });
+  assert.deepEqual(await host.next(), { type: 'session', key: 'gone', id: 1 });
+  const result = { own: { k: 1 }, all: { n: { k: 1 }, old: 'b' }, first: left.first };
+  assert.deepEqual(await host.next(), { type: 'result', id: 1, result });
+  host.give(2, 'maps', {}, { gives_items: false });
+  const failed = await host.next();
+  assert.equal(failed.retry, false);
+  assert.match(failed.message, /for_each/);
+  await host.close();
 });
 
 test('items end where nobody takes them', async () => {

@@ -61,6 +61,7 @@ mutants! {
     items_that_nobody_waits_for: ReduceEarly => ["items"];
     what_nobody_undoes: NeverUndone => ["undone"];
     items_of_an_attempt_that_may_fail: ItemsEarly => ["items"];
+    a_session_of_an_attempt_that_failed: SessionKept => ["items"];
     limits_that_nobody_looks_at: LimitsIgnored => ["limits"];
     a_newer_component_that_is_dropped: NewerDropped => ["merge"];
     a_value_that_stays_because_it_came_last: LastComesStays => ["merge", "terminal-stays"];

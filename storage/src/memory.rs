@@ -154,8 +154,10 @@ impl Storage for MemoryStorage {
     fn statistics(&self) -> Result<Statistics, StorageError> {
         let state = self.state();
         let rows = state.tables.iter().flatten();
+        let bytes = rows.map(|(key, value)| (key.len() + value.len()) as u64).sum();
         Ok(Statistics {
-            table_bytes: rows.map(|(key, value)| (key.len() + value.len()) as u64).sum(),
+            table_bytes: bytes,
+            live_bytes: bytes,
             sequence: state.sequence,
             keys: Table::ALL
                 .into_iter()

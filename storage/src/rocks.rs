@@ -161,6 +161,7 @@ impl Storage for RocksStorage {
                 self.db.property_int_value_cf(family, name).map(Option::unwrap_or_default)
             };
             statistics.table_bytes += property("rocksdb.total-sst-files-size").map_err(failed)?;
+            statistics.live_bytes += property("rocksdb.estimate-live-data-size").map_err(failed)?;
             let keys = property("rocksdb.estimate-num-keys").map_err(failed)?;
             statistics.keys.insert(table.name(), keys);
             statistics.memtable_bytes +=

@@ -25,6 +25,8 @@ pub enum StorageError {
 pub struct Statistics {
     /// Bytes that its tables take on disk; the log is not counted.
     pub table_bytes: u64,
+    /// About how many of them hold what is still there: the others wait to be given back.
+    pub live_bytes: u64,
     /// The number of the last change.
     pub sequence: u64,
     /// About how many keys each table has.

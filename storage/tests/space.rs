@@ -60,6 +60,9 @@ fn a_store_takes_no_more_than_a_few_times_what_it_holds_however_much_went_throug
     let limit = 3 * held;
     let bytes = settles_below(&storage, limit);
     assert!(bytes < limit, "{bytes} bytes are taken by {held}");
+    // RocksDB's own estimate of what is alive in them agrees: it has noticed what is deleted.
+    let live = storage.statistics().unwrap().live_bytes;
+    assert!(live > held / 2 && live < 2 * held, "{live} bytes of {held} are alive");
     let through = ROUNDS * JOBS * JOB_BYTES as u64;
     assert!(through > 3 * limit, "too little went through it to tell");
 }
@@ -86,4 +89,7 @@ fn what_is_forgotten_at_once_gives_its_room_back() {
     in_batches(&mut |job| Write::Delete { table: Table::Jobs, key: key(job) });
     let left = settles_below(&storage, held / 4);
     assert!(left < held / 4, "{left} of {held} bytes are still taken");
+    let statistics = storage.statistics().unwrap();
+    assert!(statistics.live_bytes <= statistics.table_bytes, "{statistics:?}");
+    assert!(statistics.live_bytes < held / 4, "{statistics:?}");
 }

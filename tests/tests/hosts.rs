@@ -211,3 +211,83 @@ async fn handlers_in_javascript_run_too() {
         api.enqueue_with("p", &json!({ "text": "hello" }), "?wait=30s").await.unwrap().body;
     assert_eq!(done["result"]["text"], "HELLO", "{done}");
 }
+
+/// A host that listens on a socket, and says in each result who it is.
+const LISTENER: &str = r#"
+import json, os, socket, sys, threading
+
+def serve(connection):
+    stream = connection.makefile('rw', newline='\n')
+    def say(frame):
+        stream.write(json.dumps(frame) + '\n')
+        stream.flush()
+    say({'type': 'hello', 'protocol': 1, 'phases': [{'name': 'far'}], 'concurrency': 2})
+    for line in stream:
+        frame = json.loads(line)
+        if frame['type'] == 'run':
+            say({'type': 'result', 'id': frame['id'], 'result': {'pid': os.getpid()}})
+        elif frame['type'] == 'shutdown':
+            break
+    connection.close()
+
+path = sys.argv[1]
+if os.path.exists(path):
+    os.unlink(path)
+listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+listener.bind(path)
+listener.listen()
+while True:
+    connection, _ = listener.accept()
+    threading.Thread(target=serve, args=(connection,), daemon=True).start()
+"#;
+
+/// A process that ends with the test.
+struct Listener(std::process::Child);
+
+impl Listener {
+    fn start(script: &Path, socket: &Path) -> Self {
+        let child = std::process::Command::new("python3").arg(script).arg(socket).spawn();
+        Self(child.expect("python3 runs"))
+    }
+
+    fn pid(&self) -> u64 {
+        self.0.id().into()
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[tokio::test]
+async fn a_host_that_runs_by_itself_is_reached_by_its_socket_and_may_start_again() {
+    let mut world = World::default();
+    let folder = world.cluster.folder().to_owned();
+    let (script, socket) = (folder.join("listener.py"), folder.join("far.sock"));
+    fs::write(&script, LISTENER).expect("room for a file");
+    let first = Listener::start(&script, &socket);
+    let config = format!("[hosts.far]\nslots = 4\nsocket = \"unix:{}\"\n", socket.display());
+    world.start("a", "", config);
+    let api = world.api("a");
+    api.apply(&json!({ "name": "p", "phases": ["far"] })).await.expect("a pipeline");
+    let run = async || {
+        let receipt = api.enqueue_with("p", &json!({}), "").await.expect("taken").body;
+        let done = |job: &Value| job["state"] == "succeeded";
+        await_job(&api, &text(&receipt["id"]), done).await
+    };
+    assert_eq!(run().await["result"]["pid"], first.pid());
+    // While nobody listens attempts wait; none fails.
+    drop(first);
+    let receipt = api.enqueue_with("p", &json!({}), "").await.expect("taken").body;
+    let id = text(&receipt["id"]);
+    await_job(&api, &id, |job| job["state"] == "running").await;
+    let second = Listener::start(&script, &socket);
+    let job = await_job(&api, &id, |job| job["state"] == "succeeded").await;
+    assert_eq!(job["result"]["pid"], second.pid());
+    assert_eq!(job["invocations"][0]["attempts"].as_array().map(Vec::len), Some(1), "{job}");
+    assert_eq!(run().await["result"]["pid"], second.pid());
+}

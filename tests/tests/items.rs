@@ -140,3 +140,71 @@ async fn items_of_items_come_together_within_their_own_item() {
     let joined = json!({ "joined": { "m": [1, 2, 3, 4] } });
     assert_eq!(collected(&world)["each"], json!(vec![joined; 3]));
 }
+
+/// A mapper that leaves a session, what is done with each item, and a reducer that keeps what it reads.
+const MAPPER: &str = r#"
+import json
+from carbonmesh import Phase, Retry
+
+class Split(Phase):
+    job_type = 'split'
+    def execute(self, instructions):
+        self.session['attempt of %d' % self.context.attempt] = self.context.token
+        if self.context.attempt == 1:
+            # What this attempt has left must not be seen again.
+            raise Retry('once', after=0)
+        self.session['total'] = {'items': 60}
+        for n in range(60):
+            yield {'n': n}
+
+class Collect(Phase):
+    job_type = 'collect'
+    def execute(self, instructions):
+        read = {'session': dict(self.session), 'squares': len(instructions['work']['square'])}
+        with open(KEPT, 'w') as kept:
+            json.dump(read, kept)
+"#;
+
+#[tokio::test]
+async fn a_reducer_reads_its_mappers_session_though_the_coordinator_is_killed_between() {
+    for preset in ["available", "strict"] {
+        let world = &mut World::default();
+        let kept = world.cluster.folder().join("collected.json");
+        let file = world.cluster.folder().join("mapper.py");
+        fs::write(&file, MAPPER.replace("KEPT", &format!("{:?}", kept.display().to_string())))
+            .unwrap();
+        let sdk = concat!(env!("CARGO_MANIFEST_DIR"), "/../sdk/python");
+        let host = format!(
+            "[hosts.mapper]\nslots = 4\ncommand = [\"python3\", \"-m\", \"carbonmesh\", {:?}]\n\
+             env = {{ PYTHONPATH = {sdk:?} }}\n[phases.work]\nslots = 2\n\
+             command = [\"sh\", \"-c\", \"sleep 0.05; sed 's/n/square/'\"]\n",
+            file.display().to_string()
+        );
+        for name in NAMES {
+            world.start(name, "", host.clone());
+        }
+        world.await_members("a", 3).await;
+        let mut document = pipeline(json!({}));
+        document["preset"] = json!(preset);
+        world.api("a").apply(&document).await.unwrap();
+        let coordinator = world.coordinator("a").await;
+        let asked = NAMES.iter().find(|name| **name != coordinator).unwrap();
+        let api = world.api(asked);
+        let id = enqueued(&api).await;
+        let through = world.api(&coordinator);
+        await_job(&through, &id, |job| {
+            job["invocations"][1]["items"]["ended"].as_u64().is_some_and(|ended| ended > 5)
+        })
+        .await;
+        world.cluster.kill(&coordinator).unwrap();
+        let job = await_job(&api, &id, |job| job["state"] == "succeeded").await;
+        let read = collected(world);
+        assert_eq!(read["squares"], 60, "{preset}: {read}");
+        assert_eq!(read["session"]["total"], json!({ "items": 60 }), "{preset}: {read}");
+        let attempts = job["invocations"][0]["attempts"].as_array().unwrap();
+        let number = &attempts.last().unwrap()["number"];
+        let session = read["session"].as_object().unwrap();
+        assert_eq!(session.len(), 2, "{preset}: {read}");
+        assert!(session.contains_key(&format!("attempt of {number}")), "{preset}: {read}");
+    }
+}

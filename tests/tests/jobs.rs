@@ -304,3 +304,31 @@ async fn branches_run_beside_each_other_and_a_join_has_each_result_by_name() {
     });
     assert_eq!(done["invocations"][2]["result"], expected, "{done}");
 }
+
+#[tokio::test]
+async fn equal_workers_get_equal_shares() {
+    const JOBS: usize = 1000;
+    let names = ["a", "b", "c", "d"];
+    let mut world = World::default();
+    // Each takes the same time, so that only the coordinator's choice makes a difference.
+    world.start_all(&names, "sleep 0.05; echo '{}'");
+    world.await_members("a", names.len() as u64).await;
+    world.apply("a", 1).await;
+    world.coordinator("a").await;
+    let mut ids = Vec::new();
+    for _ in 0..JOBS / 250 {
+        ids.extend(world.enqueue("a", 250).await);
+    }
+    world.await_runs(JOBS).await;
+    world.await_done("a", &ids).await;
+    let mut share = std::collections::BTreeMap::<String, usize>::new();
+    let runs = world.runs();
+    assert_eq!(runs.len(), JOBS, "each ran once");
+    runs.iter().for_each(|run| *share.entry(run[3].clone()).or_default() += 1);
+    let equal = JOBS / names.len();
+    println!("of {JOBS} jobs: {share:?}");
+    for name in names {
+        let jobs = share.get(name).copied().unwrap_or_default();
+        assert!(jobs.abs_diff(equal) <= equal / 10, "{name} got {jobs}, not {equal}: {share:?}");
+    }
+}

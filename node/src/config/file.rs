@@ -98,6 +98,7 @@ pub(super) struct PhaseSection {
 pub(super) struct HostSection {
     command: Option<Vec<String>>,
     file: Option<PathBuf>,
+    socket: Option<String>,
     slots: Option<u32>,
     timeout: Option<String>,
     directory: Option<PathBuf>,
@@ -118,6 +119,8 @@ pub(super) struct LimitsSection {
     job_bytes: Option<usize>,
     result_bytes: Option<usize>,
     job_results_bytes: Option<usize>,
+    session_bytes: Option<usize>,
+    session_keys: Option<usize>,
     waiting_jobs: Option<u64>,
     waiting_bytes: Option<usize>,
     resident_bytes: Option<usize>,
@@ -186,10 +189,44 @@ impl PhaseSection {
 }
 
 impl HostSection {
+    /// A host that somebody else has started: what is said of processes cannot be for it.
+    fn socket_settings(&self, name: &str) -> Result<HostSettings, ConfigError> {
+        let key = |key: &str| format!("hosts.{name}.{key}");
+        let socket = self.socket.as_deref().unwrap_or_default();
+        let path = socket.strip_prefix("unix:").filter(|path| path.starts_with('/'));
+        let path = path.ok_or_else(|| {
+            wrong(
+                key("socket"),
+                format!("is `{socket}`: give unix: and a whole path, unix:/run/it.sock"),
+            )
+        })?;
+        for (name, is_given) in [
+            ("directory", self.directory.is_some()),
+            ("env", !self.env.is_empty()),
+            ("pass_env", !self.pass_env.is_empty()),
+            ("recycle_memory", self.recycle_memory.is_some()),
+            ("max_memory", self.max_memory.is_some()),
+            ("max_cpu_seconds", self.max_cpu_seconds.is_some()),
+            ("max_files", self.max_files.is_some()),
+        ] {
+            if is_given {
+                let reason =
+                    "is for processes that this node starts, and a host with a socket is none";
+                return Err(wrong(key(name), reason));
+            }
+        }
+        Ok(HostSettings { socket: Some(path.into()), ..HostSettings::new(name, Vec::new()) })
+    }
+
     /// How the host is run.
     pub(super) fn settings(&self, name: &str) -> Result<HostSettings, ConfigError> {
         let key = |key: &str| format!("hosts.{name}.{key}");
         let mut settings = match (&self.command, &self.file) {
+            (None, None) if self.socket.is_some() => self.socket_settings(name)?,
+            _ if self.socket.is_some() => {
+                let reason = "give either a command, a file or a socket";
+                return Err(wrong(key("socket"), reason));
+            }
             (Some(command), None) if command.first().is_some_and(|first| !first.is_empty()) => {
                 HostSettings::new(name, command.clone())
             }
@@ -200,7 +237,8 @@ impl HostSection {
                 sdk::host_of(name, file).map_err(|reason| wrong(key("file"), reason))?
             }
             (None, None) | (Some(_), Some(_)) => {
-                let reason = "give either a command, or a file of handlers in Python or JavaScript";
+                let reason = "give either a command, a file of handlers in Python or JavaScript, or a \
+                              socket on which a host listens";
                 return Err(wrong(key("command"), reason));
             }
         };
@@ -318,6 +356,8 @@ impl LimitsSection {
             job_bytes: self.job_bytes.unwrap_or(default.job_bytes),
             result_bytes: self.result_bytes.unwrap_or(default.result_bytes),
             job_results_bytes: self.job_results_bytes.unwrap_or(default.job_results_bytes),
+            session_bytes: self.session_bytes.unwrap_or(default.session_bytes),
+            session_keys: self.session_keys.unwrap_or(default.session_keys),
             waiting_jobs: self.waiting_jobs.unwrap_or(default.waiting_jobs),
             waiting_bytes: self.waiting_bytes.unwrap_or(default.waiting_bytes),
             resident_bytes: self.resident_bytes.unwrap_or(default.resident_bytes),
@@ -332,6 +372,7 @@ impl LimitsSection {
             ("job_bytes", limits.job_bytes),
             ("result_bytes", limits.result_bytes),
             ("job_results_bytes", limits.job_results_bytes),
+            ("session_bytes", limits.session_bytes),
         ] {
             if value == 0 || value > MOST {
                 let reason = format!("{value} is not possible: 1 to {MOST} bytes are");

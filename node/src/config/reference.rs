@@ -249,6 +249,8 @@ fn defaults_are_those_of_the_code() {
         ("limits.job_bytes", limits.job_bytes as u128),
         ("limits.result_bytes", limits.result_bytes as u128),
         ("limits.job_results_bytes", limits.job_results_bytes as u128),
+        ("limits.session_bytes", limits.session_bytes as u128),
+        ("limits.session_keys", limits.session_keys as u128),
         ("limits.waiting_jobs", limits.waiting_jobs.into()),
         ("limits.waiting_bytes", limits.waiting_bytes as u128),
         ("limits.resident_bytes", limits.resident_bytes as u128),

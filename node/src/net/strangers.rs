@@ -537,6 +537,7 @@ async fn asks_for_everything(host: &mut Host, pipeline: &PipelineDef) -> Vec<&'s
             step: 0,
             outcome: carbonmesh_protocol::io::Outcome::Cancelled,
             items: 0,
+            session: None,
         }),
         Message::CatalogPull,
     ]));

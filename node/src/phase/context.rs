@@ -1,6 +1,9 @@
 //! What one attempt knows of itself.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use carbonmesh_protocol::{event::LogLevel, id::JobId, io::Attempt, mapping, name::Name};
@@ -11,7 +14,12 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{Span, debug, error, info, warn};
 
-use super::{Fields, PhaseError, items::ItemSink, voice::Voice};
+use super::{
+    Fields, PhaseError,
+    items::ItemSink,
+    session::{self, Leaving, Session, Sessions},
+    voice::Voice,
+};
 use crate::document::{
     InstructionsError, gathered_value, merge_instructions, name_results, named_object, one_item,
 };
@@ -29,6 +37,10 @@ pub struct PhaseContext {
     span: Span,
     /// Where its items go, if it is to give some.
     items: Option<Arc<ItemSink>>,
+    /// What it leaves beside them.
+    leaving: Option<Arc<Leaving>>,
+    /// What attempts before left, by step, once it was read.
+    sessions: Arc<OnceLock<Sessions>>,
     /// When it showed last that it lives.
     heard: Arc<watch::Sender<Instant>>,
     scope: Scope,
@@ -45,7 +57,12 @@ impl PhaseContext {
         voice: Arc<Voice>,
     ) -> Self {
         let heard = Arc::new(watch::Sender::new(Instant::now()));
-        Self { attempt, cancelled, span, items, heard, scope: Scope::default(), voice }
+        let (scope, leaving, sessions) = (Scope::default(), None, Arc::default());
+        Self { attempt, cancelled, span, items, leaving, sessions, heard, scope, voice }
+    }
+
+    pub(super) fn with_leaving(self, leaving: Option<Arc<Leaving>>) -> Self {
+        Self { leaving, ..self }
     }
 
     pub(super) fn with_scope(self, scope: Scope) -> Self {
@@ -55,6 +72,25 @@ impl PhaseContext {
     /// Values and secrets that this node's operator gives to this phase.
     pub fn scope(&self) -> &Scope {
         &self.scope
+    }
+
+    /// What a phase that gives items leaves beside them, for the phase behind what is made of these.
+    pub fn session(&self) -> Session<'_> {
+        Session(self)
+    }
+
+    pub(super) fn leaving(&self) -> Option<&Leaving> {
+        self.leaving.as_deref()
+    }
+
+    /// What attempts before left, by step.
+    pub(super) fn sessions(&self) -> &Sessions {
+        self.sessions.get_or_init(|| session::read(&self.attempt.sessions))
+    }
+
+    /// The same in JSON, as it came.
+    pub(super) fn sessions_json(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        self.attempt.sessions.iter().map(|of| (of.step.as_str(), &of.entries[..]))
     }
 
     /// Shows that the attempt lives. One whose phase has a `heartbeat_timeout`, and that is silent for

@@ -13,6 +13,7 @@ pub(crate) mod groups;
 pub(crate) mod host;
 mod items;
 mod runner;
+mod session;
 mod typed;
 mod voice;
 
@@ -28,6 +29,7 @@ pub use context::{PhaseContext, PhaseContext as Context};
 pub use exec::{ExecPhase, ExecSettings};
 pub use host::{HostSettings, RunningHost};
 pub(crate) use runner::{News, PhaseRunner};
+pub use session::Session;
 pub use typed::{Failure, NamedPhase, OrFail, TypedPhase, phase_fn};
 pub(crate) use voice::Heard;
 

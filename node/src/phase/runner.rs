@@ -10,6 +10,7 @@ use std::{
 
 use bytes::Bytes;
 use carbonmesh_protocol::{
+    config::Limits,
     id::Token,
     io::{Attempt, Outcome},
     name::Name,
@@ -22,6 +23,7 @@ use tracing::{Instrument, info_span, warn};
 use super::{
     Fields, OfferedPhase, Phase, PhaseContext, PhaseError,
     items::ItemSink,
+    session::{Leaving, SessionLimits},
     voice::{Heard, Voice},
 };
 use crate::{
@@ -41,6 +43,7 @@ pub(crate) struct PhaseRunner {
     phases: HashMap<Name, OfferedPhase>,
     result_bytes: usize,
     job_bytes: usize,
+    session_limits: SessionLimits,
     news: mpsc::Sender<News>,
     /// Where goes what attempts say.
     said: Option<mpsc::Sender<Heard>>,
@@ -60,6 +63,8 @@ pub(crate) enum News {
     Ended(Token, Outcome),
     /// One gives items, a line each; it waits until it hears that they are durable.
     Items { token: Token, lines: Bytes },
+    /// One leaves something in its session; its end comes next.
+    Session { token: Token, entries: Bytes },
 }
 
 /// What a running attempt hears.
@@ -97,6 +102,7 @@ impl PhaseRunner {
             phases: phases.into_iter().map(|phase| (phase.name.clone(), phase)).collect(),
             result_bytes,
             job_bytes,
+            session_limits: SessionLimits::from(&Limits::DEFAULT),
             news,
             said: None,
             metrics,
@@ -109,6 +115,12 @@ impl PhaseRunner {
     /// The same, with values and secrets for its attempts.
     pub(crate) fn with_scopes(mut self, scopes: Scopes) -> Self {
         self.scopes = scopes;
+        self
+    }
+
+    /// The same, whose attempts may leave so much in their sessions.
+    pub(crate) fn with_sessions(mut self, limits: SessionLimits) -> Self {
+        self.session_limits = limits;
         self
     }
 
@@ -151,6 +163,7 @@ impl PhaseRunner {
         let cancelled = CancellationToken::new();
         let sink = || Arc::new(ItemSink::new(token, self.job_bytes, news.clone()));
         let items = attempt.gives_items.then(sink);
+        let leaving = attempt.gives_items.then(|| Arc::new(Leaving::new(self.session_limits)));
         let ears = Ears { cancelled: cancelled.clone(), items: items.clone() };
         self.running.lock().insert(token, ears);
         let (phase, running) = (offered.phase.clone(), self.running.clone());
@@ -168,7 +181,7 @@ impl PhaseRunner {
         let task = async move {
             let (voice, cancel) = (voice, cancelled.clone());
             let context = PhaseContext::new(attempt, cancel, span.clone(), items, voice.clone());
-            let context = context.with_scope(scope);
+            let context = context.with_scope(scope).with_leaving(leaving.clone());
             let began = Instant::now();
             let ended = attended(&*phase, context, result_bytes, &cancelled);
             let ended = ended.instrument(span).await;
@@ -179,6 +192,10 @@ impl PhaseRunner {
             };
             metrics.ended(&name, outcome_name(&outcome), began.elapsed());
             voice.end().await;
+            let left = leaving.and_then(|leaving| leaving.close());
+            if let Some(entries) = left.filter(|_| matches!(outcome, Outcome::Succeeded(_))) {
+                let _ = news.send(News::Session { token, entries }).await;
+            }
             let _ = news.send(News::Ended(token, outcome)).await;
         };
         self.spawn(task);

@@ -5,6 +5,7 @@ use std::{fs, time::Instant};
 use carbonmesh_protocol::{
     id::{JobId, NodeId, PipelineId, Term, Token},
     io::{Attempt, Outcome},
+    message::SessionOf,
     pipeline::Handling,
 };
 use tokio::sync::mpsc;
@@ -32,6 +33,7 @@ pub(super) fn attempt(timeout: Option<Duration>) -> Attempt {
         gathered: Vec::new(),
         gives_items: false,
         handling: Handling::default(),
+        sessions: Vec::new(),
     }
 }
 
@@ -213,9 +215,66 @@ pub(super) async fn items_of(phase: impl Phase) -> (Vec<String>, Outcome) {
                 items.extend(String::from_utf8(lines.into()).unwrap().lines().map(str::to_owned));
                 runner.items_taken(token);
             }
+            News::Session { .. } => {}
             News::Ended(_, outcome) => return (items, outcome),
         }
     }
+}
+
+/// Runs one attempt that gives items, and may read these sessions: what it leaves, and its end.
+pub(super) async fn session_of(
+    phase: impl Phase,
+    sessions: Vec<SessionOf>,
+) -> (Option<serde_json::Value>, Outcome) {
+    let (news, mut heard) = mpsc::channel(1);
+    let runner = runner(phase, news);
+    runner.start(Attempt { gives_items: true, sessions, ..attempt(None) });
+    let mut left = None;
+    loop {
+        match heard.recv().await.unwrap() {
+            News::Items { token, .. } => runner.items_taken(token),
+            News::Session { entries, .. } => left = serde_json::from_slice(&entries).ok(),
+            News::Ended(_, outcome) => return (left, outcome),
+        }
+    }
+}
+
+/// Leaves what it is to, reads what others left, and fails if it is to.
+struct Leaves(Result<(), PhaseError>);
+
+#[async_trait]
+impl Phase for Leaves {
+    async fn run(&self, context: PhaseContext) -> Result<Fields, PhaseError> {
+        let session = context.session();
+        session.set("n", &1)?;
+        session.set("gone", &[1, 2])?;
+        assert!(session.remove("gone")?);
+        assert_eq!(session.get("n")?, Some(1.into()));
+        assert_eq!(session.get("old")?, Some("b".into()));
+        assert_eq!(session.of("first")?.unwrap()["old"], "a");
+        context.give(b"{}").await?;
+        self.0
+            .clone()
+            .map(|()| Fields::from_iter([("all".to_owned(), session.all().unwrap().into())]))
+    }
+}
+
+#[tokio::test]
+async fn a_session_is_left_by_an_attempt_that_ends_well_and_by_no_other() {
+    let before = || {
+        [("first", r#"{"old":"a","n":0}"#), ("second", r#"{"old":"b"}"#)].map(|(step, entries)| {
+            SessionOf { step: step.parse().unwrap(), entries: entries.into() }
+        })
+    };
+    let (left, outcome) = session_of(Leaves(Ok(())), before().to_vec()).await;
+    assert_eq!(left, Some(serde_json::json!({ "n": 1 })));
+    assert_eq!(outcome, Outcome::Succeeded(r#"{"all":{"n":1,"old":"b"}}"#.into()));
+    let fails = Leaves(Err(PhaseError::Retry("no".to_owned())));
+    let (left, outcome) = session_of(fails, before().to_vec()).await;
+    assert_eq!((left, failed(outcome)), (None, ("no".to_owned(), true)));
+    // Where nobody would read it, that is told.
+    let (error, retry) = failed(run(Leaves(Ok(())), None).await);
+    assert!(error.contains("no phase of the pipeline has for_each") && !retry, "{error}");
 }
 
 #[tokio::test]

@@ -48,6 +48,7 @@ async fn run_with(phase: Arc<dyn Phase>, input: String) -> Outcome {
         gathered: Vec::new(),
         gives_items: false,
         handling: Handling::default(),
+        sessions: Vec::new(),
     };
     let (news, mut told) = mpsc::channel(1);
     let name = "phase".parse().unwrap();

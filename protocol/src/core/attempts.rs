@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use crate::{
     id::{JobId, NodeId, PipelineId, Token},
     io::Outcome,
@@ -253,7 +255,7 @@ impl Core {
         from: NodeId,
         completion: Completion,
     ) -> Result<(), ReadError> {
-        let Completion { token, pipeline, job, step, outcome, items } = completion;
+        let Completion { token, pipeline, job, step, outcome, items, session } = completion;
         if !self.groups.get(&pipeline).is_some_and(|group| group.is_coordinator()) {
             return Ok(());
         }
@@ -294,6 +296,7 @@ impl Core {
         let lacks = succeeded && !self.has_items(pipeline, (job, step), token, items);
         let state = control.map(|control| control.progress.clone());
         let mut recorded = true;
+        let left = (items, session);
         match state {
             // The worker asks again about an end that was recorded.
             Some(Progress::Succeeded { token: accepted, .. }) if accepted == token => {}
@@ -310,7 +313,7 @@ impl Core {
                 self.lose_lacking(pipeline, job, step, token);
             }
             Some(Progress::Running { token: current, .. }) if current == token => {
-                recorded = self.record_end(pipeline, (job, step), token, outcome, items);
+                recorded = self.record_end(pipeline, (job, step), token, outcome, left);
             }
             // Only the attempt that was given out last counts; and none whose end is written down:
             // it belongs to a generation before.
@@ -325,7 +328,7 @@ impl Core {
                     self.update_control(pipeline, job, step, |control| {
                         push_attempt(control, from, token, wall_ms);
                     });
-                    recorded = self.record_end(pipeline, (job, step), token, outcome, items);
+                    recorded = self.record_end(pipeline, (job, step), token, outcome, left);
                 } else if !matches!(outcome, Outcome::Succeeded(_)) {
                     self.note_late_end(pipeline, job, step, token, outcome);
                 } else {
@@ -333,7 +336,7 @@ impl Core {
                         self.remove_running(pipeline, current);
                         self.cancel_at(worker, current);
                     }
-                    recorded = self.record_end(pipeline, (job, step), token, outcome, items);
+                    recorded = self.record_end(pipeline, (job, step), token, outcome, left);
                 }
             }
         }
@@ -434,13 +437,18 @@ impl Core {
         (job, step): (JobId, u16),
         token: Token,
         outcome: Outcome,
-        items: u32,
+        (items, session): (u32, Option<Bytes>),
     ) -> bool {
         let wall_ms = self.wall_ms();
         let limit = self.config.limits.result_bytes;
         let job_limit = self.config.limits.job_results_bytes;
-        let so_far = self.result_bytes(pipeline, job);
+        let session_bytes = session.as_ref().map_or(0, Bytes::len);
+        let so_far = self.result_bytes(pipeline, job) + session_bytes;
+        let fault = session.as_ref().and_then(|session| self.session_fault(session));
         let outcome = match outcome {
+            Outcome::Succeeded(_) if let Some(error) = fault => {
+                Outcome::Failed { error, retry: false, after: None }
+            }
             Outcome::Succeeded(result) if so_far + result.len() > job_limit => Outcome::Failed {
                 error: format!(
                     "the results of this job have {} bytes together: at most {job_limit} are \
@@ -473,14 +481,18 @@ impl Core {
             self.doubt_items(pipeline, job, step);
         }
         let uncounted = self.has(Mutant::AttemptsUncounted);
+        let kept = self.has(Mutant::SessionKept);
         let chance = self.random_u64();
         self.update_control(pipeline, job, step, |control| match outcome {
             Outcome::Succeeded(result) => {
                 end_attempt(control, token, wall_ms, None, false);
                 control.progress = Progress::Succeeded { token, result };
                 control.items = items;
+                let before = control.session.take().filter(|_| kept);
+                control.session = session.map(Box::new).or(before);
             }
             Outcome::Failed { error, retry, after } => {
+                control.session = session.filter(|_| kept).map(Box::new);
                 end_attempt(control, token, wall_ms, Some(error), false);
                 let failed = control.attempt_count.saturating_sub(control.lost_count);
                 let failed = if uncounted { 1 } else { failed };

@@ -310,6 +310,7 @@ impl Core {
                     control.progress = Progress::Waiting { not_before_ms: 0 };
                     (control.attempt_count, control.lost_count) = (0, 0);
                     (control.since_ms, control.note, control.items) = (0, None, 0);
+                    control.session = None;
                 }
             });
         }

@@ -359,6 +359,7 @@ impl Core {
             gathered,
             gives_items: gives_items(phases, step),
             handling: phase.handling.clone(),
+            sessions: super::session::left_before(record, phases, step),
         })
     }
 
@@ -386,7 +387,7 @@ impl Core {
         if to == self.me() {
             self.on_assign(to, *assignment);
         } else {
-            self.send(to, Message::Assign(assignment));
+            self.send(to, Message::assign(assignment));
         }
     }
 

@@ -244,6 +244,7 @@ impl Core {
         let phases = self.phases_of(pipeline, record).unwrap_or_default();
         let each = phases.get(usize::from(step)).and_then(|phase| phase.each.as_ref());
         let Some(tolerated) = each.map(|each| u64::from(each.tolerate_percent)) else { return };
+        let left = each.and_then(|each| super::session::left_by(record, each.of));
         let waits = record.controls.get(&step).is_some_and(|it| it.progress == Progress::Items);
         let group = self.groups.get_mut(&pipeline);
         let Some(reign) = group.and_then(|group| group.reign()) else { return };
@@ -268,12 +269,19 @@ impl Core {
         if !waits {
             return;
         }
-        // Whose items they were goes with it: beyond a partition those of another attempt may count.
+        if note.is_none() && left.as_ref().is_none_or(|(of, _)| *of != token) {
+            // Meanwhile another attempt has come to count: its items do.
+            return self.tend_items(pipeline, job, step);
+        }
+        let session = left.and_then(|(_, session)| session);
+        // Whose items they were goes with it, and what that attempt left: beyond a partition those of
+        // another attempt may count.
         self.update_control(pipeline, job, step, |control| {
             control.progress = match note {
                 Some(_) => Progress::Dead,
                 None => Progress::Succeeded { token, result: Bytes::from_static(b"{}") },
             };
+            control.session = session.filter(|_| note.is_none());
             control.note = note;
             (control.items, control.lost_count) = (total, failed);
         });

@@ -155,7 +155,7 @@ impl Core {
         error: String,
     ) -> Result<(), ReadError> {
         let outcome = Outcome::Failed { error, retry: true, after: None };
-        let end = Completion { token, pipeline, job, step, outcome, items: 0 };
+        let end = Completion { token, pipeline, job, step, outcome, items: 0, session: None };
         self.on_completed(worker, end)?;
         self.cancel_at(worker, token);
         Ok(())

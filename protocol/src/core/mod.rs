@@ -39,6 +39,7 @@ mod replica;
 mod retention;
 mod said;
 mod schedules;
+mod session;
 mod steps;
 mod strict;
 mod sync;
@@ -236,6 +237,7 @@ impl Core {
             }
             Input::Items { token, lines } => self.on_items_given(token, lines)?,
             Input::Said { token, said } => self.on_said_here(token, said),
+            Input::Session { token, entries } => self.on_session_left(token, entries),
             Input::Accepting(accepting) => self.on_accepting(accepting),
             Input::Draining => self.on_draining(),
             Input::Offers(phases) => self.on_offers(phases),
@@ -317,7 +319,7 @@ impl Core {
             let another = Timer::Query(u64::MAX - self.timers.len() as u64);
             self.arm(Duration::from_secs(3600), another);
         }
-        match message {
+        match message.joined() {
             Message::Hello(advert) => self.on_hello(from, advert),
             Message::Catalog(entries) => self.on_catalog(from, entries),
             Message::CatalogAck(known) => self.on_catalog_ack(from, &known),
@@ -367,6 +369,8 @@ impl Core {
             Message::Handlers(entries) => self.on_handlers(from, entries),
             Message::HandlersAck(known) => self.on_handlers_ack(from, &known),
             Message::HandlersPull(known) => self.on_handlers_pull(from, &known),
+            // They were joined with what they carry.
+            Message::AssignWith(_) | Message::CompletedWith(_) => {}
         }
         Ok(())
     }

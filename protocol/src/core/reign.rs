@@ -321,6 +321,7 @@ impl Core {
             since_ms: 0,
             note: None,
             attempts: Vec::new(),
+            session: None,
         });
         let (before, stood) = (control.rank(), Before::of(control));
         let was = control.state();

@@ -3,15 +3,16 @@
 //! Each run is a job whose key is made of the schedule and the moment, so a run is one job whoever
 //! enqueues it, and how often; a coordinator that takes over looks back for what its predecessor
 //! left, and finds by the key what was done. It looks back no further than marks of forgotten jobs
-//! are kept, since beyond that nobody can tell.
+//! are kept, since beyond that nobody can tell. A run that is left out, since one before is not finished,
+//! is a job that was cancelled, so that this is decided once.
 
 use std::time::Duration;
 
 use crate::{
     catalog::CatalogEntry,
-    id::PipelineId,
+    id::{JobId, PipelineId},
     io::NewJob,
-    record::JobOptions,
+    record::{JobOptions, JobRecord, JobSpec, Progress, SPEC},
     schedule::{Missed, Overlap, Schedule, Times},
     store::ReadError,
 };
@@ -34,6 +35,9 @@ const LOOK_BACK: usize = 20;
 
 /// How long a run may take to be on disk before it is enqueued again.
 const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Why a run was cancelled before it began.
+const LEFT_OUT: &str = "left out, as the schedule says (overlap): a run before it was not finished";
 
 /// The longest wait before the clock is looked at again.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
@@ -89,8 +93,15 @@ impl Core {
         let mut waits = false;
         for at_ms in due {
             let job = schedule.job(pipeline, at_ms);
-            let done =
-                self.has_job(pipeline, job)? || self.is_left_out(pipeline, schedule, times, at_ms);
+            let mut done = self.has_job(pipeline, job)?;
+            // One that is on its way is decided.
+            if !done
+                && !self.was_asked(pipeline, job)
+                && self.is_left_out(pipeline, schedule, times, at_ms)?
+            {
+                self.leave_out_run(pipeline, schedule, at_ms);
+                done = true;
+            }
             if !done {
                 if !waits {
                     behind_ms = behind_ms.min(at_ms - 1);
@@ -151,16 +162,59 @@ impl Core {
         schedule: &Schedule,
         times: &Times,
         at_ms: u64,
-    ) -> bool {
-        let Some(group) = self.groups.get(&pipeline) else { return false };
+    ) -> Result<bool, ReadError> {
+        if schedule.overlap != Overlap::Skip {
+            return Ok(false);
+        }
         let before = |at: &u64| times.until(at.checked_sub(1)?);
-        let unfinished = |at: u64| {
+        for at in std::iter::successors(before(&at_ms), before).take(LOOK_BACK) {
             let job = schedule.job(pipeline, at);
-            let entry = group.jobs.get(&job);
-            entry.is_some_and(|entry| !entry.record.is_over()) || group.jobs.is_resting(&job)
+            let group = self.groups.get(&pipeline);
+            let unfinished = match self.record_of(pipeline, job) {
+                Some(record) => !record.is_over(),
+                None if group.is_some_and(|group| group.jobs.is_resting(&job)) => true,
+                // It may be on its way, or long over.
+                None => self.was_asked(pipeline, job) && !self.has_job(pipeline, job)?,
+            };
+            if unfinished {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Whether this coordinator has enqueued a run already, as far as it knows.
+    fn was_asked(&self, pipeline: PipelineId, job: JobId) -> bool {
+        match self.groups.get(&pipeline).map(|group| &group.role) {
+            Some(Role::Coordinator(reign)) => reign.asked.contains_key(&job),
+            _ => false,
+        }
+    }
+
+    /// Leaves a run out. That is written down as a job that was cancelled: whoever coordinates next does
+    /// not decide it anew, though what it would have run beside may have ended meanwhile.
+    fn leave_out_run(&mut self, pipeline: PipelineId, schedule: &Schedule, at_ms: u64) {
+        let Some(entry) = self.catalog.get(&pipeline) else { return };
+        let phases = entry.definition().map_or(0, |definition| definition.phases.len());
+        let term = self.groups.get(&pipeline).and_then(|group| group.elected_term());
+        let spec = JobSpec {
+            generation: 0,
+            revision: entry.current,
+            phases: phases as u16,
+            created_ms: self.wall_ms(),
+            term: term.filter(|_| self.takes_by_coordinator(pipeline)),
+            options: JobOptions::default(),
+            key: Some(schedule.key(at_ms)),
+            parent: None,
+            compensates: None,
+            instructions: schedule.instructions.clone(),
         };
-        schedule.overlap == Overlap::Skip
-            && std::iter::successors(before(&at_ms), before).take(LOOK_BACK).any(unfinished)
+        let job = schedule.job(pipeline, at_ms);
+        if let Some(group) = self.groups.get_mut(&pipeline) {
+            group.jobs.get_or_default(job).record = JobRecord::new(spec);
+            self.touch(pipeline, job, SPEC, true);
+        }
+        self.stop_job(pipeline, job, &Progress::Cancelled, LEFT_OUT);
     }
 
     fn enqueue_run(

@@ -62,6 +62,8 @@ struct Running {
     items: u32,
     /// Those that are on their way.
     given: Option<Bytes>,
+    /// What it leaves in its session, so far.
+    session: Option<Bytes>,
 }
 
 impl Worker {
@@ -184,12 +186,14 @@ impl Core {
             gathered: assignment.gathered,
             gives_items: assignment.gives_items,
             handling: assignment.handling,
+            sessions: assignment.sessions,
         });
         host.queue.push_back(token);
         let held = Held { pipeline, job, step, token };
         let waiting = Some(attempt);
         let phase_of = phase.clone();
-        let running = Running { held, number, phase: phase_of, waiting, items: 0, given: None };
+        let (items, given, session) = (0, None, None);
+        let running = Running { held, number, phase: phase_of, waiting, items, given, session };
         self.worker.attempts.insert(token, running);
         self.start_queued(&phase);
     }
@@ -233,7 +237,10 @@ impl Core {
         }
         self.start_queued(&running.phase);
         let Held { pipeline, job, step, token } = running.held;
-        let end = Completion { token, pipeline, job, step, outcome, items: running.items };
+        let counts = matches!(outcome, Outcome::Succeeded(_)) || self.has(Mutant::SessionKept);
+        let session = running.session.filter(|_| counts);
+        let items = running.items;
+        let end = Completion { token, pipeline, job, step, outcome, items, session };
         self.worker.ended.insert(token, end.clone());
         if self.worker.ended.len() == MAX_UNACKNOWLEDGED {
             self.grant_to_coordinators();
@@ -248,7 +255,7 @@ impl Core {
     fn tell_end(&mut self, end: Completion) {
         let leader = self.groups.get(&end.pipeline).and_then(|group| group.leader);
         if let Some(leader) = leader.filter(|leader| leader.node != self.me()) {
-            self.send(leader.node, Message::Completed(end));
+            self.send(leader.node, Message::completed(end));
         }
     }
 
@@ -257,6 +264,13 @@ impl Core {
         let Some(running) = self.worker.attempts.get_mut(&token) else { return Ok(()) };
         running.given = Some(lines);
         self.tell_items(token)
+    }
+
+    /// An attempt that runs here leaves something in its session.
+    pub(super) fn on_session_left(&mut self, token: Token, entries: Bytes) {
+        if let Some(running) = self.worker.attempts.get_mut(&token) {
+            running.session = Some(entries);
+        }
     }
 
     fn tell_items(&mut self, token: Token) -> Result<(), ReadError> {

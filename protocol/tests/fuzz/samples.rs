@@ -17,9 +17,9 @@ use carbonmesh_protocol::{
     },
     handler::{Handler, HandlerEntry, Language},
     id::{DiskId, JobId, Term, Token},
-    io::{Change, Changed, Refusal},
-    message::{Answer, Message, Question, SaidBatch, StoreResult, Which},
-    record::{Control, JobOptions, JobSpec, Progress},
+    io::{Change, Changed, Outcome, Refusal},
+    message::{Answer, Completion, Message, Question, SaidBatch, StoreResult, Which},
+    record::{Control, JobOptions, JobRecord, JobSpec, Progress},
     view::{AttemptView, JobState, JobSummary, StepCounts},
 };
 
@@ -132,6 +132,15 @@ fn rare() -> Vec<Message> {
             number: 1,
             lines: vec![said()],
         })),
+        Message::completed(Completion {
+            token,
+            pipeline,
+            job,
+            step: 0,
+            outcome: Outcome::Succeeded("{}".into()),
+            items: 1,
+            session: Some("{\"k\":1}".into()),
+        }),
         Message::Answer {
             query: 3,
             answer: Answer::Events(Box::new(EventPage {
@@ -247,6 +256,12 @@ pub(crate) fn controls() -> Vec<Vec<u8>> {
         since_ms: 5,
         note: None,
         attempts: vec![attempt.clone()],
+        session: None,
     };
-    progress.into_iter().map(|progress| codec::encode(&control(progress)).to_vec()).collect()
+    let with = Control { session: Some(Box::new("{}".into())), ..control(progress[0].clone()) };
+    let mut record = JobRecord::default();
+    record.controls.insert(0, with);
+    let with = record.components().into_iter().map(|component| component.bytes.to_vec());
+    let plain = progress.into_iter().map(|progress| codec::encode(&control(progress)).to_vec());
+    plain.chain(with).collect()
 }

@@ -4,7 +4,7 @@ A worker is a file with classes of ``Phase``; ``carbonmesh bundle FILE`` runs it
 """
 
 from .client import CarbonMeshError, Client, PipelineClient, Refused, TimeOver, Unreachable
-from .phase import Cancelled, Context, Fatal, Phase, Retry, phase
+from .phase import Cancelled, Context, Fatal, Phase, Retry, Session, phase
 from .pipeline import Pipeline
 
 __version__ = "0.1.0"
@@ -20,6 +20,7 @@ __all__ = [
     "PipelineClient",
     "Refused",
     "Retry",
+    "Session",
     "TimeOver",
     "Unreachable",
     "phase",

@@ -155,6 +155,7 @@ class Host:
             timeout=None if timeout_ms is None else timeout_ms / 1000,
             scope=frame.get("scope", {}),
             traceparent=frame.get("traceparent", ""),
+            sessions=frame.get("sessions", {}),
             _id=frame["id"],
             _send=self._wire.send,
         )

@@ -10,7 +10,19 @@ import inspect
 import logging
 import re
 from dataclasses import dataclass, field
-from typing import Any, Callable, ClassVar, Dict, List, Optional, Type, TypeVar, Union
+from typing import (
+    Any,
+    Callable,
+    ClassVar,
+    Dict,
+    Iterator,
+    List,
+    MutableMapping,
+    Optional,
+    Type,
+    TypeVar,
+    Union,
+)
 
 _UNITS_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _DURATION = re.compile(r"(?:\d+(?:\.\d+)?\s*(?:ms|s|m|h|d)\s*)+", re.ASCII)
@@ -77,6 +89,53 @@ class _AttemptLogger(logging.LoggerAdapter):  # type: ignore[type-arg]
         return msg, kwargs
 
 
+class Session(MutableMapping[str, Any]):
+    """What a phase that gives items leaves beside them, for the phase behind what is made of these.
+
+    The first writes it, the second reads it. What is set is durable when the attempt's end is; what an
+    attempt left that failed is gone. A phase that is both reads its own keys before those of others; of
+    several before it, those of the later in the pipeline count. ``Context.sessions`` has each by its step.
+    """
+
+    def __init__(self, context: "Context") -> None:
+        self._context = context
+        self._own: Dict[str, Any] = {}
+
+    def _all(self) -> Dict[str, Any]:
+        merged: Dict[str, Any] = {}
+        for left in self._context.sessions.values():
+            merged.update(left)
+        merged.update(self._own)
+        return merged
+
+    def __getitem__(self, key: str) -> Any:
+        if key in self._own:
+            return self._own[key]
+        for left in reversed(list(self._context.sessions.values())):
+            if key in left:
+                return left[key]
+        raise KeyError(key)
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self._context._leave(key, {"value": value})
+        self._own[key] = value
+
+    def __delitem__(self, key: str) -> None:
+        if key not in self._own:
+            raise KeyError(key)
+        self._context._leave(key, {})
+        del self._own[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._all())
+
+    def __len__(self) -> int:
+        return len(self._all())
+
+    def __repr__(self) -> str:
+        return f"Session({self._all()!r})"
+
+
 def _unheard(_frame: Dict[str, Any]) -> None:
     pass
 
@@ -103,6 +162,8 @@ class Context:
     scope: Dict[str, str] = field(default_factory=dict, repr=False)
     #: The attempt's span (W3C Trace Context): what the phase traces belongs below it.
     traceparent: str = ""
+    #: What phases left that gave the items before it, by step.
+    sessions: Dict[str, Dict[str, Any]] = field(default_factory=dict, repr=False)
     #: What the node calls it.
     _id: Any = field(default=None, repr=False)
     _send: Callable[[Dict[str, Any]], None] = field(default=_unheard, repr=False)
@@ -110,6 +171,14 @@ class Context:
     _stop: Optional[Callable[[], Any]] = field(default=None, repr=False)
     _is_cancelled: bool = field(default=False, repr=False)
     _logger: Optional[logging.LoggerAdapter[logging.Logger]] = field(default=None, repr=False)
+    _session: Optional[Session] = field(default=None, repr=False)
+
+    @property
+    def session(self) -> Session:
+        """What a phase that gives items leaves for the phase behind what is made of these."""
+        if self._session is None:
+            self._session = Session(self)
+        return self._session
 
     @property
     def logger(self) -> logging.LoggerAdapter[logging.Logger]:
@@ -154,6 +223,20 @@ class Context:
             self._send({"type": "item", "id": self._id, "item": value})
         except ValueError as error:
             raise Fatal(f"an item {error}") from error
+
+    def _leave(self, key: str, value: Dict[str, Any]) -> None:
+        self.raise_if_cancelled()
+        if not isinstance(key, str):
+            raise TypeError(f"a session's keys are texts, not {key!r}")
+        if not self.gives_items:
+            raise Fatal(
+                f"step {self.step!r} sets {key!r} in its session, and no phase of the pipeline has "
+                f"for_each = {self.step!r}, behind which one could read it"
+            )
+        try:
+            self._send({"type": "session", "id": self._id, "key": key, **value})
+        except ValueError as error:
+            raise Fatal(f"session key {key!r} {error}") from error
 
     def _cancel(self) -> None:
         # In this order: whoever sets `_stop` looks at the other afterwards.
@@ -222,6 +305,11 @@ class Phase:
     def progress(self, done: float, message: Optional[str] = None) -> None:
         """See ``Context.progress``."""
         self.context.progress(done, message)
+
+    @property
+    def session(self) -> Session:
+        """See ``Context.session``."""
+        return self.context.session
 
     def item(self, value: Any) -> None:
         """See ``Context.item``."""

@@ -176,6 +176,15 @@ class Forks(Phase):
         child = subprocess.Popen(['sh', '-c', 'cat; echo done'], stdout=subprocess.PIPE)
         return {'said': child.communicate()[0].decode().strip()}
 
+class Maps(Phase):
+    job_type = 'maps'
+    def execute(self, instructions):
+        self.session['n'] = {'k': 1}
+        self.session['gone'] = None
+        del self.session['gone']
+        own = self.session['n']
+        return {'own': own, 'all': dict(self.session), 'first': self.context.sessions['first']}
+
 class Both(Pipeline):
     name = 'both'
     backend = 'redis'
@@ -330,6 +339,25 @@ class HostTest(unittest.TestCase):
         host.say(type="cancel", id=2)
         host.say(type="cancel", id=1)
         self.assertEqual([host.next("log")["id"], host.next("log")["id"]], [1, 2])
+
+    def test_a_session_is_left_and_those_before_are_read(self) -> None:
+        host = self.host()
+        left = {"first": {"n": 0, "old": "a"}, "second": {"old": "b"}}
+        host.say(
+            type="run", id=1, phase="maps", instructions={}, job="j", pipeline="p", step="s",
+            attempt=1, token="t", idempotency_key="j/s", gives_items=True, sessions=left,
+        )
+        frames = [host.next() for _ in range(4)]
+        said = [{"type": "session", "id": 1, "key": "n", "value": {"k": 1}}]
+        said.append({"type": "session", "id": 1, "key": "gone", "value": None})
+        said.append({"type": "session", "id": 1, "key": "gone"})
+        self.assertEqual(frames[:3], said)
+        result = {"own": {"k": 1}, "all": {"n": {"k": 1}, "old": "b"}, "first": left["first"]}
+        self.assertEqual(frames[3], {"type": "result", "id": 1, "result": result})
+        host.give(2, "maps", gives_items=False)
+        failed = host.next()
+        self.assertEqual((failed["type"], failed["retry"]), ("error", False))
+        self.assertIn("for_each", failed["message"])
 
     def test_a_cancel_ends_coroutines_and_what_gives_items(self) -> None:
         for arguments in [(), ("--concurrency", "4")]:

@@ -53,7 +53,7 @@ pub(crate) enum Fact<'a> {
     /// An attempt has ended.
     Ended { token: Token, failed: bool },
     /// An attempt has given all of its items.
-    Gave { token: Token, count: u32 },
+    Gave { token: Token, count: u32, leaves: bool },
     /// A client hears that its job is taken.
     Acknowledged { receipt: &'a Receipt, job: &'a NewJob },
     /// The pipeline is known.
@@ -131,7 +131,10 @@ impl fmt::Display for Fact<'_> {
             Self::Ended { token, failed } => {
                 write!(f, "attempt {token} {}", if *failed { "fails" } else { "ends" })
             }
-            Self::Gave { token, count } => write!(f, "attempt {token} has given {count} items"),
+            Self::Gave { token, count, leaves } => {
+                let with = if *leaves { "with" } else { "without" };
+                write!(f, "attempt {token} has given {count} items, {with} a session")
+            }
             Self::Applied => write!(f, "APPLIED"),
             Self::Changed { job, change } => write!(f, "TO BE CHANGED {job}: {change:?}"),
             Self::Told { at, view } => write!(f, "n{at} TELLS OF {}: {:?}", view.job, view.state),

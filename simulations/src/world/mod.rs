@@ -132,6 +132,11 @@ pub(crate) enum Event {
     },
 }
 
+/// What an attempt leaves in its session, if anything.
+pub(crate) fn session_of(token: Token) -> String {
+    format!("{{\"by\":\"{token}\"}}")
+}
+
 /// An attempt that gives items.
 #[derive(Debug)]
 struct Giving {
@@ -456,7 +461,13 @@ impl World {
         if giving.rounds == 0 {
             let (life, outcome, count) =
                 (self.nodes[at].life, giving.outcome.clone(), giving.given);
-            self.tell(Fact::Gave { token, count });
+            // Some leave nothing in their session: what others left must not come in its place.
+            let leaves = !token.sequence.is_multiple_of(3);
+            self.tell(Fact::Gave { token, count, leaves });
+            if leaves {
+                let entries = session_of(token).into();
+                self.input(at, Input::Session { token, entries });
+            }
             return self.push(Duration::ZERO, Event::Ended { at, life, token, outcome });
         }
         giving.rounds -= 1;

@@ -5,6 +5,7 @@
 //! lost, repeated, overtaken or held up: no link does that, but the protocol is to bear it.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet},
     time::Duration,
 };
@@ -97,11 +98,19 @@ pub(crate) fn newer_component(job: JobId, per_mille: u32) -> Option<Component> {
         .then(|| Component { tag: NEWER_TAG, bytes: codec::encode(&Newer(chance)) })
 }
 
+/// A message as invariants know it, with what travels beside it.
+fn whole(message: &Message) -> Cow<'_, Message> {
+    match message {
+        Message::AssignWith(_) | Message::CompletedWith(_) => Cow::Owned(message.clone().joined()),
+        plain => Cow::Borrowed(plain),
+    }
+}
+
 impl World {
     pub(super) fn send(&mut self, at: usize, to: NodeId, message: Message) {
         let Some(&to) = self.by_id.get(&to) else { return };
         let message = self.as_newer_release(message);
-        self.tell(Fact::Sent { at, to, message: &message });
+        self.tell(Fact::Sent { at, to, message: &whole(&message) });
         let Some(&session) = self.nodes[at].sessions.get(&to) else { return };
         if self.network.links.get(&pair(at, to)) != Some(&session)
             || self.network.deaf.contains(&(at, to))
@@ -173,7 +182,7 @@ impl World {
         let lost = self.network.ends.get(&(session, at)).is_some_and(|last| arrives > *last);
         if !lost && self.nodes[at].sessions.get(&from) == Some(&session) {
             self.note(at, "message");
-            self.tell(Fact::Delivered { at, from, message: &message });
+            self.tell(Fact::Delivered { at, from, message: &whole(&message) });
             let from = self.nodes[from].config.node;
             self.input(at, Input::Message { from, message });
         }

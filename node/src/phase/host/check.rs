@@ -188,7 +188,8 @@ impl Talk {
                 FromHost::Log { .. }
                 | FromHost::Heartbeat(_)
                 | FromHost::Progress { .. }
-                | FromHost::Item { .. } => {}
+                | FromHost::Item { .. }
+                | FromHost::Session { .. } => {}
             }
         }
     }
@@ -242,7 +243,9 @@ fn run_frame(id: u64, phase: &str, instructions: &Value) -> Value {
     json!({
         "type": "run", "id": id, "phase": phase, "instructions": instructions,
         "job": "0", "pipeline": "check", "step": phase, "attempt": 1, "token": "0",
-        "idempotency_key": format!("check/{id}"), "traceparent": TRACEPARENT, "gives_items": false, "timeout_ms": null,
+        "idempotency_key": format!("check/{id}"), "traceparent": TRACEPARENT,
+        "gives_items": false, "timeout_ms": null,
+        "sessions": { "mapper": { "key": [1] } },
     })
 }
 

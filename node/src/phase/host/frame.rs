@@ -5,7 +5,7 @@
 
 use std::{borrow::Cow, collections::BTreeMap};
 
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Value, value::RawValue};
 
 use crate::document::parse_duration;
@@ -32,11 +32,31 @@ pub(crate) struct Hello {
 #[derive(Debug)]
 pub(super) enum FromHost<'a> {
     Hello(Hello),
-    Log { id: Option<u64>, level: Level, message: Cow<'a, str> },
+    Log {
+        id: Option<u64>,
+        level: Level,
+        message: Cow<'a, str>,
+    },
     Heartbeat(u64),
-    Progress { id: u64, done: f32, message: Cow<'a, str> },
-    Item { id: u64, item: &'a RawValue },
-    Ended { id: u64, end: Result<&'a RawValue, PhaseError> },
+    Progress {
+        id: u64,
+        done: f32,
+        message: Cow<'a, str>,
+    },
+    Item {
+        id: u64,
+        item: &'a RawValue,
+    },
+    /// Without a value, the key is taken out.
+    Session {
+        id: u64,
+        key: Cow<'a, str>,
+        value: Option<&'a RawValue>,
+    },
+    Ended {
+        id: u64,
+        end: Result<&'a RawValue, PhaseError>,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -77,6 +97,10 @@ struct Keys<'a> {
     // What is `null` is there all the same.
     #[serde(default, borrow, deserialize_with = "present")]
     item: Option<&'a RawValue>,
+    #[serde(borrow)]
+    key: Option<Cow<'a, str>>,
+    #[serde(default, borrow, deserialize_with = "present")]
+    value: Option<&'a RawValue>,
     #[serde(default, borrow, deserialize_with = "present")]
     result: Option<&'a RawValue>,
     retry: Option<bool>,
@@ -126,6 +150,10 @@ impl<'a> FromHost<'a> {
                 message: keys.message.unwrap_or_default(),
             },
             "item" => Self::Item { id: id?, item: keys.item.ok_or_else(|| lacks("item"))? },
+            "session" => {
+                let key = keys.key.clone().ok_or_else(|| lacks("key"))?;
+                Self::Session { id: id?, key, value: keys.value }
+            }
             "result" => {
                 Self::Ended { id: id?, end: Ok(keys.result.ok_or_else(|| lacks("result"))?) }
             }
@@ -204,7 +232,14 @@ pub(super) struct Run<'a> {
     pub(super) timeout_ms: Option<u64>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub(super) scope: &'a BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "Vec::is_empty", serialize_with = "as_object")]
+    pub(super) sessions: Vec<(&'a str, &'a RawValue)>,
     pub(super) instructions: &'a RawValue,
+}
+
+/// Pairs as an object, in their order.
+fn as_object<S: Serializer>(pairs: &[(&str, &RawValue)], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(pairs.iter().copied())
 }
 
 impl ToHost<'_> {
@@ -229,6 +264,7 @@ mod tests {
             ("{}", "missing field `type`"),
             (r#"{"type": "result", "id": 1}"#, "has no `result`"),
             (r#"{"type": "result", "result": {}}"#, "has no `id`"),
+            (r#"{"type": "session", "id": 1, "value": 2}"#, "has no `key`"),
             (r#"{"type": "result", "id": -1, "result": {}}"#, "no frame"),
             (r#"{"type": "sing", "id": 1}"#, "`sing`"),
             (r#"{"type": "hello", "phases": [{"name": "a"}]}"#, "no `protocol`"),
@@ -256,6 +292,20 @@ mod tests {
         }
         let lacks = FromHost::parse(br#"{"type": "item", "id": 1}"#).expect_err("no item");
         assert!(lacks.contains("no `item`"), "{lacks}");
+    }
+
+    #[test]
+    fn a_session_key_without_a_value_is_taken_out_and_null_is_a_value() {
+        let value = |line: &str| match FromHost::parse(line.as_bytes()).expect("a frame") {
+            FromHost::Session { id: 1, key, value } => {
+                assert_eq!(key, "k");
+                value.map(|value| value.get().to_owned())
+            }
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(value(r#"{"type": "session", "id": 1, "key": "k"}"#), None);
+        let null = value(r#"{"type": "session", "id": 1, "key": "k", "value": null}"#);
+        assert_eq!(null.as_deref(), Some("null"));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! HostPhase ─► Pool ─► Process ◄─► a child process: frames over its standard streams
+//!                              ◄─► a Unix socket, where somebody else has started the host
 //! ```
 //! An attempt has one end, whatever its process does; a process that breaks the protocol is killed
 //! with all that it started.
@@ -30,6 +31,9 @@ pub struct HostSettings {
     pub name: String,
     /// The program and its arguments; no shell is between.
     pub command: Vec<String>,
+    /// In its place: the Unix socket on which a host listens that somebody else started. Each connection
+    /// is to it what a process is otherwise.
+    pub socket: Option<PathBuf>,
     /// How many attempts of each of its phases may run at once.
     pub slots: u32,
     /// How long an attempt may take, where the pipeline does not say.
@@ -68,6 +72,7 @@ impl HostSettings {
         Self {
             name: name.into(),
             command,
+            socket: None,
             slots: 1,
             timeout: None,
             directory: None,
@@ -93,10 +98,10 @@ pub struct RunningHost {
 }
 
 impl RunningHost {
-    /// Starts its first process, and asks what it offers.
+    /// Starts its first process, or connects to it, and asks what it offers.
     ///
     /// # Errors
-    /// It cannot be started, or is no phase host; the text says why, with the end of its log.
+    /// It cannot be started or reached, or is no phase host; the text says why, with the end of its log.
     pub async fn start(settings: HostSettings) -> Result<Self, String> {
         let pool = Pool::start(settings.clone()).await?;
         Ok(Self { settings, pool: Arc::new(pool) })

@@ -4,10 +4,12 @@
 //!  run ──► writer ──► standard input                 standard output ──► reader ──► end of each attempt
 //!                                    the process     standard error ───► log, and the end of an error
 //! ```
-//! Whatever it writes that breaks the protocol ends it. Its end is the end of all its attempts.
+//! Whatever it writes that breaks the protocol ends it. Its end is the end of all its attempts. Where a host
+//! is reached by a Unix socket, a connection stands for the process.
 
 use std::{
     collections::{HashMap, HashSet},
+    path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -16,10 +18,11 @@ use nix::sys::signal::Signal;
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use serde_json::value::RawValue;
 use tokio::{
-    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
-    process::{Child, ChildStdin, ChildStdout, Command},
+    io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader},
+    net::UnixStream,
+    process::{Child, Command},
     sync::{Notify, mpsc, oneshot},
-    time::{Instant, sleep_until, timeout},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{Instrument, Span, debug, error, info, info_span, warn};
@@ -46,6 +49,10 @@ const READ_BYTES: usize = 64 << 10;
 
 /// While items wait to be durable, the host is not read: nobody in it counts as silent so long.
 const HELD_BEAT: Duration = Duration::from_millis(250);
+
+/// How long after a socket could not be reached it is tried again: twice as long each time.
+const FIRST_RETRY: Duration = Duration::from_millis(50);
+const LONGEST_RETRY: Duration = Duration::from_secs(2);
 
 /// How one attempt in a process ends.
 type End = Result<Fields, PhaseError>;
@@ -187,9 +194,7 @@ impl Process {
         settings: Arc<HostSettings>,
         changed: Arc<Notify>,
     ) -> Result<Self, String> {
-        let mut child = spawn(&settings)?;
-        let group = Group::of(child.id());
-        limit(&settings, child.id())?;
+        let peer = Peer::reach(&settings).await?;
         let (hello, said_hello) = oneshot::channel();
         let (frames, to_write) = mpsc::channel(WAITING_FRAMES);
         let answers = frames.downgrade();
@@ -197,21 +202,31 @@ impl Process {
         let alive = stop.clone().drop_guard();
         let table = Mutex::new(Table::new(hello));
         let start_timeout = settings.start_timeout;
-        let (id, span) = (child.id(), info_span!("host", name = settings.name));
+        let (id, span) = (peer.id(), info_span!("host", name = settings.name));
         let shared = Arc::new(Shared { settings, id, table, stop, changed });
-        let pipes = (child.stdin.take(), child.stdout.take(), child.stderr.take());
-        let (Some(stdin), Some(stdout), Some(stderr)) = pipes else {
-            return Err("its standard streams cannot be used".to_owned());
-        };
-        let attended = {
-            let shared = shared.clone();
-            async move {
-                let pipes = (read(stdout, &shared, answers), write(stdin, to_write));
-                let log = read_log(stderr, LogBudget::renewed(), |line| shared.say(line));
-                attend(child, group, pipes, log, &shared).await;
+        let of = shared.clone();
+        match peer {
+            Peer::Child(mut child, group) => {
+                let pipes = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+                let (Some(stdin), Some(stdout), Some(stderr)) = pipes else {
+                    return Err("its standard streams cannot be used".to_owned());
+                };
+                let attended = async move {
+                    let pipes = (read(stdout, &of, answers), write(stdin, to_write));
+                    let log = read_log(stderr, LogBudget::renewed(), |line| of.say(line));
+                    attend(*child, group, pipes, log, &of).await;
+                };
+                tokio::spawn(attended.instrument(span));
             }
-        };
-        tokio::spawn(attended.instrument(span));
+            Peer::Connection(stream) => {
+                let (from, to) = stream.into_split();
+                let attended = async move {
+                    let streams = (read(from, &of, answers), write(to, to_write));
+                    attend_connection(streams, &of).await;
+                };
+                tokio::spawn(attended.instrument(span));
+            }
+        }
         let hello = match timeout(start_timeout, said_hello).await {
             Ok(Ok(hello)) => hello,
             // It ends without one.
@@ -247,6 +262,10 @@ impl Process {
         let instructions = context.instructions_json()?;
         let fatal = |error: serde_json::Error| PhaseError::Fatal(error.to_string());
         let instructions: &RawValue = serde_json::from_slice(&instructions).map_err(fatal)?;
+        let sessions = context.sessions_json().map(|(step, entries)| {
+            serde_json::from_slice(entries).map(|entries| (step, entries)).map_err(fatal)
+        });
+        let sessions = sessions.collect::<Result<Vec<(&str, &RawValue)>, PhaseError>>()?;
         let (mut given, ended) = self.give(context)?;
         let run = ToHost::Run(Box::new(Run {
             id: given.id,
@@ -261,6 +280,7 @@ impl Process {
             gives_items: context.gives_items(),
             timeout_ms: context.timeout().map(|limit| limit.as_millis() as u64),
             scope: context.scope().all(),
+            sessions,
             instructions,
         }));
         let ended = async {
@@ -347,6 +367,76 @@ impl Drop for GivenTo<'_> {
     }
 }
 
+/// A host, once it is reached.
+enum Peer {
+    Child(Box<Child>, Group),
+    Connection(UnixStream),
+}
+
+impl Peer {
+    async fn reach(settings: &HostSettings) -> Result<Self, String> {
+        if let Some(path) = &settings.socket {
+            return connect(path, settings.start_timeout).await.map(Self::Connection);
+        }
+        let child = spawn(settings)?;
+        let group = Group::of(child.id());
+        limit(settings, child.id())?;
+        Ok(Self::Child(Box::new(child), group))
+    }
+
+    fn id(&self) -> Option<u32> {
+        match self {
+            Self::Child(child, _) => child.id(),
+            Self::Connection(_) => None,
+        }
+    }
+}
+
+/// Connects to a host that somebody else has started, or is about to.
+async fn connect(path: &Path, patience: Duration) -> Result<UnixStream, String> {
+    let (until, mut pause) = (Instant::now() + patience, FIRST_RETRY);
+    loop {
+        match UnixStream::connect(path).await {
+            Ok(stream) => return Ok(stream),
+            Err(error) if Instant::now() + pause >= until => {
+                return Err(format!(
+                    "cannot connect to {} within {patience:?} (start_timeout): {error}; check that it \
+                     runs, listens there and lets this user in",
+                    path.display()
+                ));
+            }
+            Err(_) => sleep(pause).await,
+        }
+        pause = (pause * 2).min(LONGEST_RETRY);
+    }
+}
+
+/// Sees a connection through: it ends when the host ends it, breaks the protocol, or nobody wants it any
+/// more. What runs in the host then is its own affair.
+async fn attend_connection(
+    (reading, writing): (impl Future<Output = Result<(), String>>, impl Future<Output = ()>),
+    shared: &Shared,
+) {
+    tokio::pin!(reading, writing);
+    let mut written = false;
+    let (broken, killed) = loop {
+        tokio::select! {
+            biased;
+            read = &mut reading => break (read.err(), false),
+            () = shared.stop.cancelled() => break (None, true),
+            () = &mut writing, if !written => written = true,
+        }
+    };
+    let (fault, retired) = {
+        let mut table = shared.table();
+        table.closing = true;
+        (table.fault.clone(), table.retired)
+    };
+    let why = broken.or(fault).unwrap_or_else(|| "it closed the connection".to_owned());
+    let why = format!("phase host `{}`: {why}", shared.settings.name);
+    shared.over(Over { why, by_itself: !killed && !retired });
+}
+
 fn spawn(settings: &HostSettings) -> Result<Child, String> {
     let Some((program, arguments)) = settings.command.split_first() else {
         return Err("its command is empty".to_owned());
@@ -429,7 +519,7 @@ async fn attend(
 }
 
 /// Writes frames; those that wait go in one piece.
-async fn write(mut stdin: ChildStdin, mut frames: mpsc::Receiver<Vec<u8>>) {
+async fn write(mut stdin: impl AsyncWrite + Unpin, mut frames: mpsc::Receiver<Vec<u8>>) {
     let mut waiting = Vec::new();
     while frames.recv_many(&mut waiting, WAITING_FRAMES).await > 0 {
         let bytes = waiting.concat();
@@ -446,7 +536,7 @@ async fn write(mut stdin: ChildStdin, mut frames: mpsc::Receiver<Vec<u8>>) {
 /// # Errors
 /// It broke the protocol; how.
 async fn read(
-    stdout: ChildStdout,
+    stdout: impl AsyncRead + Unpin,
     shared: &Shared,
     frames: mpsc::WeakSender<Vec<u8>>,
 ) -> Result<(), String> {
@@ -500,6 +590,9 @@ async fn heard(
             }
         }
         (FromHost::Item { id, item }, None) => return take_item(shared, id, item, frames).await,
+        (FromHost::Session { id, key, value }, None) => {
+            return set_session(shared, id, &key, value, frames);
+        }
         (FromHost::Ended { id, end }, None) => {
             let mut table = shared.table();
             let Some(given) = table.attempts.remove(&id) else {
@@ -545,16 +638,48 @@ async fn take_item(
         }
     };
     let (Err(error), false) = (given, context.cancelled().is_cancelled()) else { return Ok(()) };
+    fail(shared, id, error, frames);
+    Ok(())
+}
+
+/// Sets a key of an attempt's session, or takes it out.
+fn set_session(
+    shared: &Shared,
+    id: u64,
+    key: &str,
+    value: Option<&RawValue>,
+    frames: &mpsc::WeakSender<Vec<u8>>,
+) -> Result<(), String> {
+    let Some(context) = shared.context(id) else {
+        return match shared.table().given_up.contains(&id) {
+            true => Ok(()),
+            false => {
+                Err(format!("it sets a session key of attempt {id}, which does not run in it"))
+            }
+        };
+    };
+    context.heartbeat();
+    let done = match value {
+        Some(value) => context.session().set(key, value),
+        None => context.session().remove(key).map(drop),
+    };
+    if let Err(error) = done {
+        fail(shared, id, error, frames);
+    }
+    Ok(())
+}
+
+/// An attempt has failed, whatever it says from now on.
+fn fail(shared: &Shared, id: u64, error: PhaseError, frames: &mpsc::WeakSender<Vec<u8>>) {
     match shared.table().attempts.get_mut(&id) {
         Some(given) if given.verdict.is_none() => given.verdict = Some(error),
         // It was told already.
-        _ => return Ok(()),
+        _ => return,
     }
     if let Some(frames) = frames.upgrade() {
         // Never waited for: a host that does not read while it writes would wait for us.
         let _ = frames.try_send(ToHost::Cancel { id }.line());
     }
-    Ok(())
 }
 
 /// The most of a text that goes into a log.

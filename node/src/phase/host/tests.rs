@@ -2,6 +2,7 @@
 
 use carbonmesh_protocol::{
     io::{Attempt, Outcome},
+    message::SessionOf,
     pipeline::Handling,
 };
 use tokio::sync::mpsc;
@@ -9,7 +10,7 @@ use tokio::sync::mpsc;
 use super::*;
 use crate::phase::{
     News, PhaseRunner,
-    tests::{assert_gone, attempt, failed, items_of, run, run_with, runner},
+    tests::{assert_gone, attempt, failed, items_of, run, run_with, runner, session_of},
 };
 
 const HELLO: &str = r#"echo '{"type": "hello", "protocol": 1, "phases": [{"name": "phase"}]}'"#;
@@ -84,6 +85,36 @@ async fn an_attempt_comes_with_what_it_needs() {
 }
 
 #[tokio::test]
+async fn a_host_leaves_a_session_and_reads_those_before() {
+    let script = r#"next
+        printf '{"type": "session", "id": %s, "key": "k", "value": {"n": 1}}\n' $id
+        printf '{"type": "session", "id": %s, "key": "gone", "value": 1}\n' $id
+        printf '{"type": "session", "id": %s, "key": "gone"}\n' $id
+        printf '{"type": "result", "id": %s, "result": {"run": %s}}\n' $id "$line"; cat"#;
+    let left = |step: &str, entries: &'static str| SessionOf {
+        step: step.parse().unwrap(),
+        entries: entries.into(),
+    };
+    let before = vec![left("zeta", r#"{"a":1}"#), left("alpha", r#"{"a":2}"#)];
+    let host = start(settings(script)).await;
+    let (left, outcome) = session_of(host.phase("phase"), before).await;
+    assert_eq!(left, Some(serde_json::json!({ "k": { "n": 1 } })));
+    let run = fields(outcome)["run"].clone();
+    // In the order of the pipeline, not of the alphabet.
+    assert_eq!(run["sessions"].to_string(), r#"{"zeta":{"a":1},"alpha":{"a":2}}"#);
+    // What is too much fails the attempt, and it hears of that.
+    let script = r#"next
+        printf '{"type": "session", "id": %s, "key": "k", "value": "' $id
+        head -c 2000000 /dev/zero | tr '\0' 1; echo '"}'
+        read -r cancel
+        printf '{"type": "result", "id": %s, "result": {}}\n' $id; cat"#;
+    let host = start(settings(script)).await;
+    let (left, outcome) = session_of(host.phase("phase"), Vec::new()).await;
+    let (error, retry) = failed(outcome);
+    assert!(error.contains("limits.session_bytes") && !retry && left.is_none(), "{error}");
+}
+
+#[tokio::test]
 async fn what_breaks_the_protocol_ends_the_process_and_the_next_takes_over() {
     let folder = tempfile::tempdir().unwrap();
     for (says, reason) in [
@@ -91,6 +122,7 @@ async fn what_breaks_the_protocol_ends_the_process_and_the_next_takes_over() {
         (r#"printf '{"type": "resu'; exit 0"#, "within a frame"),
         (r#"echo '{"type": "result", "id": 77, "result": {}}'"#, "attempt 77, which it was not"),
         (r#"echo '{"type": "item", "id": 77, "item": 1}'"#, "attempt 77, which does not run"),
+        (r#"echo '{"type": "session", "id": 77, "key": "k"}'"#, "attempt 77, which does not run"),
         (HELLO, "hello twice"),
         ("head -c 2000 /dev/zero | tr '\\0' 1", "more than 1000 bytes (max_frame)"),
         ("echo lost it >&2; exit 3", "exit code 3; its log ends with: lost it"),

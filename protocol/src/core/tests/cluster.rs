@@ -17,7 +17,7 @@ use crate::{
         Attempt, Effect, Input, NewJob, Outcome, PersistId, Receipt, Refusal, Request, RequestId,
         Response,
     },
-    message::{Gathered, Message},
+    message::{Gathered, Message, SessionOf},
     name::Name,
     pipeline::{PhaseInput, PipelineDef},
     store::{ReadError, Reader, Row, Table, Write},
@@ -116,6 +116,10 @@ pub(super) struct Cluster {
     pub(super) items: u32,
     /// How many of them are still to be given.
     giving: BTreeMap<Token, u32>,
+    /// Whether attempts that give items leave a session.
+    pub(super) sessions: bool,
+    /// What attempts may read of those, by step, where there is some.
+    pub(super) left: Vec<(Name, Vec<SessionOf>)>,
     /// What attempts got of items.
     pub(super) gathered: Vec<Gathered>,
     /// Instructions with which attempts fail.
@@ -175,6 +179,8 @@ impl Cluster {
             runs: BTreeMap::new(),
             items: 0,
             giving: BTreeMap::new(),
+            sessions: false,
+            left: Vec::new(),
             gathered: Vec::new(),
             failing: BTreeSet::new(),
             failing_steps: BTreeSet::new(),
@@ -352,6 +358,12 @@ impl Cluster {
                 let got = [attempt.instructions.clone()].into_iter().chain(attempt.results.clone());
                 self.began.push((attempt.job, attempt.step.clone(), got.collect()));
                 self.gathered.extend(attempt.gathered.iter().cloned());
+                if !attempt.sessions.is_empty() {
+                    self.left.push((attempt.step.clone(), attempt.sessions.clone()));
+                }
+                if attempt.gives_items && self.sessions {
+                    self.leave(index, attempt.token, &format!("{{\"by\":\"{}\"}}", attempt.token));
+                }
                 if attempt.gives_items && self.items > 0 {
                     // In two parts, as far as there are two.
                     let first = self.items.div_ceil(2);
@@ -398,6 +410,12 @@ impl Cluster {
         let lines = items.map(|item| format!("{{\"item\":{item}}}\n"));
         let lines = lines.collect::<String>().into();
         self.push(LATENCY, Event::Input(index, Input::Items { token, lines }.into()));
+    }
+
+    /// An attempt leaves a session.
+    pub(super) fn leave(&mut self, index: usize, token: Token, entries: &str) {
+        let entries = Bytes::copy_from_slice(entries.as_bytes());
+        self.push(LATENCY, Event::Input(index, Input::Session { token, entries }.into()));
     }
 
     /// Ends an attempt that waits for it.

@@ -74,7 +74,8 @@ fn nobody_tells_the_end_of_anothers_attempt() {
     let token: Token = cluster.nodes[worker].attempts[0].token;
     let (at, pipeline) = (cluster.coordinator(), PipelineId::of_name("p"));
     let end = |outcome| {
-        Message::Completed(Completion { token, pipeline, job, step: 0, outcome, items: 0 })
+        let (items, session) = (0, None);
+        Message::Completed(Completion { token, pipeline, job, step: 0, outcome, items, session })
     };
     let liar = (0..3).find(|index| ![worker, at].contains(index)).expect("another");
     let from = cluster.nodes[liar].config.node;

@@ -8,9 +8,11 @@ mod figures;
 mod forgotten;
 mod handlers;
 mod items;
-mod resting;
-mod namespaces;
 mod lists;
+mod namespaces;
+mod resting;
+mod schedules;
+mod session;
 
 use std::{sync::Arc, time::Duration};
 
@@ -713,7 +715,8 @@ fn an_end_of_a_phase_that_a_job_does_not_have_changes_nothing() {
     let token = crate::id::Token { term, sequence: 9 };
     let outcome = crate::io::Outcome::Succeeded("{}".into());
     let (job, step) = (receipt.job, 9);
-    let end = crate::message::Completion { token, pipeline, job, step, outcome, items: 0 };
+    let end =
+        crate::message::Completion { token, pipeline, job, step, outcome, items: 0, session: None };
     core.on_completed(from, end).expect("it reads");
     let record = core.record(pipeline, job).expect("it reads").expect("it is there");
     assert!(!record.controls.contains_key(&9), "{record:?}");
