@@ -89,6 +89,7 @@ fn every_node_tells_what_waits_and_runs_at_each_step() {
     let (a, b) = (&found[0], &found[1]);
     assert_eq!((a.step.as_str(), a.waiting, a.running), ("a", 0, 4), "{found:?}");
     assert_eq!((b.step.as_str(), b.waiting, b.running), ("b", 0, 6), "{found:?}");
+    cluster.run_for(Duration::from_secs(100));
     cluster.run_until("all done", |cluster| cluster.all_succeeded(&jobs));
     assert_eq!(steps(&mut cluster, 0), []);
 }

@@ -129,8 +129,10 @@ fn what_a_failed_attempt_left_is_gone() {
 #[test]
 fn a_job_that_is_tried_again_begins_with_an_empty_session() {
     let mut cluster = mapping(3, Settings::default());
+    cluster.failing_steps.insert(name("sum"));
     let job = cluster.enqueue(0, "p", None, "{}").expect("accepted").job;
-    cluster.wait_for(0, job);
+    assert_eq!(cluster.wait_for(0, job).state, JobState::Dead);
+    cluster.failing_steps.clear();
     cluster.left.clear();
     // This time it leaves nothing.
     cluster.sessions = false;
@@ -159,10 +161,11 @@ fn where_the_mapper_is_not_tried_again_its_session_stays() {
 fn fan_outs_within_each_other_keep_theirs_apart() {
     let mut cluster = Cluster::new(3, &PHASES);
     (cluster.items, cluster.sessions) = (2, true);
+    let called = |phase, step| PhaseInput { phase: name(phase), ..PhaseInput::named(name(step)) };
     let within = vec![
-        PhaseInput::named(name("split")),
-        for_each("split", vec![PhaseInput::named(name("count"))], "counts"),
-        PhaseInput::named(name("sum")),
+        called("split", "split-part"),
+        for_each("split-part", vec![PhaseInput::named(name("count"))], "counts"),
+        called("sum", "sum-part"),
     ];
     let mut phases = vec![PhaseInput::named(name("split")), for_each("split", within, "parts")];
     phases.push(PhaseInput::named(name("sum")));
