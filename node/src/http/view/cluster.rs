@@ -2,10 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use carbonmesh_protocol::id::PipelineId;
-use carbonmesh_protocol::schedule::Schedule;
-use carbonmesh_protocol::view::{
-    ClusterView, Counts, Liveness, MemberView, PipelineView, RevisionView, StepCounts,
+use carbonmesh_protocol::{
+    id::PipelineId,
+    schedule::Schedule,
+    view::{ClusterView, Counts, Liveness, MemberView, PipelineView, RevisionView, StepCounts},
 };
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -419,4 +419,37 @@ pub struct DrainDoc {
 pub struct HealthDoc {
     /// `ok`.
     pub status: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use carbonmesh_protocol::schedule::{Missed, Overlap};
+
+    use super::*;
+
+    #[test]
+    fn a_schedule_tells_its_last_run_and_the_next_ones() {
+        let hour_ms = 3_600_000;
+        let mut schedule = Schedule {
+            name: "hourly".parse().expect("a name"),
+            cron: "0 * * * *".to_owned(),
+            timezone: "UTC".to_owned(),
+            instructions: "{}".into(),
+            missed: Missed::default(),
+            overlap: Overlap::default(),
+            since_ms: hour_ms / 2,
+        };
+        let pipeline = PipelineId::of_name("p");
+        let told = ScheduleRunsDoc::new(&schedule, pipeline, hour_ms * 3 / 2).expect("runs");
+        assert_eq!(told.last_at.as_deref(), Some("1970-01-01T01:00:00.000Z"));
+        assert_eq!(told.last_job, Some(schedule.job(pipeline, hour_ms).to_string()));
+        let hours = ["02", "03", "04"].map(|hour| format!("1970-01-01T{hour}:00:00.000Z"));
+        assert_eq!(told.next, hours);
+        // What was due before it was applied did not run.
+        schedule.since_ms = hour_ms;
+        let told = ScheduleRunsDoc::new(&schedule, pipeline, hour_ms * 3 / 2).expect("runs");
+        assert_eq!((told.last_at, told.last_job), (None, None));
+        schedule.cron = "no times".to_owned();
+        assert_eq!(ScheduleRunsDoc::new(&schedule, pipeline, hour_ms), None);
+    }
 }
