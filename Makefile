@@ -96,7 +96,6 @@ test: verify
 	cargo build --locked --workspace --all-targets
 	cargo test --locked --workspace
 	@$(MAKE) --no-print-directory test-sdk test-docs
-	@$(MAKE) --no-print-directory test-quick
 	cargo test --locked -p carbonmesh-simulations --features mutants --test mutants --test model_mutants
 	@$(MAKE) --no-print-directory chaos SEED=$(or $(SEED),1)
 

@@ -46,7 +46,7 @@ async fn bad_input_is_refused_with_its_place_and_harms_nothing() {
     let cases: [(&[&str], &str, i32, &[&str]); 12] = [
         // Unknown and odd names.
         (&["enqueue", "nope", "{}"], "", 1, &["no pipeline is named `nope`", "known are p"]),
-        (&["enqueue", "p/q", "{}"], "", 2, &["p/q", "has `/`"]),
+        (&["enqueue", "p/q/r", "{}"], "", 2, &["p/q/r", "has `/`"]),
         (&["pipeline", "show", "nope"], "", 1, &["no pipeline is named `nope`"]),
         // Jobs.
         (&["enqueue", "p", "[1]"], "", 1, &["array", "one JSON object"]),

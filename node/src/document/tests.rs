@@ -55,7 +55,7 @@ fn a_definition_reads_back_from_its_document() {
 #[test]
 fn values_are_refused_with_their_place() {
     let cases = [
-        (r#"{"name":"p/q","phases":["a"]}"#, "name: name `p/q` has `/`"),
+        (r#"{"name":"p/q/r","phases":["a"]}"#, "name: name `p/q/r` has `/`"),
         (r#"{"name":"p","phases":["a",""]}"#, "phases[1]: a name is empty"),
         (r#"{"name":"p","phases":[{"name":"a","phase":"-"}]}"#, "phases[0].phase: "),
         (r#"{"name":"p","phases":["a",{"name":"b","after":["a","?"]}]}"#, "phases[1].after[1]: "),

@@ -130,7 +130,7 @@ async fn bad_requests_for_events_say_what_is_wrong() {
         ("pipelines/p/events?kinds=lost", "bad-query", "attempt_failed"),
         ("pipelines/p/events?follow=maybe", "bad-query", "true"),
         ("pipelines/p/events?of=x", "bad-query", "of"),
-        ("pipelines/p%2Fq/events", "bad-path", "/"),
+        ("pipelines/p%2Fq%2Fr/events", "bad-path", "/"),
         ("jobs/7/logs", "bad-path", "UUID"),
         (&format!("events?job={}", some_job()), "bad-query", "/v1/pipelines/"),
     ] {
