@@ -288,8 +288,13 @@ async fn every_route_takes_its_verb_and_no_other() {
                 || (route.on == On::Job && kind == "unknown-job");
             assert_eq!(!refused, expected, "{of} as {}:{on}: {found}", verb.name());
             // What the node of this test does not have: a machine to tell of, and certificates.
-            let lacking =
-                ["no-backup-folder", "starting", "foreign-logs", "no-certificates", "unknown-target"];
+            let lacking = [
+                "no-backup-folder",
+                "starting",
+                "foreign-logs",
+                "no-certificates",
+                "unknown-target",
+            ];
             let lacking = lacking.contains(&kind);
             assert!(refused || lacking || found < 300, "{of} as {}:{on}: {found}", verb.name());
         }
