@@ -9,6 +9,7 @@
 # make chaos     real nodes in namespaces of their own, under faults; MINUTES=n SEED=n OUT=FOLDER
 # make test-api  a node held to the document of its HTTP interface, by schemathesis; API="..."
 # make test-sdk  the tests of the SDKs alone; make test-page  the page of a node in a real browser
+# make test-quick  the interface, the page and what operators install, in about a minute each
 # make test-ops  metrics, alerts, dashboard, service and package, tried on real nodes
 # make deb       builds the Debian package; OUT=folder, PROFILE=dev for the program as tests have it
 # make flood     nonsense at 10,000 frames a second, from a stranger and a member; SECONDS=n
