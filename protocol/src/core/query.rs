@@ -170,13 +170,7 @@ impl Core {
             self.answer_committed(Asker::Client(request), pipeline, None, answer);
             return Ok(());
         }
-        let whom: Vec<_> =
-            self.who_knows(pipeline).into_iter().map(|node| (pipeline, node)).collect();
-        if whom.is_empty() {
-            self.refuse_question(request, Some(pipeline));
-            return Ok(());
-        }
-        self.pass_on(request, (whom, false), |pipeline| Question::Jobs {
+        self.ask_who_knows(request, pipeline, |pipeline| Question::Jobs {
             pipeline,
             of,
             state,
@@ -184,6 +178,21 @@ impl Core {
             limit,
         });
         Ok(())
+    }
+
+    /// Passes a question on to those who know best of a pipeline, or says that there is nobody.
+    fn ask_who_knows(
+        &mut self,
+        request: RequestId,
+        pipeline: PipelineId,
+        question: impl Fn(PipelineId) -> Question,
+    ) {
+        let whom = self.who_knows(pipeline).into_iter().map(|node| (pipeline, node));
+        let whom: Vec<(PipelineId, NodeId)> = whom.collect();
+        match whom.is_empty() {
+            true => self.refuse_question(request, Some(pipeline)),
+            false => self.pass_on(request, (whom, false), question),
+        }
     }
 
     /// A client asks for a page of jobs, the newest first.
@@ -208,13 +217,7 @@ impl Core {
             self.answer_committed(Asker::Client(request), pipeline, None, answer);
             return Ok(());
         }
-        let whom: Vec<_> =
-            self.who_knows(pipeline).into_iter().map(|node| (pipeline, node)).collect();
-        if whom.is_empty() {
-            self.refuse_question(request, Some(pipeline));
-            return Ok(());
-        }
-        self.pass_on(request, (whom, false), |pipeline| Question::Newest {
+        self.ask_who_knows(request, pipeline, |pipeline| Question::Newest {
             pipeline,
             state,
             after,
