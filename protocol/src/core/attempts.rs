@@ -262,13 +262,14 @@ impl Core {
         if self.is_anothers(pipeline, (job, step), token, from) {
             return Ok(());
         }
+        let ended = Held::Completed { worker: from, token, of: (pipeline, job, step) };
         self.remove_running(pipeline, token);
         // Without the job nothing can be said of it: the worker keeps the outcome and asks again.
         if !self.load_job(pipeline, job)? {
             let settled = self.groups.get(&pipeline).is_some_and(|group| self.is_settled(group));
             if settled && self.has_heard_all() {
                 // Nobody has it any more: it was dropped with its pipeline, or is lost.
-                self.hold_until_durable(pipeline, Held::Completed { worker: from, token });
+                self.hold_until_durable(pipeline, ended);
             }
             return Ok(());
         }
@@ -278,7 +279,7 @@ impl Core {
         }
         let entry = self.groups.get(&pipeline).and_then(|group| group.jobs.get(&job));
         if entry.is_some_and(|entry| entry.record.is_reaped()) {
-            self.hold_until_durable(pipeline, Held::Completed { worker: from, token });
+            self.hold_until_durable(pipeline, ended);
             self.forget_if_settled(pipeline, job);
             return Ok(());
         }
@@ -344,10 +345,21 @@ impl Core {
         if recorded && self.has(Mutant::CompletionBeforeSync) && from != self.me() {
             self.send(from, Message::CompletionAck(token));
         } else if recorded {
-            self.hold_until_durable(pipeline, Held::Completed { worker: from, token });
+            self.hold_until_durable(pipeline, ended);
         }
         self.forget_if_settled(pipeline, job);
         Ok(())
+    }
+
+    /// Whether an attempt is the one that a phase waits for.
+    pub(super) fn is_running_as(
+        &self,
+        (pipeline, job, step): (PipelineId, JobId, u16),
+        token: Token,
+    ) -> bool {
+        self.control(pipeline, job, step).is_some_and(|control| {
+            matches!(control.progress, Progress::Running { token: current, .. } if current == token)
+        })
     }
 
     /// Whether an attempt is known to have been given to another worker: nobody else tells its end.

@@ -64,8 +64,8 @@ pub(super) enum Held {
     Stored { store: u64, results: Vec<StoreResult> },
     /// This node's own copy of the catalog.
     Applied(crate::io::RequestId),
-    /// An end that was accepted: its worker may forget it.
-    Completed { worker: NodeId, token: Token },
+    /// An end of a phase's attempt that was accepted: its worker may forget it.
+    Completed { worker: NodeId, token: Token, of: (PipelineId, JobId, u16) },
     /// Jobs that a strict group's coordinator took from a gateway.
     Taken { gateway: NodeId, store: u64, pipeline: PipelineId, results: Vec<StoreResult> },
     /// A strict group's view.
@@ -409,6 +409,9 @@ impl Core {
             // It did not know the pipeline, and kept nothing of it.
             self.put_out(from);
         }
+        for pipeline in refused {
+            self.compare_again(*pipeline, from);
+        }
         let Some(&(pipeline, _)) = missing.first() else {
             self.on_batch_kept((from, disk), batch, refused);
             return Ok(());
@@ -529,7 +532,10 @@ impl Core {
             }
             Held::Applied(request) => self.on_applied_here(request),
             Held::Event { pipeline, kept } => self.tell(pipeline, kept),
-            Held::Completed { worker, token } => {
+            // A retry that came in beside it may make it the attempt that counts: its worker tells the
+            // end again, to that generation.
+            Held::Completed { token, of, .. } if self.is_running_as(of, token) => {}
+            Held::Completed { worker, token, .. } => {
                 if worker == self.me() {
                     self.worker_forget(token);
                 } else {

@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use crate::{
     codec,
-    id::{JobId, NodeId, PipelineId},
+    id::{JobId, NodeId, PipelineId, Term},
     io::{Effect, Refusal},
     message::{JobUpdate, Message, Replicate, StoreResult},
     mutant::Mutant,
@@ -431,15 +431,22 @@ impl Core {
             if let Some(view) = &update.view {
                 self.learn_view(pipeline, view);
             }
+            let mut outranked = false;
             for job in &update.updates {
                 // What is known of a job without what was enqueued is of no use, and could not even
                 // be brought to an end: the coordinator sends all of it first.
                 if self.knows_spec(pipeline, job)? {
                     // A join does no harm, whoever sends it.
                     self.absorb(pipeline, job, false)?;
+                    outranked |= self.is_outranked(pipeline, job, update.term)?;
                 } else {
                     missing.push((pipeline, job.job));
                 }
+            }
+            if outranked {
+                // What stands here was never committed. The coordinator hears of it when the two are
+                // compared, and writes what outranks it; until then this disk does not count.
+                refused.push(pipeline);
             }
         }
         let (batch, disk) = (replicate.batch, self.config.disk);
@@ -450,6 +457,34 @@ impl Core {
         }
         self.hold_until_on_disk(Held::Effect(Effect::Send { to: from, message: ack }));
         Ok(())
+    }
+
+    /// Whether this strict group's disk holds a part of a job that a coordinator's change does not
+    /// replace, though that coordinator did not write it.
+    fn is_outranked(
+        &mut self,
+        pipeline: PipelineId,
+        update: &JobUpdate,
+        term: Term,
+    ) -> Result<bool, ReadError> {
+        if !self.is_strict(pipeline) || !self.load_job(pipeline, update.job)? {
+            return Ok(false);
+        }
+        let mut theirs = JobRecord::default();
+        for component in &update.components {
+            // What cannot be read counts as missing there.
+            let _ = theirs.merge(component);
+        }
+        let group = self.groups.get(&pipeline);
+        let outranked = group.and_then(|group| group.jobs.get(&update.job)).is_some_and(|entry| {
+            let mine = &entry.record;
+            theirs.controls.iter().any(|(step, control)| {
+                let stands = mine.controls.get(step);
+                stands.is_some_and(|stands| stands > control && stands.term != term)
+            })
+        });
+        self.forget_if_settled(pipeline, update.job);
+        Ok(outranked)
     }
 
     /// Whether what was enqueued is known here, or comes with an update.

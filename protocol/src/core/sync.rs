@@ -89,6 +89,8 @@ pub(super) struct Session {
     copy: Option<u64>,
     /// How often it stood still and was begun again.
     restarts: u32,
+    /// Whether the other refused a change since it began: all is compared again.
+    refused: bool,
     /// The other's disk.
     disk: Option<DiskId>,
     /// The last batch that was sealed before it began.
@@ -126,6 +128,7 @@ impl Core {
             theirs: Digest::default(),
             copy: None,
             restarts: 0,
+            refused: false,
             disk: None,
             sealed: PersistId(self.next_persist),
             owed: VecDeque::new(),
@@ -192,6 +195,22 @@ impl Core {
             }
         }
         Ok(())
+    }
+
+    /// A strict group's replica refused a change, since something of its own outranks that: it has to
+    /// be heard, and what it refused has to be counted anew.
+    pub(super) fn compare_again(&mut self, pipeline: PipelineId, peer: NodeId) {
+        let mut under_way = false;
+        for session in self.sessions.values_mut() {
+            if (session.peer, session.pipeline) == (peer, pipeline) {
+                (session.refused, under_way) = (true, true);
+            }
+        }
+        let group = self.groups.get_mut(&pipeline);
+        let elected = group.is_some_and(|group| group.elected().is_some());
+        if !under_way && elected && self.is_strict(pipeline) {
+            self.put_out(peer);
+        }
     }
 
     fn restart(&mut self, session: Session, restarts: u32) {
@@ -575,6 +594,10 @@ impl Core {
             return;
         }
         let Some(session) = self.sessions.remove(&id) else { return };
+        if session.refused && matches!(session.purpose, Purpose::Reign(_)) {
+            let restarts = session.restarts;
+            return self.restart(session, restarts);
+        }
         let Session { peer, pipeline, scope, purpose, theirs, copy, disk, sealed, .. } = session;
         let copy = copy.unwrap_or_default();
         match purpose {

@@ -2,10 +2,12 @@
 //! coordinator has acted in its term, none acts in an earlier one; and it acts only on what a
 //! majority of the group's view has on disk.
 
+use std::collections::BTreeMap;
+
 use carbonmesh_protocol::{
     group_view::Holder,
     id::{JobId, Term},
-    message::{Answer, Assignment, Message},
+    message::{Answer, Assignment, GroupUpdate, Message},
     record::JobRecord,
     view::{JobState, JobView},
 };
@@ -18,12 +20,15 @@ pub(super) struct OneCoordinator {
     by_coordinator: bool,
     /// The latest term in which anybody acted.
     latest: Option<Term>,
+    /// In which term each node told others last that it coordinates: by the time that its answers
+    /// leave, it may have stepped down.
+    told: BTreeMap<usize, Term>,
 }
 
 impl OneCoordinator {
     pub(super) fn new(options: &Options) -> Self {
         let by_coordinator = options.quorums.0 == options.quorums.1;
-        Self { strict: options.is_strict(), by_coordinator, latest: None }
+        Self { strict: options.is_strict(), by_coordinator, latest: None, told: BTreeMap::new() }
     }
 
     fn acts(&mut self, what: &str, term: Term) -> Verdict {
@@ -82,12 +87,19 @@ impl Invariant for OneCoordinator {
                     })
                 })
             }
+            Fact::Sent { at, message: Message::Replicate(replicate), .. } => {
+                let own = |it: &&GroupUpdate| it.pipeline == seen.pipeline;
+                let update = replicate.groups.iter().find(own);
+                self.told.extend(update.map(|update| (*at, update.term)));
+                Ok(())
+            }
             Fact::Sent { at, message: Message::Stored { copies, .. }, .. }
                 if self.by_coordinator && *copies > 0 =>
             {
                 let core = seen.nodes[*at].core.as_ref();
                 let group = core.and_then(|core| core.snapshot().groups.remove(&seen.pipeline));
-                match group.and_then(|group| group.coordinates) {
+                let now = group.and_then(|group| group.coordinates);
+                match now.or_else(|| self.told.get(at).copied()) {
                     Some(term) => self.acts("acknowledges", term),
                     None => Err(format!("n{at} acknowledges, and coordinates nothing")),
                 }

@@ -170,6 +170,10 @@ impl World {
     fn pause_some(&mut self) {
         let at = self.some_node();
         let pause = self.random.between(50, 6000);
+        // What it has decided by now is on its way: that a message takes long is a fault of the network.
+        if self.nodes[at].paused_until <= self.now {
+            self.drain(at);
+        }
         // A pause is never cut short: what waits for its end keeps its order.
         let until = self.nodes[at].paused_until.max(self.now + pause);
         self.nodes[at].paused_until = until;

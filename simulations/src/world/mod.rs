@@ -380,7 +380,7 @@ impl World {
     }
 
     /// Notes when a core wants to be called, after it may have changed.
-    fn reschedule(&mut self, at: usize) {
+    pub(super) fn reschedule(&mut self, at: usize) {
         let (before, now) = (self.nodes[at].due, self.nodes[at].next_due());
         if before != now {
             self.nodes[at].due = now;
@@ -401,7 +401,7 @@ impl World {
         self.reschedule(at);
     }
 
-    fn drain(&mut self, at: usize) {
+    pub(super) fn drain(&mut self, at: usize) {
         while let Some(effect) = self.nodes[at].core.as_mut().and_then(Core::poll_effect) {
             self.effect(at, effect);
         }
