@@ -247,7 +247,7 @@ impl Options {
             keep_ms: one_of(&[0, 0, 0, 4000, 20_000]).into(),
             // With clocks that jump by hours, hours pass.
             tombstones_ms: match jump_every_ms {
-                0 => one_of(&[600_000, 45_000]).into(),
+                0 => one_of(&[6_000_000, 45_000]).into(),
                 _ => 600_000_000,
             },
             signals: one_of(&[0, 0, 0, 1]) == 1,

@@ -298,12 +298,14 @@ impl Core {
         &mut self,
         pipeline: PipelineId,
         update: &JobUpdate,
-        replicate: bool,
+        origin: Origin,
     ) -> Result<bool, ReadError> {
+        let replicate = origin != Origin::Change;
+        let doubted = origin == Origin::Copy { current: false };
         if self.is_strict(pipeline) {
             match self.groups.get(&pipeline).map(|group| &group.role) {
                 Some(Role::Coordinator(_)) => {
-                    let unknown = replicate && !self.load_job(pipeline, update.job)?;
+                    let unknown = doubted && !self.load_job(pipeline, update.job)?;
                     let changed = self.absorb_as_coordinator(pipeline, update)?;
                     if unknown {
                         self.set_aside_if_old(pipeline, update.job);
@@ -379,7 +381,7 @@ impl Core {
             self.note_failed_elsewhere(pipeline, update.job);
             self.refresh(pipeline, update.job);
         }
-        if replicate && unknown {
+        if doubted && unknown {
             if self.may_change(pipeline) {
                 self.set_aside_if_old(pipeline, update.job);
             } else if let Some(reign) =
@@ -437,7 +439,7 @@ impl Core {
                 // be brought to an end: the coordinator sends all of it first.
                 if self.knows_spec(pipeline, job)? {
                     // A join does no harm, whoever sends it.
-                    self.absorb(pipeline, job, false)?;
+                    self.absorb(pipeline, job, Origin::Change)?;
                     outranked |= self.is_outranked(pipeline, job, update.term)?;
                 } else {
                     missing.push((pipeline, job.job));
@@ -600,7 +602,7 @@ impl Core {
                 if known == spec {
                     // The coordinator's copy of this very request was faster. A newer release may
                     // have put more into the request than that.
-                    self.absorb(pipeline, update, false)?;
+                    self.absorb(pipeline, update, Origin::Change)?;
                     return Ok(StoreResult::Stored);
                 }
                 self.forget_if_settled(pipeline, job);
@@ -612,7 +614,7 @@ impl Core {
         } else if let Some(refusal) = self.refusal(pipeline) {
             return Ok(StoreResult::Refused(refusal));
         }
-        self.absorb(pipeline, update, false)?;
+        self.absorb(pipeline, update, Origin::Change)?;
         Ok(StoreResult::Stored)
     }
 
@@ -634,6 +636,19 @@ impl Core {
         (bytes >= limits.waiting_bytes)
             .then_some(Refusal::MemoryFull { bytes, limit: limits.waiting_bytes })
     }
+}
+
+/// Where records come from that are joined with what is here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// A coordinator's change, or a gateway's job: whoever sent it sends it to all replicas.
+    Change,
+    /// Another's copy, of which others may not know.
+    Copy {
+        /// Whether that copy was in step late enough to have heard of all that was forgotten so long
+        /// ago that no mark of it is left here.
+        current: bool,
+    },
 }
 
 /// The one component that an update has under a tag.

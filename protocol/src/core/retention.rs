@@ -298,6 +298,12 @@ impl Core {
         true
     }
 
+    /// Whether a copy that was last in step when marks were dropped up to a moment has heard of all that
+    /// was forgotten so long ago that no mark of it is left here.
+    pub(super) fn is_current(&self, pipeline: PipelineId, horizon_ms: u64) -> bool {
+        self.horizon_ms(pipeline) <= horizon_ms.saturating_add(self.marks_kept_ms())
+    }
+
     /// What still counts of what somebody holds of a job: not a mark that all others have dropped.
     /// None if that is all.
     pub(super) fn still_counting<'a>(

@@ -367,11 +367,13 @@ impl Core {
     ) -> Result<(), ReadError> {
         let jobs = records.iter().map(|update| update.job).chain(lacks.iter().copied());
         let (mut mine, mut doubtful) = (Vec::new(), Vec::new());
+        let current = self.is_current(pipeline, later_ms);
         for job in jobs {
             match self.whole(pipeline, job)? {
                 Some(known) => mine.push(known),
                 // It may have been forgotten since the other heard of it.
-                None => doubtful.push(job),
+                None if !current => doubtful.push(job),
+                None => {}
             }
         }
         if later_ms > self.horizon_ms(pipeline) + self.marks_kept_ms() {

@@ -27,6 +27,7 @@ use super::{
     Core,
     commit::Held,
     group::{Group, Job, PeerSync, Role, job_hash},
+    replica::Origin,
     timer::Timer,
 };
 
@@ -382,7 +383,8 @@ impl Core {
         let finished =
             self.groups.get(&pipeline).map_or(Digest::default(), |group| group.finished.digest);
         let disk = self.config.disk;
-        let horizon_ms = self.horizon_ms(pipeline);
+        // A copy that is not in step may have heard how far the others are, and still lack that.
+        let horizon_ms = if self.is_admitted(pipeline) { self.horizon_ms(pipeline) } else { 0 };
         let from_job = first;
         let reply = SyncReply {
             session,
@@ -445,8 +447,9 @@ impl Core {
             return Ok(());
         }
         let mut push = reply.want;
+        let current = self.is_current(pipeline, reply.horizon_ms);
         for update in &reply.records {
-            self.absorb(pipeline, update, true)?;
+            self.absorb(pipeline, update, Origin::Copy { current })?;
             if self.differs(pipeline, update)? {
                 push.push(update.job);
             }
@@ -552,8 +555,11 @@ impl Core {
         if session > 0 {
             self.note_takeover(from, pipeline);
         }
+        let group = self.groups.get_mut(&pipeline);
+        let peer = group.and_then(|group| group.reign()).and_then(|reign| reign.peers.get(&from));
+        let current = peer.is_some_and(|sync| sync.is_in_step());
         for record in records {
-            self.absorb(pipeline, record, true)?;
+            self.absorb(pipeline, record, Origin::Copy { current })?;
         }
         let disk = self.config.disk;
         let message = Message::SyncPushAck { session, part, disk };
