@@ -57,6 +57,9 @@ pub struct Timing {
     pub start_wait: Duration,
     /// How long a request is tried before its outcome is called unknown. Default 5 s.
     pub request_timeout: Duration,
+    /// How long a worker that answers may keep an attempt beyond twice its time-out before that is given
+    /// to another. Default 60 s.
+    pub overdue: Duration,
     /// How often a node that holds live jobs of a pipeline compares them with its coordinator's.
     /// Default 10 s.
     pub anti_entropy: Duration,
@@ -78,6 +81,7 @@ impl Timing {
         minority_wait: Duration::from_millis(1000),
         start_wait: Duration::from_millis(10_000),
         request_timeout: Duration::from_millis(5000),
+        overdue: Duration::from_secs(60),
         anti_entropy: Duration::from_millis(10_000),
         replace_after: Duration::from_secs(600),
         tombstones: Duration::from_secs(7 * 24 * 3600),

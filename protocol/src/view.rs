@@ -2,7 +2,7 @@
 //!
 //! Times are milliseconds since 1970 by the clock of the node that recorded them.
 
-use std::{collections::BTreeMap, fmt, str::FromStr};
+use std::{collections::BTreeMap, fmt, str::FromStr, time::Duration};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -225,6 +225,9 @@ pub struct MemberView {
     pub addresses: Vec<String>,
     /// Why it takes no jobs, if so.
     pub refusing: Option<String>,
+    /// For how long the node that was asked gives it nothing, since it kept attempts far beyond their
+    /// time-outs.
+    pub avoided: Option<Duration>,
 }
 
 /// A pipeline as the node that was asked sees it.

@@ -87,6 +87,8 @@ pub struct Options {
     pub failures_per_mille: u32,
     /// How many of a thousand take half a minute.
     pub hangs_per_mille: u32,
+    /// Whether phases have time-outs, to which workers do not keep.
+    pub timed: bool,
     /// How many workers of a thousand cancellations end the attempt.
     pub cancels_per_mille: u32,
 
@@ -143,6 +145,7 @@ pub const SIMPLIFICATIONS: &[Simplification] = &[
     ("jumps", |it| it.jump_every_ms = 0),
     ("failures", |it| it.failures_per_mille = 0),
     ("hangs", |it| it.hangs_per_mille = 0),
+    ("time-outs", |it| it.timed = false),
     ("cancels", |it| it.cancels_per_mille = 0),
     ("retention", |it| it.keep_ms = 0),
     ("signals", |it| it.signals = false),
@@ -260,6 +263,8 @@ impl Options {
             items: one_of(&[0, 0, 1]) == 1,
             undone: one_of(&[0, 0, 1]) == 1,
             resident_bytes: one_of(&[64 << 20, 64 << 20, 4000, 0]) as usize,
+            // Drawn by itself, so that earlier worlds stay what they were.
+            timed: Random::new(!seed).below(3) == 0,
             #[cfg(feature = "mutants")]
             mutant: None,
         }

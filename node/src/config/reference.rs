@@ -267,6 +267,7 @@ fn defaults_are_those_of_the_code() {
         ("timing.minority_wait", time(timing.minority_wait)),
         ("timing.start_wait", time(timing.start_wait)),
         ("timing.request_timeout", time(timing.request_timeout)),
+        ("timing.overdue", time(timing.overdue)),
         ("timing.anti_entropy", time(timing.anti_entropy)),
         ("timing.replace_after", time(timing.replace_after)),
         ("timing.tombstones", time(timing.tombstones)),

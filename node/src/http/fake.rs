@@ -214,6 +214,7 @@ pub(crate) fn cluster() -> ClusterView {
         labels: Default::default(),
         addresses: vec![],
         refusing: (liveness == Liveness::Down).then(|| "disk full".to_owned()),
+        avoided: None,
     };
     let definition =
         PipelineDef::new(name("p"), vec![PhaseInput::named(name("s"))]).expect("a pipeline");

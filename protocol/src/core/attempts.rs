@@ -64,7 +64,8 @@ impl Core {
         }
         let has: std::collections::BTreeSet<Token> =
             attempts.iter().map(|held| held.token).collect();
-        let (mut lost, hasty) = (Vec::new(), self.has(Mutant::OnItsWayLost));
+        let (mut lost, mut overdue, now) = (Vec::new(), Vec::new(), self.now);
+        let hasty = self.has(Mutant::OnItsWayLost);
         for group in self.groups.values_mut() {
             let pipeline = group.id;
             let Some(reign) = group.reign() else { continue };
@@ -76,9 +77,13 @@ impl Core {
                         lost.push((pipeline, *token));
                     }
                     running.missed = true;
+                } else if running.worker == worker && running.overdue_at.is_some_and(|at| at <= now)
+                {
+                    overdue.push((pipeline, *token));
                 }
             }
         }
+        self.give_up_overdue(worker, overdue);
         for (pipeline, token) in lost {
             self.lose_attempt(pipeline, token, "its worker does not have it");
             self.cancel_at(worker, token);
@@ -132,7 +137,8 @@ impl Core {
                 });
                 let after_beat = Some(self.beats.sequence());
                 let given = Running::new((job, step), queue, key, worker);
-                let running = Running { after_beat, ..given };
+                let overdue_at = self.overdue_at(self.timeout_of(pipeline, job, step));
+                let running = Running { after_beat, overdue_at, ..given };
                 self.add_running(pipeline, token, running);
                 if unknown {
                     self.note_attempt(pipeline, (job, step), worker);
@@ -263,7 +269,9 @@ impl Core {
             return Ok(());
         }
         let ended = Held::Completed { worker: from, token, of: (pipeline, job, step) };
-        self.remove_running(pipeline, token);
+        if self.remove_running(pipeline, token).is_some() {
+            self.note_ended(from);
+        }
         // Without the job nothing can be said of it: the worker keeps the outcome and asks again.
         if !self.load_job(pipeline, job)? {
             let settled = self.groups.get(&pipeline).is_some_and(|group| self.is_settled(group));

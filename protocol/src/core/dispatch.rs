@@ -159,7 +159,7 @@ impl Core {
             .iter()
             .filter_map(|(worker, window)| Some((*worker, *window.phases.get(phase)?)))
             .filter(|(worker, slots)| slots.taken < slots.window && self.is_reachable(*worker))
-            .filter(|(worker, _)| meets(worker))
+            .filter(|(worker, _)| meets(worker) && self.avoided_for(*worker).is_none())
             .min_by_key(|(worker, slots)| {
                 let share = u64::from(slots.taken) * 1_000_000 / u64::from(slots.window);
                 (share, Some(*worker) != near, slots.last)
@@ -301,7 +301,9 @@ impl Core {
         let Some(assignment) = self.assignment(pipeline, job, step, token, gathered) else {
             return;
         };
-        let running = Running::new((job, step), name.clone(), key, worker);
+        let overdue_at = self.overdue_at(assignment.timeout);
+        let given = Running::new((job, step), name.clone(), key, worker);
+        let running = Running { overdue_at, ..given };
         self.add_running(pipeline, token, running);
         self.note_attempt(pipeline, (job, step), worker);
         let assignment = Box::new(assignment);
@@ -361,6 +363,18 @@ impl Core {
             handling: phase.handling.clone(),
             sessions: super::session::left_before(record, phases, step),
         })
+    }
+
+    /// How long an attempt that runs may take, from now on at most.
+    pub(super) fn timeout_of(
+        &self,
+        pipeline: PipelineId,
+        job: JobId,
+        step: u16,
+    ) -> Option<Duration> {
+        let record = &self.groups.get(&pipeline)?.jobs.get(&job)?.record;
+        let phase = self.phases_of(pipeline, record)?.get(usize::from(step))?;
+        self.time_left(record.controls.get(&step)?, phase)
     }
 
     /// How long an attempt may take: no longer than the phase has left.

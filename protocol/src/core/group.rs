@@ -333,6 +333,8 @@ pub(super) struct Running {
     pub(super) missed: bool,
     /// When it is given to another unless its worker claims it.
     pub(super) deadline: Option<Timestamp>,
+    /// When its worker has had it for too long, if it has a time-out.
+    pub(super) overdue_at: Option<Timestamp>,
 }
 
 impl Running {
@@ -354,6 +356,7 @@ impl Running {
             claimed: true,
             missed: false,
             deadline: None,
+            overdue_at: None,
         }
     }
 }

@@ -159,6 +159,7 @@ impl Core {
         }
         self.on_peer_down(node);
         self.windows.remove(&node);
+        self.avoided.remove(&node);
         self.requeue_attempts_at(node);
         if self.members.remove(&node).is_some() {
             self.write(Write::Delete { table: Table::Meta, key: member_key(node) });

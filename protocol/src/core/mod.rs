@@ -31,6 +31,7 @@ mod handlers;
 mod inspect;
 mod items;
 mod members;
+mod overdue;
 mod query;
 mod ready;
 mod recover;
@@ -83,6 +84,7 @@ use gateway::Gateway;
 use group::Group;
 use handlers::Handlers;
 use members::Member;
+use overdue::Avoided;
 use query::Queries;
 use sync::Session;
 use timer::Timer;
@@ -130,6 +132,8 @@ pub struct Core {
 
     beats: Beats,
     windows: BTreeMap<NodeId, Window>,
+    /// Workers that kept attempts for too long.
+    avoided: BTreeMap<NodeId, Avoided>,
     assigned: u64,
     worker: Worker,
     gateway: Gateway,
@@ -195,6 +199,7 @@ impl Core {
             next_session: first,
             beats: Beats::new(now),
             windows: BTreeMap::new(),
+            avoided: BTreeMap::new(),
             assigned: 0,
             worker,
             gateway: Gateway::new(first),

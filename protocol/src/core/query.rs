@@ -955,9 +955,11 @@ impl Core {
 
     /// The cluster as this node sees it.
     pub(super) fn cluster_view(&self) -> ClusterView {
-        let mut members: Vec<MemberView> = vec![member_view(&self.advert(), Liveness::Alive)];
+        let mut members: Vec<MemberView> =
+            vec![member_view(&self.advert(), Liveness::Alive, self.avoided_for(self.me()))];
         members.extend(self.members.values().map(|member| {
-            let mut view = member_view(&member.advert, self.liveness(member));
+            let avoided = self.avoided_for(member.advert.node);
+            let mut view = member_view(&member.advert, self.liveness(member), avoided);
             for slots in &mut view.phases {
                 let busy = member.busy.iter().find(|(phase, _)| *phase == slots.phase);
                 slots.busy = busy.map_or(slots.busy, |(_, busy)| *busy);
@@ -1005,7 +1007,7 @@ impl Core {
     }
 }
 
-fn member_view(advert: &Advert, liveness: Liveness) -> MemberView {
+fn member_view(advert: &Advert, liveness: Liveness, avoided: Option<Duration>) -> MemberView {
     let advert = advert.clone();
     MemberView {
         node: advert.node,
@@ -1019,5 +1021,6 @@ fn member_view(advert: &Advert, liveness: Liveness) -> MemberView {
         labels: advert.labels,
         addresses: advert.addresses,
         refusing: advert.refusing,
+        avoided,
     }
 }

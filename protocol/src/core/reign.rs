@@ -162,7 +162,8 @@ impl Core {
             self.arm(wait, Timer::Claim(pipeline));
             let after_beat = Some(self.beats.sequence());
             let given = Running::new((job, step), queue, key, worker);
-            let running = Running { after_beat, claimed: false, deadline, ..given };
+            let overdue_at = self.overdue_at(self.timeout_of(pipeline, job, step));
+            let running = Running { after_beat, claimed: false, deadline, overdue_at, ..given };
             self.add_running(pipeline, token, running);
         }
     }

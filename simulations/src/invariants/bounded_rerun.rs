@@ -16,6 +16,7 @@ pub(super) struct BoundedRerun {
     last: BTreeMap<(JobId, String), (Token, Timestamp)>,
     failed: BTreeMap<Token, bool>,
     last_fault: Option<Timestamp>,
+    timed: bool,
 }
 
 impl BoundedRerun {
@@ -25,6 +26,7 @@ impl BoundedRerun {
             last: BTreeMap::new(),
             failed: BTreeMap::new(),
             last_fault: None,
+            timed: options.timed,
         }
     }
 
@@ -54,7 +56,9 @@ impl Invariant for BoundedRerun {
                 let before = self.last.insert(what.clone(), (attempt.token, seen.now));
                 let Some((token, since)) = before else { return Ok(()) };
                 let failed = self.failed.get(&token) == Some(&true);
-                if !failed && !self.blames_fault(since) {
+                // Its worker kept it far too long.
+                let overdue = self.timed && !self.failed.contains_key(&token);
+                if !failed && !overdue && !self.blames_fault(since) {
                     return Err(format!("{what:?} ran again without a reason, after {token}"));
                 }
             }

@@ -8,10 +8,11 @@ use carbonmesh_protocol::{
     id::{JobId, Token},
     io::Outcome,
     message::{JobUpdate, Message, StoreResult},
-    record::{Component, Progress, REAPED},
+    record::{Component, JobRecord, Progress, REAPED},
 };
 
 use super::{Fact, Invariant, Seen, Verdict};
+use crate::world::WALL_START_MS;
 
 /// What a node was asked to keep: by whom, in which life of the asker, and under which numbers.
 type Asked = BTreeMap<(usize, usize, u64, u64, u64), Vec<JobUpdate>>;
@@ -136,6 +137,17 @@ fn voted(
     }
 }
 
+/// Whether a mark is from so long ago that whoever is sent it may throw it away: all others have.
+fn is_old(seen: &Seen<'_>, at: usize, update: &JobUpdate) -> bool {
+    let kept_ms = seen.nodes[at].config.timing.tombstones.as_millis() as u64;
+    let mut record = JobRecord::default();
+    for component in &update.components {
+        record.merge(component).expect("it reads back");
+    }
+    let now_ms = WALL_START_MS + seen.now.as_millis();
+    record.reaped.is_some_and(|mark| mark.at_ms + kept_ms <= now_ms)
+}
+
 /// Whether a node's disk has all that these updates say.
 fn all_on_disk(seen: &Seen<'_>, at: usize, updates: &[JobUpdate]) -> Verdict {
     let node = &seen.nodes[at];
@@ -146,7 +158,7 @@ fn all_on_disk(seen: &Seen<'_>, at: usize, updates: &[JobUpdate]) -> Verdict {
         }
         // That a job was forgotten is not kept for ever.
         let mark = update.components.iter().all(|component| component.tag == REAPED);
-        if mark && !seen.has_on_disk(at, update.job) {
+        if mark && (!seen.has_on_disk(at, update.job) || is_old(seen, at, update)) {
             continue;
         }
         let mut record = Arc::unwrap_or_clone(seen.on_disk(at, update.job).unwrap_or_default());

@@ -94,6 +94,7 @@ impl Node {
         let timing = Timing {
             replace_after: Duration::from_millis(options.replace_after_ms),
             tombstones: Duration::from_millis(options.tombstones_ms),
+            overdue: Duration::from_secs(2),
             ..Timing::DEFAULT
         };
         let config = Config {

@@ -180,6 +180,10 @@ fn lacks(phase: &PhaseDef, member: &MemberView) -> Vec<String> {
         }
         Some(_) => {}
     }
+    if let Some(left) = member.avoided {
+        let left = left.as_secs() + 1;
+        lacks.push(format!("it kept attempts far beyond their time-outs: left out for {left} s"));
+    }
     lacks.extend(phase.requires.iter().filter_map(|it| it.lack_of(&member.labels)));
     lacks
 }

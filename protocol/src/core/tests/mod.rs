@@ -10,6 +10,7 @@ mod handlers;
 mod items;
 mod lists;
 mod namespaces;
+mod overdue;
 mod resting;
 mod schedules;
 mod session;
