@@ -76,8 +76,8 @@ pub(super) enum Held {
     ItemsTaken { worker: NodeId, token: Token, count: u32 },
     /// An attempt that nobody wants any more.
     Cancel { worker: NodeId, token: Token },
-    /// Something happened to a job.
-    Event { pipeline: PipelineId, kept: Kept },
+    /// Something happened to a job, in a term: another's stream begins anew.
+    Event { pipeline: PipelineId, term: Option<Term>, kept: Kept },
     /// What somebody asked, or asked to be done.
     Answer { asker: Asker, answer: Box<Answer> },
 }
@@ -292,7 +292,8 @@ impl Core {
     ) {
         let (mut came, mut came_strict) = (Vec::new(), BTreeMap::<PipelineId, Vec<Held>>::new());
         for (pipeline, first, kept) in turns {
-            let event = Held::Event { pipeline, kept };
+            let term = self.elected_term(pipeline);
+            let event = Held::Event { pipeline, term, kept };
             match (self.is_strict(pipeline), first) {
                 (true, true) => came_strict.entry(pipeline).or_default().push(event),
                 (true, false) => strict.entry(pipeline).or_default().push(event),
@@ -428,7 +429,7 @@ impl Core {
             return Ok(());
         }
         // Its acknowledgement stands for that of the batch.
-        let term = self.groups.get(&pipeline).and_then(|group| group.elected_term());
+        let term = self.elected_term(pipeline);
         let term = term.unwrap_or(Term::ZERO);
         self.send(from, Message::SyncPush { session: 0, part: batch, pipeline, term, records });
         Ok(())
@@ -531,7 +532,10 @@ impl Core {
                 }
             }
             Held::Applied(request) => self.on_applied_here(request),
-            Held::Event { pipeline, kept } => self.tell(pipeline, kept),
+            Held::Event { pipeline, term, kept } if term == self.elected_term(pipeline) => {
+                self.tell(pipeline, kept);
+            }
+            Held::Event { .. } => {}
             // A retry that came in beside it may make it the attempt that counts: its worker tells the
             // end again, to that generation.
             Held::Completed { token, of, .. } if self.is_running_as(of, token) => {}

@@ -104,7 +104,7 @@ impl Core {
         let under_way = self.cancel_rest(pipeline, job);
         let created_ms = self.wall_ms();
         let priority = spec.options.priority;
-        let term = self.groups.get(&pipeline).and_then(|group| group.elected_term());
+        let term = self.elected_term(pipeline);
         let undo = JobSpec {
             generation: 0,
             revision: spec.revision,

@@ -285,7 +285,7 @@ impl Core {
         worker: NodeId,
     ) {
         let wall_ms = self.wall_ms();
-        let Some(term) = self.groups.get(&pipeline).and_then(|group| group.elected_term()) else {
+        let Some(term) = self.elected_term(pipeline) else {
             return;
         };
         let gathered = self.take_collected(pipeline, job, step);

@@ -282,7 +282,8 @@ impl Core {
         what: What,
     ) {
         if let Some(kept) = self.kept(pipeline, (job, step), attempt, what) {
-            self.hold_until_durable(pipeline, Held::Event { pipeline, kept });
+            let term = self.elected_term(pipeline);
+            self.hold_until_durable(pipeline, Held::Event { pipeline, term, kept });
         }
     }
 

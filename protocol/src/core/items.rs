@@ -120,7 +120,7 @@ impl Core {
         let each = phases.filter_map(|(at, phase)| Some((at as u16, phase.each.as_ref()?)));
         let each = each.filter(|(_, each)| each.of == step);
         let each: Vec<(u16, u16)> = each.map(|(at, each)| (at, each.phases.len() as u16)).collect();
-        let term = self.groups.get(&pipeline).and_then(|group| group.elected_term());
+        let term = self.elected_term(pipeline);
         let term = term.filter(|_| self.takes_by_coordinator(pipeline));
         let created_ms = self.wall_ms();
         for (index, line) in (first..).zip(lines) {

@@ -168,6 +168,11 @@ impl Core {
         }
     }
 
+    /// The term in which this node was elected, if it was.
+    pub(super) fn elected_term(&self, pipeline: PipelineId) -> Option<Term> {
+        self.groups.get(&pipeline)?.elected_term()
+    }
+
     /// The queue in which a phase of a job waits.
     pub(super) fn queue_of(
         &self,

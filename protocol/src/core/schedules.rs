@@ -196,7 +196,7 @@ impl Core {
     fn leave_out_run(&mut self, pipeline: PipelineId, schedule: &Schedule, at_ms: u64) {
         let Some(entry) = self.catalog.get(&pipeline) else { return };
         let phases = entry.definition().map_or(0, |definition| definition.phases.len());
-        let term = self.groups.get(&pipeline).and_then(|group| group.elected_term());
+        let term = self.elected_term(pipeline);
         let spec = JobSpec {
             generation: 0,
             revision: entry.current,

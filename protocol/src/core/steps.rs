@@ -143,7 +143,7 @@ impl Core {
 
     /// A phase is not run: the job goes on as if it had given nothing.
     fn leave_out(&mut self, pipeline: PipelineId, job: JobId, step: u16, note: &str) {
-        let Some(term) = self.groups.get(&pipeline).and_then(|group| group.elected_term()) else {
+        let Some(term) = self.elected_term(pipeline) else {
             return;
         };
         let token = Token { term, sequence: 0 };

@@ -56,9 +56,8 @@ impl Invariant for BoundedRerun {
                 let before = self.last.insert(what.clone(), (attempt.token, seen.now));
                 let Some((token, since)) = before else { return Ok(()) };
                 let failed = self.failed.get(&token) == Some(&true);
-                // Its worker kept it far too long.
-                let overdue = self.timed && !self.failed.contains_key(&token);
-                if !failed && !overdue && !self.blames_fault(since) {
+                // Where phases have time-outs, its worker may have kept it for too long.
+                if !failed && !self.timed && !self.blames_fault(since) {
                     return Err(format!("{what:?} ran again without a reason, after {token}"));
                 }
             }
