@@ -159,7 +159,7 @@ impl Core {
             .iter()
             .filter_map(|(worker, window)| Some((*worker, *window.phases.get(phase)?)))
             .filter(|(worker, slots)| slots.taken < slots.window && self.is_reachable(*worker))
-            .filter(|(worker, _)| meets(worker) && self.avoided_for(*worker).is_none())
+            .filter(|(worker, slots)| meets(worker) && self.is_trusted(*worker, slots.taken))
             .min_by_key(|(worker, slots)| {
                 let share = u64::from(slots.taken) * 1_000_000 / u64::from(slots.window);
                 (share, Some(*worker) != near, slots.last)

@@ -3,7 +3,8 @@
 //! A worker ends each attempt by its time-out itself. One that does not, whether its phase cannot be
 //! stopped or it lies about what it does, would keep jobs for ever: nobody takes an attempt from a worker
 //! that says that it has it. So its coordinator gives the attempt to another once that is long over, and
-//! gives the worker nothing for a while: for twice as long each time, until it ends attempts again.
+//! gives the worker nothing for a while; then one attempt of a phase at a time, until it has ended one: if it
+//! does not, it is left out for twice as long. Source: Nygard, "Release It!", 2007 (circuit breaker).
 
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ use super::Core;
 const AVOIDED: Duration = Duration::from_secs(10);
 
 /// The longest that it is.
-const LONGEST: Duration = Duration::from_secs(600);
+const LONGEST: Duration = Duration::from_secs(60);
 
 /// A worker that kept attempts for too long.
 #[derive(Clone, Copy, Debug)]
@@ -40,9 +41,12 @@ impl Core {
         if overdue.is_empty() {
             return;
         }
-        let times = self.avoided.get(&worker).map_or(0, |avoided| avoided.times) + 1;
-        let pause = AVOIDED.saturating_mul(1 << (times - 1).min(16)).min(LONGEST);
-        self.avoided.insert(worker, Avoided { until: self.now + pause, times });
+        // What it was given before it was left out says nothing new of it.
+        if self.avoided_for(worker).is_none() {
+            let times = self.avoided.get(&worker).map_or(0, |avoided| avoided.times) + 1;
+            let pause = AVOIDED.saturating_mul(1 << (times - 1).min(16)).min(LONGEST);
+            self.avoided.insert(worker, Avoided { until: self.now + pause, times });
+        }
         for (pipeline, token) in overdue {
             self.lose_attempt(pipeline, token, "its worker kept it far beyond its time-out");
             self.cancel_at(worker, token);
@@ -51,12 +55,14 @@ impl Core {
 
     /// A worker has ended an attempt, as it should.
     pub(super) fn note_ended(&mut self, worker: NodeId) {
-        if let Some(avoided) = self.avoided.get_mut(&worker) {
-            avoided.times -= 1;
-            if avoided.times == 0 {
-                self.avoided.remove(&worker);
-            }
+        if self.avoided_for(worker).is_none() {
+            self.avoided.remove(&worker);
         }
+    }
+
+    /// Whether a worker may be given an attempt, which has so many of its phase.
+    pub(super) fn is_trusted(&self, worker: NodeId, taken: u32) -> bool {
+        self.avoided.get(&worker).is_none_or(|it| it.until <= self.now && taken == 0)
     }
 
     /// For how long a worker is given nothing, since it did not end what it had.
