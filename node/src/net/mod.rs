@@ -43,6 +43,7 @@ use std::{
 };
 
 use carbonmesh_protocol::{advert::Advert, id::NodeId, message::Message};
+use carbonmesh_storage::Files;
 use libp2p::{Multiaddr, PeerId, StreamProtocol, identity::Keypair};
 use libp2p_stream::{Control, IncomingStreams, OpenStreamError};
 use thiserror::Error;
@@ -79,6 +80,8 @@ pub struct NetConfig {
     pub mdns: bool,
     /// The file in which known peers' addresses are kept.
     pub book: PathBuf,
+    /// How that file is written.
+    pub files: Files,
     /// What to tell others instead of the addresses listened on, for nodes behind a translated
     /// address.
     pub advertise: Vec<Multiaddr>,

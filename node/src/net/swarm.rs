@@ -9,6 +9,7 @@ use std::{
 };
 
 use carbonmesh_protocol::{advert::Advert, codec, id::NodeId};
+use carbonmesh_storage::Files;
 use futures::StreamExt;
 use libp2p::{
     Multiaddr, PeerId, Swarm,
@@ -80,6 +81,7 @@ pub(super) struct Network {
     peers: Peers,
     links: HashMap<PeerId, LinkInput>,
     book_path: PathBuf,
+    files: Files,
     advertise: Vec<Multiaddr>,
     reach: Reach,
     relays: bool,
@@ -132,7 +134,7 @@ impl Network {
         let penalties = Penalties::default();
         let mut swarm = behaviour::build(&config, penalties.clone())?;
         listen_on_all(&mut swarm, &config.listen).await?;
-        let book = Book::load(&config.book).unwrap_or_else(|error| {
+        let book = Book::load(&config.book, &config.files).unwrap_or_else(|error| {
             warn!(path = %config.book.display(), %error, "cannot read the address book: starting an empty one");
             Book::default()
         });
@@ -157,6 +159,7 @@ impl Network {
             peers,
             links: HashMap::new(),
             book_path: config.book,
+            files: config.files,
             advertise: config.advertise,
             reach,
             relays: config.relay,
@@ -582,6 +585,7 @@ impl Network {
 
     async fn save_book(&mut self) {
         let Some(content) = self.peers.book.take_changes() else { return };
+        let content = self.files.seal(book::NAME, content);
         let path = self.book_path.clone();
         let saved = tokio::task::spawn_blocking(move || book::save(path, &content)).await;
         if let Ok(Err(error)) = saved {

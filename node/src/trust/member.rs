@@ -18,6 +18,7 @@ use carbonmesh_protocol::{
     id::NodeId,
     rights::Rights,
 };
+use carbonmesh_storage::Files;
 use libp2p::identity::Keypair;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -132,10 +133,11 @@ impl Membership {
 /// They do not fit each other, or do not hold.
 pub(crate) fn joined_rights(
     data_dir: &Path,
+    files: &Files,
     invitation: Option<&Invitation>,
 ) -> Result<Option<(PublicKey, Rights)>, TrustError> {
     let stored = Membership::read(data_dir)?;
-    let chain = match (&stored, needed(data_dir, stored.as_ref(), invitation)?) {
+    let chain = match (&stored, needed(data_dir, files, stored.as_ref(), invitation)?) {
         (_, Some(invitation)) => &invitation.issuer.chain,
         (Some(stored), None) => &stored.chain,
         (None, None) => return Ok(None),
@@ -148,6 +150,7 @@ pub(crate) fn joined_rights(
 /// The invitation, unless the node has joined already and needs none.
 fn needed<'a>(
     data_dir: &Path,
+    files: &Files,
     stored: Option<&Membership>,
     invitation: Option<&'a Invitation>,
 ) -> Result<Option<&'a Invitation>, TrustError> {
@@ -158,7 +161,8 @@ fn needed<'a>(
             return Err(TrustError::OtherCluster { stored, invited });
         }
         let key = data_dir.join(FOLDER).join(ISSUER);
-        let keeps = || Issuer::read(&key).is_ok_and(|kept| kept.chain == invitation.issuer.chain);
+        let keeps =
+            || Issuer::read_in(&key, files).is_ok_and(|kept| kept.chain == invitation.issuer.chain);
         if stored.is_valid() && (!invitation.renews || keeps()) {
             return Ok(None);
         }
@@ -206,6 +210,7 @@ impl Trust {
     /// The node has no certificate that holds.
     pub(crate) fn open(
         data_dir: &Path,
+        files: &Files,
         keypair: &Keypair,
         invitation: Option<&Invitation>,
     ) -> Result<Option<Self>, TrustError> {
@@ -214,8 +219,8 @@ impl Trust {
         let key = PublicKey::of(&key);
         let folder = data_dir.join(FOLDER);
         let stored = Membership::read(data_dir)?;
-        let membership = match (needed(data_dir, stored.as_ref(), invitation)?, stored) {
-            (Some(invitation), _) => join(&folder, key, invitation)?,
+        let membership = match (needed(data_dir, files, stored.as_ref(), invitation)?, stored) {
+            (Some(invitation), _) => join(&folder, files, key, invitation)?,
             (None, Some(stored)) => stored,
             (None, None) => return Ok(None),
         };
@@ -228,7 +233,10 @@ impl Trust {
             return Err(TrustError::Revoked(who));
         }
         let issuer = folder.join(ISSUER);
-        let issuer = if issuer.exists() { Some(Issuer::read(&issuer)?) } else { None };
+        let issuer = match issuer.exists() {
+            true => Some(Issuer::read_in(&issuer, files)?),
+            false => None,
+        };
         let state = State { chain: membership.chain, rights, revoked, peers: BTreeMap::new() };
         let (state, changes) = (Mutex::new(state), watch::Sender::new(0));
         let trust = Self(Arc::new(Shared { root, key, folder, issuer, state, changes }));
@@ -493,7 +501,12 @@ fn node_statement(subject: PublicKey, rights: Rights) -> Statement {
 }
 
 /// Makes the node's certificate with the invitation's key, and writes all down.
-fn join(folder: &Path, key: PublicKey, invitation: &Invitation) -> Result<Membership, TrustError> {
+fn join(
+    folder: &Path,
+    files: &Files,
+    key: PublicKey,
+    invitation: &Invitation,
+) -> Result<Membership, TrustError> {
     let issuer = &invitation.issuer;
     let failed = TrustError::Invitation;
     let rights = issuer.statement().map_err(failed)?.rights.clone();
@@ -508,7 +521,7 @@ fn join(folder: &Path, key: PublicKey, invitation: &Invitation) -> Result<Member
     }
     let kept = folder.join(ISSUER);
     if invitation.renews {
-        issuer.write(&kept)?;
+        issuer.write_in(&kept, files)?;
     } else if kept.exists() {
         fs::remove_file(&kept).map_err(|source| VaultError::Io { path: kept, source })?;
     }

@@ -6,6 +6,7 @@ use carbonmesh_protocol::{
     advert::Roles,
     rights::{PhaseGrant, Rights},
 };
+use carbonmesh_storage::Files;
 use libp2p::identity::{Keypair, ed25519};
 use proptest::prelude::*;
 use tempfile::TempDir;
@@ -72,7 +73,8 @@ fn open(
     keypair: &Keypair,
     invitation: Option<&Invitation>,
 ) -> Result<Trust, TrustError> {
-    Trust::open(folder, keypair, invitation).map(|trust| trust.expect("certificates"))
+    Trust::open(folder, &Files::default(), keypair, invitation)
+        .map(|trust| trust.expect("certificates"))
 }
 
 pub(crate) fn key_of(keypair: &Keypair) -> PublicKey {
