@@ -235,6 +235,11 @@ impl Issuer {
         Ok(Self { root, secret, chain })
     }
 
+    /// The same key, as another root says of it what the one before did.
+    pub(crate) fn under(&self, root: PublicKey, chain: Chain) -> Self {
+        Self { root, secret: self.secret, chain }
+    }
+
     /// The key itself.
     ///
     /// # Errors
