@@ -20,6 +20,7 @@ mod gate;
 mod heard;
 mod lane;
 mod link;
+mod links;
 mod peers;
 mod penalty;
 mod reach;

@@ -1,7 +1,7 @@
 //! The loop around libp2p's swarm: listens, dials, gossips, and hands streams to links.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::BTreeSet,
     net::{IpAddr, TcpListener},
     path::PathBuf,
     sync::Arc,
@@ -36,6 +36,7 @@ use super::{
     counters::NetCounters,
     heard::{Heard, Verdict},
     link::{Dead, Fault, Link},
+    links::{LinkInput, Links},
     peers::Peers,
     penalty::Penalties,
     reach::Reach,
@@ -62,14 +63,6 @@ const TOLD: usize = 32;
 /// How many peers may ask about trust at once.
 const TRUST_STREAMS: usize = 32;
 
-/// Where a peer's link takes its streams from.
-enum LinkInput {
-    /// We open them while this is true.
-    Opener(watch::Sender<bool>),
-    /// The peer opens them.
-    Acceptor(mpsc::Sender<libp2p::Stream>),
-}
-
 /// Everything that the loop owns.
 pub(super) struct Network {
     swarm: Swarm<Behaviour>,
@@ -79,7 +72,7 @@ pub(super) struct Network {
     events: mpsc::Sender<NetEvent>,
     adverts: watch::Receiver<Option<Advert>>,
     peers: Peers,
-    links: HashMap<PeerId, LinkInput>,
+    links: Links,
     book_path: PathBuf,
     files: Files,
     advertise: Vec<Multiaddr>,
@@ -157,7 +150,7 @@ impl Network {
             events,
             adverts,
             peers,
-            links: HashMap::new(),
+            links: Links::default(),
             book_path: config.book,
             files: config.files,
             advertise: config.advertise,
@@ -257,9 +250,7 @@ impl Network {
                 }
                 if last {
                     self.connected.note(peer_id, false);
-                    if let Some(LinkInput::Opener(connected)) = self.links.get(&peer_id) {
-                        connected.send_replace(false);
-                    }
+                    self.links.disconnected(&peer_id, Instant::now());
                 }
             }
             SwarmEvent::OutgoingConnectionError { connection_id, peer_id, error } => {
@@ -515,10 +506,13 @@ impl Network {
             return;
         };
         self.speak_of_trust(peer);
-        if let Some(LinkInput::Opener(connected)) = self.links.get(&peer) {
-            connected.send_replace(true);
+        if self.links.connected(&peer) {
+            return;
         }
-        if self.links.contains_key(&peer) {
+        if !self.links.have_room(Instant::now()) {
+            debug!(%peer, "too many peers: disconnecting");
+            // It may be gone already.
+            let _ = self.swarm.disconnect_peer_id(peer);
             return;
         }
         info!(%peer, %node, "connected to a new peer");
