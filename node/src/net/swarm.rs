@@ -1,7 +1,7 @@
 //! The loop around libp2p's swarm: listens, dials, gossips, and hands streams to links.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashMap},
     net::{IpAddr, TcpListener},
     path::PathBuf,
     sync::Arc,
