@@ -324,9 +324,17 @@ async fn a_flood_of_nonsense_loses_no_job_and_leaves_the_work_its_share() {
         assert!(kept >= KEPT_PERCENT, "the work kept {kept} % only");
     }
     // Each is there and done, as another node tells.
+    let (accepted, mut lost) = (jobs.len(), 0);
     for job in jobs {
-        assert_eq!(state(others[1].handle(), job).await, JobState::Succeeded);
+        lost += u64::from(state(others[1].handle(), job).await != JobState::Succeeded);
     }
+    println!(
+        "flood: {lost} of {accepted} jobs lost (bound: 0), {kept} % of the quiet throughput kept (bound: \
+         {KEPT_PERCENT} % from {LONG_S} s on), {} MiB of memory beyond the quiet time's (bound: {} MiB)",
+        during.saturating_sub(before) >> 20,
+        MEMORY_BYTES >> 20,
+    );
+    assert_eq!(lost, 0, "of {accepted} jobs");
     first.stop().await.unwrap();
     for other in others {
         other.stop().await.unwrap();
