@@ -19,14 +19,14 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-use carbonmesh_storage::{CopyError, DataDir, FORMAT_VERSION};
+use carbonmesh_storage::{CopyError, DataDir, FORMAT_VERSION, OpenError, OperatorKey};
 use data_encoding::HEXLOWER;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
-use crate::trust;
+use crate::{key, trust};
 
 /// What a manifest is, and in which version.
 const FORMAT_NAME: &str = "carbonmesh backup";
@@ -35,6 +35,8 @@ const BACKUP_VERSION: u32 = 1;
 const MANIFEST: &str = "MANIFEST.json";
 const DATA: &str = "data";
 const KEY: &str = "key";
+/// What an encrypted data folder has.
+const ENCRYPTION: &str = "encryption";
 
 /// A manifest is some hundred bytes for each file of the store: more is none of ours.
 const MANIFEST_BYTES: u64 = 64 << 20;
@@ -104,6 +106,9 @@ pub(crate) enum RestoreError {
         /// In what way.
         reason: String,
     },
+    /// It cannot be encrypted.
+    #[error(transparent)]
+    Encrypt(#[from] OpenError),
     /// The folder for what is restored is not free.
     #[error("{} is there already: name a folder that is not", .0.display())]
     Exists(PathBuf),
@@ -366,11 +371,16 @@ fn read_manifest(folder: &Path) -> Result<Manifest, RestoreError> {
     Ok(manifest)
 }
 
-/// Verifies a backup, and makes a data folder of it that does not exist yet.
+/// Verifies a backup, and makes a data folder of it that does not exist yet. With a key, what is not
+/// encrypted in the backup is so in the folder.
 ///
 /// # Errors
 /// The backup cannot be used, or the folder cannot be written; there is none then.
-pub(crate) fn restore(folder: &Path, data_dir: &Path) -> Result<Manifest, RestoreError> {
+pub(crate) fn restore(
+    folder: &Path,
+    data_dir: &Path,
+    encryption: Option<&OperatorKey>,
+) -> Result<Manifest, RestoreError> {
     if data_dir.symlink_metadata().is_ok() {
         return Err(RestoreError::Exists(data_dir.to_owned()));
     }
@@ -382,7 +392,12 @@ pub(crate) fn restore(folder: &Path, data_dir: &Path) -> Result<Manifest, Restor
     if fresh.symlink_metadata().is_ok() {
         return Err(RestoreError::Exists(fresh));
     }
-    let written = unpack(&manifest, &folder.join(DATA), &fresh).and_then(|()| {
+    let unpacked = unpack(&manifest, &folder.join(DATA), &fresh);
+    let unpacked = unpacked.and_then(|()| match encryption {
+        Some(key) if !fresh.join(ENCRYPTION).exists() => encrypt(&fresh, key),
+        Some(_) | None => Ok(()),
+    });
+    let written = unpacked.and_then(|()| {
         fs::rename(&fresh, data_dir).map_err(|source| io(data_dir, source))?;
         let parent = data_dir.parent().filter(|parent| !parent.as_os_str().is_empty());
         let parent = parent.unwrap_or(Path::new("."));
@@ -418,6 +433,20 @@ fn unpack(manifest: &Manifest, from: &Path, to: &Path) -> Result<(), RestoreErro
         sync(&inner).map_err(|source| io(&inner, source))?;
     }
     Ok(())
+}
+
+/// Encrypts what was restored.
+fn encrypt(folder: &Path, encryption: &OperatorKey) -> Result<(), RestoreError> {
+    let files = carbonmesh_storage::encrypt(folder, encryption)?;
+    let path = folder.join(KEY);
+    let sealed = fs::read(&path).and_then(|plain| {
+        fs::remove_file(&path)?;
+        let mut file = private_file(&path)?;
+        file.write_all(&files.seal(key::NAME, plain))?;
+        file.sync_all()?;
+        sync(folder)
+    });
+    sealed.map_err(|source| RestoreError::Io { path, source })
 }
 
 fn write(path: &Path, source: io::Error) -> BackupError {
@@ -516,7 +545,7 @@ mod tests {
     fn what_is_restored_holds_all_of_it_and_is_another_disk() {
         let world = World::new();
         let backup = world.backup();
-        let manifest = restore(&backup, &world.at("new")).unwrap();
+        let manifest = restore(&backup, &world.at("new"), None).unwrap();
         assert_eq!((manifest.name.as_str(), manifest.boot), ("oak tree", world.data.boot));
         let restored = DataDir::open(&world.at("new"), || 8).unwrap();
         assert!(restored.amnesia.is_some(), "it may have forgotten promises");
@@ -527,13 +556,34 @@ mod tests {
     }
 
     #[test]
+    fn what_was_plain_can_be_restored_encrypted_and_what_was_encrypted_stays_so() {
+        let world = World::new();
+        let backup = world.backup();
+        let key = OperatorKey::new(&[7; 32]).unwrap();
+        restore(&backup, &world.at("new"), Some(&key)).unwrap();
+        let written = fs::read(world.at("new/key")).unwrap();
+        assert!(!written.ends_with(b"the key"));
+        let restored = DataDir::open_with(&world.at("new"), Some(&key), || 8).unwrap();
+        assert_eq!(restored.files().open(key::NAME, written).unwrap(), b"the key");
+        let value = restored.storage.get(Table::Jobs, b"k").unwrap();
+        assert_eq!(value.as_deref(), Some(b"v".as_slice()));
+        let (again, _) = make(&restored, &world.at("backups"), "two", &owner()).unwrap();
+        drop(restored);
+        restore(&again, &world.at("newer"), None).unwrap();
+        DataDir::open(&world.at("newer"), || 9).unwrap_err();
+        let restored = DataDir::open_with(&world.at("newer"), Some(&key), || 9).unwrap();
+        let value = restored.storage.get(Table::Jobs, b"k").unwrap();
+        assert_eq!(value.as_deref(), Some(b"v".as_slice()));
+    }
+
+    #[test]
     fn a_half_made_backup_is_none() {
         let world = World::new();
         let backup = world.backup();
         let names: Vec<_> = fs::read_dir(world.at("backups")).unwrap().collect();
         assert_eq!(names.len(), 1, "nothing is left beside it");
         fs::remove_file(backup.join(MANIFEST)).unwrap();
-        let error = restore(&backup, &world.at("new")).unwrap_err();
+        let error = restore(&backup, &world.at("new"), None).unwrap_err();
         assert!(matches!(error, RestoreError::NoManifest(_)), "{error}");
         assert!(!world.at("new").exists());
     }
@@ -547,13 +597,13 @@ mod tests {
             let at = bytes.len() / 2;
             bytes[at] ^= 1;
             fs::write(&path, &bytes).unwrap();
-            let error = restore(&world.at("backups/one"), &world.at("new")).unwrap_err();
+            let error = restore(&world.at("backups/one"), &world.at("new"), None).unwrap_err();
             assert!(error.to_string().contains(path.to_str().unwrap()), "{error}");
             bytes.pop();
             fs::write(&path, &bytes).unwrap();
-            restore(&world.at("backups/one"), &world.at("new")).unwrap_err();
+            restore(&world.at("backups/one"), &world.at("new"), None).unwrap_err();
             fs::remove_file(&path).unwrap();
-            restore(&world.at("backups/one"), &world.at("new")).unwrap_err();
+            restore(&world.at("backups/one"), &world.at("new"), None).unwrap_err();
             assert!(!world.at("new").exists());
         }
     }
@@ -565,7 +615,7 @@ mod tests {
         let again = make(&world.data, &world.at("backups"), "one", &owner()).unwrap_err();
         assert!(matches!(again, BackupError::Exists(_)), "{again}");
         fs::create_dir(world.at("new")).unwrap();
-        let error = restore(&backup, &world.at("new")).unwrap_err();
+        let error = restore(&backup, &world.at("new"), None).unwrap_err();
         assert!(matches!(error, RestoreError::Exists(_)), "{error}");
     }
 
@@ -585,7 +635,7 @@ mod tests {
         manifest.files[0].path = "../../escaped".to_owned();
         fs::remove_file(backup.join(MANIFEST)).unwrap();
         seal(&manifest, &backup, &backup.join(MANIFEST)).unwrap();
-        let error = restore(&backup, &world.at("new")).unwrap_err();
+        let error = restore(&backup, &world.at("new"), None).unwrap_err();
         assert!(error.to_string().contains("../../escaped"), "{error}");
     }
 
@@ -597,7 +647,7 @@ mod tests {
         manifest.data_format += 1;
         fs::remove_file(backup.join(MANIFEST)).unwrap();
         seal(&manifest, &backup, &backup.join(MANIFEST)).unwrap();
-        let error = restore(&backup, &world.at("new")).unwrap_err();
+        let error = restore(&backup, &world.at("new"), None).unwrap_err();
         assert!(error.to_string().contains("data format"), "{error}");
     }
 }

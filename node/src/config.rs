@@ -6,6 +6,7 @@
 mod access;
 mod detect;
 mod embed;
+mod encryption;
 mod file;
 #[cfg(test)]
 mod fuzz;
@@ -32,11 +33,12 @@ use carbonmesh_protocol::{
     pipeline::PipelineDef,
     rights::Rights,
 };
+use carbonmesh_storage::{Files, OperatorKey};
 use libp2p::Multiaddr;
 use thiserror::Error;
 
 use self::file::{ConfigFile, PhaseSection, ResultsSection};
-pub use self::{access::AccessArgs, embed::NodeBuilder};
+pub use self::{access::AccessArgs, embed::NodeBuilder, encryption::EncryptionArgs};
 use crate::{
     document::PipelineDocument,
     http::access::AccessSettings,
@@ -161,6 +163,8 @@ pub struct UpArgs {
     /// Below which folder `carbonmesh backup` may make backups of this node
     #[arg(long, env = "CARBONMESH_BACKUP_DIR", value_name = "FOLDER")]
     backup_dir: Option<PathBuf>,
+    #[command(flatten)]
+    encryption: EncryptionArgs,
     /// How to write logs [default: human]
     #[arg(long, env = "CARBONMESH_LOG_FORMAT", value_name = "FORMAT", value_enum)]
     log_format: Option<LogFormat>,
@@ -321,6 +325,8 @@ pub struct Settings {
     pub data_dir: PathBuf,
     /// Below which folder it may make backups.
     pub backup_dir: Option<PathBuf>,
+    /// What its folder is encrypted with, if it is.
+    pub encryption: Option<OperatorKey>,
     /// Where it serves HTTP.
     pub http: SocketAddr,
     /// Whether somebody chose that: else another port may be taken.
@@ -444,7 +450,8 @@ impl UpArgs {
     ///
     /// # Errors
     /// Something cannot be used; the error names it.
-    pub fn resolve(self, registry: &PhaseRegistry) -> Result<Settings, ConfigError> {
+    pub fn resolve(mut self, registry: &PhaseRegistry) -> Result<Settings, ConfigError> {
+        self.encryption = self.encryption.with_variable()?;
         let secret = match env::var("CARBONMESH_SECRET") {
             Ok(secret) => Some(secret),
             Err(env::VarError::NotPresent) => None,
@@ -474,7 +481,10 @@ impl UpArgs {
         let secret_file = self.secret_file.or(file.secret_file);
         let secret = read_secret(secret, secret_file.as_deref())?;
         let join = read_invitation(self.join, self.join_file.as_deref())?;
-        let granted = joined_rights(&data_dir, join.as_ref());
+        let encryption =
+            self.encryption.resolve(file.encryption_key_file, file.encryption_key_command)?;
+        let files = Files::of(&data_dir, encryption.as_ref());
+        let granted = joined_rights(&data_dir, &files, join.as_ref());
         let granted = granted.map_err(|error| wrong("--join", error.to_string()))?;
         if granted.is_some() && secret.is_some() {
             let reason = "this node has a certificate too, and a cluster goes by one of both: leave \
@@ -575,6 +585,7 @@ impl UpArgs {
             relay,
             data_dir,
             backup_dir: self.backup_dir.or(file.backup_dir),
+            encryption,
             http_is_explicit,
             http,
             access: self.access.resolve(file.api, http)?,
@@ -757,6 +768,23 @@ fn with_results(
 ) -> Result<PhaseRegistry, ConfigError> {
     let settings = results.settings(secret_text)?;
     settings.register(registry.clone()).map_err(|(setting, reason)| wrong(setting, reason))
+}
+
+/// The key of encryption at rest that a command was given, or the environment has.
+///
+/// # Errors
+/// It cannot be used.
+pub(crate) fn encryption_key(args: EncryptionArgs) -> Result<Option<OperatorKey>, ConfigError> {
+    args.with_variable()?.resolve(None, None)
+}
+
+/// The key of encryption at rest in a file that only its owner may read.
+///
+/// # Errors
+/// It cannot be used.
+pub(crate) fn encryption_key_in(setting: &str, path: &Path) -> Result<OperatorKey, ConfigError> {
+    let key = OperatorKey::new(private_text(setting, path)?.as_bytes());
+    key.map_err(|error| wrong(format!("{setting} {}", path.display()), error.to_string()))
 }
 
 /// Reads a secret from a file that only its owner may read.

@@ -85,6 +85,9 @@ pub struct Facts {
     pub data_dir: PathBuf,
     /// Why the folder counts as a new disk since this start, if it does.
     pub amnesia: Option<String>,
+    /// Whether the folder is encrypted at rest.
+    #[serde(default)]
+    pub encrypted: bool,
     /// Free bytes on the folder's disk.
     pub free_bytes: u64,
     /// All bytes of that disk.
@@ -153,6 +156,7 @@ pub(crate) struct Here {
     pub(crate) boot: u64,
     pub(crate) data_dir: PathBuf,
     pub(crate) amnesia: Option<String>,
+    pub(crate) encrypted: bool,
     pub(crate) least_free_bytes: u64,
     pub(crate) listen: Vec<String>,
     pub(crate) port_was_taken: bool,
@@ -178,6 +182,7 @@ impl Here {
             boot: self.boot,
             data_dir: self.data_dir.clone(),
             amnesia: self.amnesia.clone(),
+            encrypted: self.encrypted,
             free_bytes: free,
             disk_bytes: all,
             least_free_bytes: self.least_free_bytes,

@@ -21,6 +21,7 @@ use carbonmesh_protocol::{
     name::Name,
     view::{ClusterView, Counts, PipelineView},
 };
+use carbonmesh_storage::Files;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
@@ -35,6 +36,9 @@ const EVERY: Duration = Duration::from_secs(10);
 
 /// How many times figures are taken before the file is written.
 const SAVE_AFTER: u32 = 6;
+
+/// The name by which the file is sealed.
+const NAME: &str = "history.json";
 
 /// A larger file is none of ours.
 const FILE_BYTES: u64 = 16 << 20;
@@ -268,7 +272,7 @@ impl Kept {
         });
     }
 
-    fn read(path: &Path, unix_ms: u64) -> io::Result<Self> {
+    fn read(path: &Path, files: &Files, unix_ms: u64) -> io::Result<Self> {
         let length = match fs::metadata(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
             found => found?.len(),
@@ -276,7 +280,8 @@ impl Kept {
         if length > FILE_BYTES {
             return Err(io::Error::other("it is too large"));
         }
-        let mut kept: Self = serde_json::from_slice(&fs::read(path)?)?;
+        let mut kept: Self =
+            serde_json::from_slice(&files.open(NAME, fs::read(path)?).map_err(io::Error::other)?)?;
         kept.all.check(unix_ms);
         kept.pipelines.values_mut().for_each(|series| series.check(unix_ms));
         kept.forget_old(unix_ms);
@@ -334,8 +339,14 @@ impl History {
     }
 
     /// Takes figures in again and again, and writes them down, until it is cancelled.
-    pub(crate) async fn run(self, handle: NodeHandle, path: PathBuf, cancel: CancellationToken) {
-        match Kept::read(&path, clock::unix_ms()) {
+    pub(crate) async fn run(
+        self,
+        handle: NodeHandle,
+        path: PathBuf,
+        files: Files,
+        cancel: CancellationToken,
+    ) {
+        match Kept::read(&path, &files, clock::unix_ms()) {
             Ok(kept) => *self.kept() = kept,
             Err(error) => {
                 warn!(path = %path.display(), %error, "cannot read the history of figures: beginning anew");
@@ -357,15 +368,15 @@ impl History {
             unsaved += 1;
             if unsaved >= SAVE_AFTER {
                 unsaved = 0;
-                self.clone().save(path.clone()).await;
+                self.clone().save(path.clone(), files.clone()).await;
             }
         }
-        self.save(path).await;
+        self.save(path, files).await;
     }
 
-    async fn save(self, path: PathBuf) {
+    async fn save(self, path: PathBuf, files: Files) {
         let write = move || {
-            let text = serde_json::to_vec(&*self.kept())?;
+            let text = files.seal(NAME, serde_json::to_vec(&*self.kept())?);
             let fresh = path.with_extension("new");
             // Whole or not at all; a power cut may cost it, since it is not worth a sync.
             fs::write(&fresh, text).and_then(|()| fs::rename(&fresh, &path))
@@ -510,16 +521,18 @@ mod tests {
         }
         let history = History(Arc::new(Mutex::new(kept)));
         let before = history.steps(None, Range::Hour);
-        history.clone().save(path.clone()).await;
-        let again = History(Arc::new(Mutex::new(Kept::read(&path, now).expect("readable"))));
+        history.clone().save(path.clone(), Files::default()).await;
+        let again = History(Arc::new(Mutex::new(
+            Kept::read(&path, &Files::default(), now).expect("readable"),
+        )));
         assert_eq!(again.steps(None, Range::Hour), before);
         assert_eq!(again.steps(Some(&fake::name("p")), Range::Hour).len(), 3);
         // What lies in the future is not believed.
-        let past = Kept::read(&path, now - 86_400_000).expect("readable");
+        let past = Kept::read(&path, &Files::default(), now - 86_400_000).expect("readable");
         assert!(past.all.hour.steps.is_empty() && past.pipelines.is_empty());
         for damaged in ["", "{", "[]", r#"{"all": 1}"#, r#"{"all":{"hour":[[1]],"day":[]}}"#] {
             fs::write(&path, damaged).expect("written");
-            assert!(Kept::read(&path, now).is_err(), "{damaged}");
+            assert!(Kept::read(&path, &Files::default(), now).is_err(), "{damaged}");
         }
     }
 }

@@ -174,7 +174,14 @@ impl Node {
     /// # Errors
     /// One of its parts cannot be started; nothing keeps running then.
     pub async fn start(settings: Settings) -> Result<Self, RunError> {
-        let data = Arc::new(DataDir::open(&settings.data_dir, rand::random)?);
+        let data = Arc::new(DataDir::open_with(
+            &settings.data_dir,
+            settings.encryption.as_ref(),
+            rand::random,
+        )?);
+        if let Some(key) = &settings.encryption {
+            info!(key = key.id(), "the data folder is encrypted at rest");
+        }
         if let Some(reason) = &data.amnesia {
             warn!(
                 reason,
@@ -183,8 +190,10 @@ impl Node {
             );
         }
         let cancel = CancelOnDrop(CancellationToken::new());
-        let keypair = key::load_or_create(&settings.data_dir.join("key"), data.is_new)?;
-        let trust = Trust::open(&settings.data_dir, &keypair, settings.join.as_deref())?;
+        let keypair =
+            key::load_or_create(&settings.data_dir.join("key"), data.files(), data.is_new)?;
+        let trust =
+            Trust::open(&settings.data_dir, data.files(), &keypair, settings.join.as_deref())?;
         if let Some(trust) = &trust {
             // What is found on the disk now may not be what the settings were made for.
             let asked = Rights { roles: settings.roles, phases: None };
@@ -199,8 +208,8 @@ impl Node {
         security.watch(&cancel.0);
 
         let (net_events, net_inputs) = mpsc::channel(WAITING_EVENTS);
-        let net =
-            start_net(&settings, keypair, trust.clone(), net_events, cancel.0.clone()).await?;
+        let net = start_net(&settings, &data, keypair, trust.clone(), net_events, cancel.0.clone())
+            .await?;
         let (news, phase_inputs) = mpsc::channel(WAITING_NEWS);
         let (said, said_inputs) = mpsc::channel(driver::ROUND);
         let (calls, call_inputs) = mpsc::channel(WAITING_CALLS);
@@ -247,6 +256,7 @@ impl Node {
             boot: data.boot,
             data_dir: settings.data_dir.clone(),
             amnesia: data.amnesia.clone(),
+            encrypted: data.files().are_sealed(),
             least_free_bytes: settings.free_bytes,
             listen: net.listening().iter().map(Multiaddr::to_string).collect(),
             port_was_taken: !settings.listen_is_explicit && !net.listening().iter().any(is_usual),
@@ -290,7 +300,12 @@ impl Node {
             tokio::spawn(library.run(cancel.0.clone()));
         }
         let path = settings.data_dir.join("history.json");
-        let history = handle.history().clone().run(handle.clone(), path, cancel.0.clone());
+        let history = handle.history().clone().run(
+            handle.clone(),
+            path,
+            data.files().clone(),
+            cancel.0.clone(),
+        );
         let history = tokio::spawn(history);
         Ok(Self {
             handle,
@@ -523,6 +538,7 @@ async fn listen_http(settings: &Settings) -> Result<TcpListener, RunError> {
 
 async fn start_net(
     settings: &Settings,
+    data: &DataDir,
     keypair: libp2p::identity::Keypair,
     trust: Option<Trust>,
     events: mpsc::Sender<net::NetEvent>,
@@ -537,6 +553,7 @@ async fn start_net(
         peers,
         mdns: settings.mdns,
         book: settings.data_dir.join("peers.json"),
+        files: data.files().clone(),
         advertise: settings.advertise.clone(),
         relay: settings.relay,
     };

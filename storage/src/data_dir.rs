@@ -1,16 +1,17 @@
 //! A node's data folder: whose it is, which disk it is, how often it was started.
 //!
 //! ```text
-//! FORMAT    what this folder is, and in which version: read before anything else is touched
-//! store/    RocksDB
-//! mark      how far the store had come
+//! FORMAT      what this folder is, and in which version: read before anything else is touched
+//! encryption  the data key, sealed by the operator's, if the folder is encrypted
+//! store/      RocksDB
+//! mark        how far the store had come
 //! ```
 //! Other files of the node may lie beside them.
 
 use std::{
     fs::{self, DirBuilder, File, TryLockError},
     io::{self, Write as _},
-    os::unix::fs::{DirBuilderExt, MetadataExt},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::{SystemTime, UNIX_EPOCH},
@@ -25,6 +26,8 @@ use thiserror::Error;
 use crate::{
     mark::Mark,
     rocks::{self, RocksStorage},
+    seal::{self, Files, OperatorKey, SealError, Sealer},
+    sealed::SealedStorage,
     storage::{Storage, StorageError},
 };
 
@@ -95,6 +98,14 @@ pub enum OpenError {
         /// Which.
         path: PathBuf,
     },
+    /// Folder and key do not go together.
+    #[error("cannot open data folder {}: {source}", path.display())]
+    Encryption {
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        source: SealError,
+    },
     /// The system refuses something else.
     #[error("cannot use data folder {}: {reason}", path.display())]
     Io {
@@ -143,6 +154,7 @@ pub struct DataDir {
     /// What it holds.
     pub storage: Arc<dyn Storage>,
     marked: Mutex<Mark>,
+    files: Files,
     /// Keeps others out for as long as it is open.
     _lock: File,
 }
@@ -152,12 +164,27 @@ impl DataDir {
     ///
     /// # Errors
     /// It cannot be used; each cause has its own error.
-    pub fn open(path: &Path, mut random: impl FnMut() -> u64) -> Result<Self, OpenError> {
+    pub fn open(path: &Path, random: impl FnMut() -> u64) -> Result<Self, OpenError> {
+        Self::open_with(path, None, random)
+    }
+
+    /// The same; with a key, a new folder is encrypted, and another has to be so with this key.
+    ///
+    /// # Errors
+    /// It cannot be used; each cause has its own error.
+    pub fn open_with(
+        path: &Path,
+        key: Option<&OperatorKey>,
+        mut random: impl FnMut() -> u64,
+    ) -> Result<Self, OpenError> {
         prepare(path)?;
         let lock = lock(path)?;
         let place = place(&lock).map_err(|error| io_failed(path, &error))?;
         let store = path.join(STORE);
+        let sealer = seal::open(path, key, !store.exists());
+        let sealer = sealer.map_err(|source| seal_failed(path, source))?;
         let rocks = RocksStorage::open(&store).map_err(|error| open_failed(path, &error))?;
+        let rocks = within(rocks, sealer.as_ref());
         let stored = |error| store_failed(path, error);
         let sequence = rocks.statistics().map_err(stored)?.sequence;
         let identity = rocks.get(Table::Meta, IDENTITY_KEY).map_err(stored)?;
@@ -171,7 +198,7 @@ impl DataDir {
         let mark = Mark::read(path).map_err(|error| io_failed(path, &error))?;
         let amnesia = amnesia(identity, sequence, mark, place);
 
-        let is_new = identity.is_none() || holds_nothing(&rocks).map_err(stored)?;
+        let is_new = identity.is_none() || holds_nothing(&*rocks).map_err(stored)?;
         let known = identity.filter(|_| amnesia.is_none());
         let disk = known.map_or_else(|| DiskId(random()), |identity| identity.disk);
         // Above what was ever promised under this node's name.
@@ -191,8 +218,9 @@ impl DataDir {
             boot,
             is_new,
             amnesia,
-            storage: Arc::new(rocks),
+            storage: rocks,
             marked: Mutex::new(identity),
+            files: Files::new(sealer),
             _lock: lock,
         };
         opened.mark().map_err(|error| match error {
@@ -205,6 +233,11 @@ impl DataDir {
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// How other files in it are written: sealed if it is encrypted.
+    pub fn files(&self) -> &Files {
+        &self.files
     }
 
     /// Writes down how far the store has come; to be called every second or so, and at the end.
@@ -235,9 +268,68 @@ impl DataDir {
         let sequence = self.storage.statistics().map_err(CopyError::Store)?.sequence;
         DirBuilder::new().mode(0o700).create(folder).map_err(CopyError::File)?;
         write_format(folder, &folder.join(FORMAT_FILE)).map_err(CopyError::File)?;
+        if self.files.are_sealed() {
+            let copied = copy_private(&self.path.join(seal::FILE), &folder.join(seal::FILE));
+            copied.map_err(CopyError::File)?;
+        }
         self.storage.copy_to(&folder.join(STORE)).map_err(CopyError::Store)?;
         Ok(sequence)
     }
+}
+
+/// A store as it is, or sealed.
+fn within(rocks: RocksStorage, sealer: Option<&Sealer>) -> Arc<dyn Storage> {
+    let rocks = Arc::new(rocks);
+    match sealer {
+        None => rocks,
+        Some(sealer) => Arc::new(SealedStorage::new(rocks, sealer.clone())),
+    }
+}
+
+/// How many rows are sealed at once when a folder is.
+const SEALED_AT_ONCE: usize = 256;
+
+/// Encrypts a folder that no node has run on since it was copied from another: its store is written anew,
+/// and the old one removed. How its other files are to be written from then on.
+///
+/// # Errors
+/// It is encrypted already, or cannot be read or written; it may be half done then, and must not be used.
+pub fn encrypt(path: &Path, key: &OperatorKey) -> Result<Files, OpenError> {
+    let io = |error: io::Error| io_failed(path, &error);
+    let stored = |error| store_failed(path, error);
+    let _lock = lock(path)?;
+    let sealer = seal::create(path, key).map_err(|source| seal_failed(path, source))?;
+    let (plain, sealed) = (path.join(STORE), path.join("store.sealed"));
+    let open = |path: &Path| RocksStorage::open(path).map_err(|error| open_failed(path, &error));
+    {
+        let (from, to) = (open(&plain)?, within(open(&sealed)?, Some(&sealer)));
+        // No key has that many bytes.
+        let end = [u8::MAX; 64];
+        for table in Table::ALL {
+            let mut start = Vec::new();
+            loop {
+                let rows = from.scan(table, &start, &end, SEALED_AT_ONCE).map_err(stored)?;
+                let Some((last, _)) = rows.last() else { break };
+                start = [last, &[0][..]].concat();
+                let put = |(key, value)| Write::Put { table, key, value };
+                let batch: Vec<Write> = rows.into_iter().map(put).collect();
+                to.write(&batch, false).map_err(stored)?;
+            }
+        }
+        to.flush().map_err(stored)?;
+    }
+    fs::remove_dir_all(&plain).map_err(io)?;
+    fs::rename(&sealed, &plain).map_err(io)?;
+    File::open(path).and_then(|folder| folder.sync_all()).map_err(io)?;
+    Ok(Files::new(Some(sealer)))
+}
+
+/// Copies a small file, for its owner's eyes only.
+fn copy_private(from: &Path, to: &Path) -> io::Result<()> {
+    let mut options = fs::OpenOptions::new();
+    let mut file = options.write(true).create_new(true).mode(0o600).open(to)?;
+    file.write_all(&fs::read(from)?)?;
+    file.sync_all()
 }
 
 /// Why the store may have forgotten something.
@@ -269,7 +361,7 @@ fn amnesia(
 }
 
 /// Whether the store has nothing but its identity.
-fn holds_nothing(store: &RocksStorage) -> Result<bool, StorageError> {
+fn holds_nothing(store: &dyn Storage) -> Result<bool, StorageError> {
     let (after_identity, end) = ([IDENTITY_KEY, &[0]].concat(), [u8::MAX; 32]);
     for (table, start) in
         [(Table::Meta, after_identity.as_slice()), (Table::Jobs, &[]), (Table::Live, &[])]
@@ -378,6 +470,10 @@ fn store_failed(path: &Path, error: StorageError) -> OpenError {
         StorageError::Corrupt(reason) => OpenError::Corrupt { path, reason },
         StorageError::Io(reason) => OpenError::Io { path, reason },
     }
+}
+
+fn seal_failed(path: &Path, source: SealError) -> OpenError {
+    OpenError::Encryption { path: path.to_owned(), source }
 }
 
 fn io_failed(path: &Path, error: &io::Error) -> OpenError {

@@ -10,11 +10,19 @@ mod mark;
 mod memory;
 #[cfg(feature = "rocksdb")]
 mod rocks;
+#[cfg(feature = "rocksdb")]
+mod seal;
+#[cfg(feature = "rocksdb")]
+mod sealed;
 mod storage;
 
 #[cfg(feature = "rocksdb")]
-pub use data_dir::{CopyError, DataDir, FORMAT_VERSION, MarkError, OpenError, free_bytes};
+pub use data_dir::{CopyError, DataDir, FORMAT_VERSION, MarkError, OpenError, encrypt, free_bytes};
 pub use memory::MemoryStorage;
 #[cfg(feature = "rocksdb")]
 pub use rocks::RocksStorage;
+#[cfg(feature = "rocksdb")]
+pub use seal::{Files, OperatorKey, SEALED_BYTES, SHORTEST_KEY, SealError, Sealer, rekey};
+#[cfg(feature = "rocksdb")]
+pub use sealed::SealedStorage;
 pub use storage::{Statistics, Storage, StorageError, StoreReader};

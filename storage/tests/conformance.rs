@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use carbonmesh_protocol::store::{Reader, Table, Write};
-use carbonmesh_storage::{MemoryStorage, RocksStorage, Storage, StoreReader};
+use carbonmesh_storage::{
+    MemoryStorage, RocksStorage, SealedStorage, Sealer, Storage, StoreReader,
+};
 
 fn put(table: Table, key: &str, value: &str) -> Write {
     Write::Put { table, key: bytes(key), value: bytes(value) }
@@ -24,6 +26,8 @@ fn keys(storage: &dyn Storage, table: Table, start: &str, end: &str, limit: usiz
 /// Runs the whole suite on each kind of store.
 fn on_each(check: impl Fn(Arc<dyn Storage>)) {
     check(Arc::new(MemoryStorage::default()));
+    let sealed = SealedStorage::new(Arc::new(MemoryStorage::default()), Sealer::new(&[7; 32]));
+    check(Arc::new(sealed));
     let folder = tempfile::tempdir().unwrap();
     check(Arc::new(RocksStorage::open(&folder.path().join("store")).unwrap()));
 }

@@ -4,6 +4,9 @@
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::{
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
     process::{Command, Output},
     time::{Duration, Instant},
 };
@@ -114,4 +117,83 @@ async fn below_the_mark_of_free_space_no_jobs_are_taken() {
     assert!(refused.body.to_string().contains("limits.free_bytes"), "{refused:?}");
     let nodes: Value = world.api("a").get("/v1/nodes").await.unwrap().body;
     assert!(nodes.to_string().contains("limits.free_bytes"), "{nodes}");
+}
+
+/// Files below a folder that hold these bytes.
+fn showing(folder: &Path, what: &[u8]) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(showing(&path, what));
+        } else if fs::read(&path).unwrap().windows(what.len()).any(|window| window == what) {
+            found.push(path);
+        }
+    }
+    found
+}
+
+#[tokio::test]
+async fn what_is_encrypted_at_rest_is_of_no_use_without_its_key() {
+    let mut world = World::default();
+    let with_key = |key: &str| {
+        let env = vec![("CARBONMESH_ENCRYPTION_KEY".to_owned(), key.to_owned())];
+        NodeOptions { env, ..NodeOptions::default() }
+    };
+    let (key, other) = ("k".repeat(32), "o".repeat(32));
+    world.cluster.start("a", with_key(&key)).unwrap();
+    let id = world.cluster.id("a").unwrap().to_owned();
+    world.apply("a", 1).await;
+    let payload = "account 4711 owes nothing to nobody";
+    let jobs: Vec<Value> = (0..100).map(|n| json!({ "number": n, "text": payload })).collect();
+    world.api("a").enqueue_bulk("p", &jobs).await.unwrap();
+    world.cluster.kill("a").unwrap();
+
+    let data = world.cluster.folder().join("a.data");
+    for secret in [payload, r#""step""#] {
+        let found = showing(&data, secret.as_bytes());
+        assert!(found.is_empty(), "{secret}: {found:?}");
+    }
+    assert!(!fs::read(data.join("key")).unwrap().is_empty());
+    let mut refused = |options: NodeOptions, words: &str| {
+        let error = world.cluster.start("a", options).unwrap_err().to_string();
+        assert!(error.contains(words), "{words}: {error}");
+        assert!(!error.contains(&key) && !error.contains(&other), "{error}");
+    };
+    refused(NodeOptions::default(), "give its key with --encryption-key-file");
+    refused(with_key(&other), "is encrypted with key");
+    refused(with_key("short"), "at least 32 are needed");
+    let output = Command::new(program("carbonmesh").unwrap())
+        .args(["up", "--http", "127.0.0.1:0", "--listen", "127.0.0.1:0", "--data-dir"])
+        .arg(&data)
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(5), "{output:?}");
+
+    world.cluster.start("a", with_key(&key)).unwrap();
+    assert_eq!(world.cluster.id("a").unwrap(), id);
+    let there = world.api("a").jobs("p", "queued").await.unwrap();
+    assert_eq!(there.len(), 100);
+    let facts = world.api("a").get("/v1/facts").await.unwrap().body;
+    assert!(facts.to_string().contains(r#""encrypted":true"#), "{facts}");
+    world.cluster.stop("a").unwrap();
+
+    // Another key takes over, and the old one opens nothing any more.
+    let new = world.cluster.folder().join("new.key");
+    fs::write(&new, &other).unwrap();
+    fs::set_permissions(&new, fs::Permissions::from_mode(0o600)).unwrap();
+    let rekeyed = Command::new(program("carbonmesh").unwrap())
+        .arg("rekey")
+        .arg("--data-dir")
+        .arg(&data)
+        .arg("--new-key-file")
+        .arg(&new)
+        .env("CARBONMESH_ENCRYPTION_KEY", &key)
+        .output()
+        .unwrap();
+    assert!(rekeyed.status.success(), "{rekeyed:?}");
+    let error = world.cluster.start("a", with_key(&key)).unwrap_err().to_string();
+    assert!(error.contains("is encrypted with key"), "{error}");
+    world.cluster.start("a", with_key(&other)).unwrap();
+    assert_eq!(world.api("a").jobs("p", "queued").await.unwrap().len(), 100);
 }

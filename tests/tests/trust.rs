@@ -7,7 +7,7 @@ use std::{
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{Command, Output},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use carbonmesh_examples::local::{NodeOptions, program};
@@ -238,4 +238,94 @@ fn issuer_of(operator: &Operator, keys: &str) -> String {
     let shown = operator.run(&["-o", "json", "show", "--keys", keys]);
     let shown: Value = serde_json::from_str(&shown).unwrap();
     text(&shown["issuer"])
+}
+
+#[tokio::test]
+async fn the_root_is_changed_while_the_cluster_works() {
+    let mut world = World::default();
+    let operator = Operator::new(&world);
+    let first = joining(&world, "a", &operator.path("keys/first-node.join"));
+    world.cluster.start("a", first).unwrap();
+    let all = ["--role", "worker,replica,gateway", "--expires", "1h"];
+    let token = operator.invite(&all);
+    for name in ["b", "c"] {
+        let options = invited(&world, name, &token);
+        world.cluster.start(name, options).unwrap();
+    }
+    world.await_members("a", 3).await;
+    world.apply("a", 1).await;
+    // An issuer that is not taken over: what it gives ends with the old root.
+    operator.run(&["issuer", "other", "--keys", "keys", "--passphrase-file", "passphrase"]);
+    let no_node = ["--api", "http://127.0.0.1:1"];
+    let by_other = operator.run(&[&no_node[..], &["invite", "--keys", "other"], &all].concat());
+
+    fs::write(operator.path("passphrase-2"), "correct horse battery 2\n").unwrap();
+    let rotate = [
+        "rotate-root",
+        "keys-2",
+        "--keys",
+        "keys",
+        "--ends",
+        "5s",
+        "--passphrase-file",
+        "passphrase",
+        "--new-passphrase-file",
+        "passphrase-2",
+    ];
+    // Where no node listens it is made all the same, and told later.
+    let unheard = operator.try_run(&[&no_node[..], &rotate].concat());
+    let error = String::from_utf8_lossy(&unheard.stderr).into_owned();
+    assert!(!unheard.status.success() && error.contains("tells it again"), "{error}");
+    let api = world.cluster.http("b").unwrap().to_owned();
+    let told = operator.run(&[&["--api", &api, "-o", "json"][..], &rotate].concat());
+    let told: Value = serde_json::from_str(&told).unwrap();
+    let mode = fs::metadata(operator.path("keys-2/root.key")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let follows = |trust: &Value| {
+        let roots = trust["roots"].as_array().map_or(&[][..], Vec::as_slice);
+        roots.last().is_some_and(|last| last["id"] == told["root"])
+            && trust["cluster"] == told["cluster"]
+    };
+    for name in ["a", "b", "c"] {
+        await_trust(&world, name, "the new root's", follows).await;
+    }
+    let jobs = world.enqueue("b", 10).await;
+    world.await_done("a", &jobs).await;
+
+    // A new node under the new root; one of the old ones starts again.
+    let invite = [&no_node[..], &["invite", "--keys", "keys-2"], &all].concat();
+    let options = invited(&world, "d", &operator.run(&invite));
+    world.cluster.start("d", options).unwrap();
+    world.await_members("a", 4).await;
+    world.cluster.stop("c").unwrap();
+    let config = world.phase("c", "step", "echo '{}'");
+    world.cluster.start("c", NodeOptions { config, ..NodeOptions::default() }).unwrap();
+    world.await_members("d", 4).await;
+
+    // The old root's time is over: what it alone has signed lets nobody in.
+    let trust = world.api("a").get("/v1/trust").await.unwrap().body;
+    let ends_s = trust["roots"][0]["ends_s"].as_u64().unwrap();
+    let now_s = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    while now_s() <= ends_s {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let options = invited(&world, "x", &by_other);
+    world.cluster.start("x", options).unwrap();
+    await_log(&world, "x", "this node's certificate is not valid now").await;
+    // An older invitation by the issuer that was taken over is still good, and nobody was lost.
+    let options = invited(&world, "e", &token);
+    world.cluster.start("e", options).unwrap();
+    world.await_members("a", 5).await;
+    world.await_members("e", 5).await;
+    await_trust(&world, "e", "the new root's", follows).await;
+    let more = world.enqueue("e", 10).await;
+    world.await_done("d", &more).await;
+}
+
+async fn await_log(world: &World, node: &str, words: &str) {
+    let began = Instant::now();
+    while !world.cluster.log(node).contains(words) {
+        assert!(began.elapsed() < PATIENCE, "{node} never said: {words}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }

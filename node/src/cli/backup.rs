@@ -13,6 +13,7 @@ use super::{
 };
 use crate::{
     backup::{self, Manifest},
+    config::{EncryptionArgs, encryption_key},
     http::local::BackupDoc,
 };
 
@@ -37,6 +38,8 @@ pub(super) struct RestoreArgs {
     /// Only look whether the backup is whole and as it was written
     #[arg(long, conflicts_with = "data_dir")]
     check: bool,
+    #[command(flatten)]
+    encryption: EncryptionArgs,
 }
 
 pub(super) async fn back_up(
@@ -57,9 +60,12 @@ pub(super) async fn back_up(
     })
 }
 
-pub(super) fn restore(args: &RestoreArgs, out: &Output) -> Result<(), Failure> {
+pub(super) fn restore(mut args: RestoreArgs, out: &Output) -> Result<(), Failure> {
+    let key = encryption_key(std::mem::take(&mut args.encryption));
+    let key = key.map_err(|error| Failure::Usage(error.to_string()))?;
+    let args = &args;
     let done = match &args.data_dir {
-        Some(folder) => backup::restore(&args.backup, folder),
+        Some(folder) => backup::restore(&args.backup, folder, key.as_ref()),
         None => backup::verify(&args.backup),
     };
     let manifest = done.map_err(|error| Failure::Restore(error.to_string()))?;

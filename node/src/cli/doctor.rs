@@ -215,6 +215,9 @@ fn folder(one: &Facts, findings: &mut Vec<Finding>) {
         ok("disk", name, found)
     };
     findings.push(finding);
+    if one.encrypted {
+        findings.push(ok("encryption", name, "its folder is encrypted at rest".to_owned()));
+    }
     if let Some(reason) = &one.amnesia {
         let advice = "this is as it should be after a restore or a move, and over once its copies are \
                       up to date; otherwise look after the disk: something took it back";
@@ -376,6 +379,7 @@ mod tests {
             boot: 1,
             data_dir: "/data".into(),
             amnesia: None,
+            encrypted: false,
             free_bytes: 50 << 30,
             disk_bytes: 100 << 30,
             least_free_bytes: 512 << 20,

@@ -23,6 +23,7 @@ mod pipeline;
 mod reach;
 mod recover;
 mod reference;
+mod rekey;
 mod source;
 mod token;
 mod top;
@@ -143,6 +144,8 @@ enum Command {
     Backup(backup::BackupArgs),
     /// Make a new data folder of a backup; no node is needed
     Restore(backup::RestoreArgs),
+    /// Have another key open a data folder that is encrypted at rest; its node may run meanwhile
+    Rekey(rekey::RekeyArgs),
     /// Print the version of this program and of the node
     Version,
     /// Make tokens for the HTTP interface of nodes
@@ -227,7 +230,8 @@ async fn once(cli: Cli, out: &Output, phases: PhaseRegistry) -> Result<(), Failu
         Command::Notify(command) => notify::run(command, &client()?, out).await,
         Command::Doctor => doctor::run(&client()?, out).await,
         Command::Backup(args) => backup::back_up(args, &client()?, out).await,
-        Command::Restore(args) => backup::restore(&args, out),
+        Command::Restore(args) => backup::restore(args, out),
+        Command::Rekey(args) => rekey::run(args, out),
         Command::Man { folder } => reference::man(Cli::command(), &folder, out),
         Command::Reference => out.text(&reference::markdown(Cli::command())),
         Command::Events(args) => events::run(args, &client()?, out).await,

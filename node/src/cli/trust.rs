@@ -39,19 +39,20 @@ use super::{
 use crate::{
     document::{format_duration, parse_duration},
     http::{
-        trust::{RevocationDoc, RevokedNowDoc, TrustDoc},
+        trust::{RevocationDoc, RevokedNowDoc, SucceededDoc, SuccessionDoc, TrustDoc},
         view::NodesDoc,
     },
     net::{is_loopback, node_id_of, parse_address},
     trust::{
         CLOCK_SKEW, Chain, Invitation, Issuer, Membership, NODE_LIFETIME, Passphrase, PublicKey,
-        Revocation, SealedRoot, Statement, VaultError, now_s, write_private,
+        Revocation, Roots, SealedRoot, Statement, Succession, VaultError, now_s, write_private,
     },
 };
 
 const ROOT: &str = "root.key";
 const ISSUER: &str = "issuer.key";
 const FIRST: &str = "first-node.join";
+const ROOTS: &str = "roots";
 
 /// How long an issuer's certificate lasts: five years.
 const ISSUER_LIFETIME: Duration = Duration::from_secs(5 * 365 * 24 * 3600);
@@ -69,6 +70,8 @@ pub(super) enum Command {
     Invite(InviteArgs),
     /// Shut a node out, for good; or an invitation, or an issuer, with all that they let in
     Revoke(RevokeArgs),
+    /// Make another root that takes over from the present one, while the cluster works
+    RotateRoot(RotateArgs),
     /// Show who a node is in its cluster, until when, and who was shut out
     Show(ShowArgs),
 }
@@ -138,6 +141,27 @@ pub(super) struct RevokeArgs {
 }
 
 #[derive(Debug, clap::Args)]
+pub(super) struct RotateArgs {
+    /// A new folder for the new root's keys; one that was made before is told to the node again
+    dir: PathBuf,
+    /// The folder with the present root's key and an issuer's
+    #[arg(long, value_name = "DIR", env = "CARBONMESH_KEYS", default_value = ".")]
+    keys: PathBuf,
+    /// Take this issuer over too: the folder with its key
+    #[arg(long, value_name = "DIR", value_delimiter = ',')]
+    issuer: Vec<PathBuf>,
+    /// How long the old root goes on to count beside the new one
+    #[arg(long, value_name = "TIME", default_value = "30d", value_parser = parse_duration)]
+    ends: Duration,
+    /// Read the present root key's passphrase from this file instead of the terminal
+    #[arg(long, value_name = "FILE")]
+    passphrase_file: Option<PathBuf>,
+    /// Read the new root key's passphrase from this file instead of the terminal
+    #[arg(long, value_name = "FILE")]
+    new_passphrase_file: Option<PathBuf>,
+}
+
+#[derive(Debug, clap::Args)]
 pub(super) struct ShowArgs {
     /// Read it from this data folder instead of asking the node
     #[arg(long, value_name = "FOLDER")]
@@ -153,6 +177,7 @@ pub(super) async fn run(command: Command, client: &Client, out: &Output) -> Resu
         Command::Issuer(args) => issuer(&args, out),
         Command::Invite(args) => invite(args, client, out).await,
         Command::Revoke(args) => revoke(&args, client, out).await,
+        Command::RotateRoot(args) => rotate_root(&args, client, out).await,
         Command::Show(args) => show(&args, client, out).await,
     }
 }
@@ -174,7 +199,7 @@ fn init(args: &InitArgs, out: &Output) -> Result<(), Failure> {
     let root = ed25519::Keypair::generate();
     let sealed = SealedRoot::seal(&root, &passphrase).map_err(usage)?;
     let issuer = new_issuer(&root)?;
-    let first = first_invitation(&issuer)?;
+    let first = first_invitation(&issuer, &Roots::new(issuer.root))?;
     // The root comes last: without it the folder can be used anew after an interruption.
     issuer.write(&args.dir.join(ISSUER)).map_err(usage)?;
     let first_path = args.dir.join(FIRST);
@@ -203,9 +228,14 @@ fn issuer(args: &IssuerArgs, out: &Output) -> Result<(), Failure> {
     }
     let root = open_root(&args.keys, args.passphrase_file.as_deref())?;
     let issuer = new_issuer(&root)?;
-    let first = first_invitation(&issuer)?;
+    let later = Roots::read_row(&args.keys.join(ROOTS)).map_err(usage)?;
+    let roots = roots_of(issuer.root, later)?;
+    let first = first_invitation(&issuer, &roots)?;
     make_folder(&args.dir)?;
     write_private(&args.dir.join(FIRST), first.to_string().as_bytes()).map_err(usage)?;
+    if !roots.successions().is_empty() {
+        roots.write(&args.dir.join(ROOTS)).map_err(usage)?;
+    }
     issuer.write(&path).map_err(usage)?;
     let (keys, id) = (args.dir.display().to_string(), leaf_id(&issuer.chain));
     out.document(&json!({ "keys": keys, "issuer": id }), || {
@@ -254,7 +284,8 @@ async fn invite(args: InviteArgs, client: &Client, out: &Output) -> Result<(), F
     });
     let invited = invited.map_err(usage)?;
     let (key, expires_s) = (leaf_id(&invited.chain), now_s() + args.expires.as_secs());
-    let invitation = Invitation { issuer: invited, addresses, renews: args.renews };
+    let roots = Roots::read_row(&args.keys.join(ROOTS)).map_err(usage)?;
+    let invitation = Invitation { issuer: invited, addresses, renews: args.renews, roots };
     let token = invitation.to_string();
     if !out.is_json() {
         let mut stderr = io::stderr().lock();
@@ -309,7 +340,9 @@ async fn show(args: &ShowArgs, client: &Client, out: &Output) -> Result<(), Fail
     if let Some(keys) = &args.keys {
         let issuer = Issuer::read(&keys.join(ISSUER)).map_err(usage)?;
         let expires_s = issuer.chain.leaf().map_or(0, |leaf| leaf.expires_s);
-        let (cluster, id) = (issuer.root.cluster(), leaf_id(&issuer.chain));
+        let later = Roots::read_row(&keys.join(ROOTS)).map_err(usage)?;
+        let first = roots_of(issuer.root, later)?.first();
+        let (cluster, id) = (first.cluster(), leaf_id(&issuer.chain));
         let document = json!({ "cluster": cluster, "issuer": id, "expires_s": expires_s });
         return out.document(&document, || {
             let until = Some(moment(expires_s));
@@ -346,6 +379,7 @@ fn shown(trust: &TrustDoc) -> String {
         ("phases", trust.phases.as_ref().map(joined)),
         ("until", Some(format!("{} ({left})", moment(trust.expires_s)))),
         ("let in by", Some(trust.chain.iter().map(short).collect::<Vec<_>>().join(" > "))),
+        ("root", trust.roots.last().map(|last| last.id.clone())),
         ("renews", trust.renews.then(|| "the certificates of others".to_owned())),
         ("shut out", (!trust.revoked.is_empty()).then(|| joined(revoked))),
     ])
@@ -381,12 +415,107 @@ fn new_issuer(root: &ed25519::Keypair) -> Result<Issuer, Failure> {
 }
 
 /// Lets a node do everything, and renew the certificates of others for as long as the issuer lives.
-fn first_invitation(issuer: &Issuer) -> Result<Invitation, Failure> {
+fn first_invitation(issuer: &Issuer, roots: &Roots) -> Result<Invitation, Failure> {
     let keypair = issuer.keypair().map_err(usage)?;
     let first = Issuer::new(issuer.root, (&keypair, &issuer.chain), |subject| {
         issuer.within(delegation(subject, Rights::ALL))
     });
-    Ok(Invitation { issuer: first.map_err(usage)?, addresses: Vec::new(), renews: true })
+    let roots = roots.successions().to_vec();
+    Ok(Invitation { issuer: first.map_err(usage)?, addresses: Vec::new(), renews: true, roots })
+}
+
+/// The roots that lead to this one.
+fn roots_of(last: PublicKey, later: Vec<Succession>) -> Result<Roots, Failure> {
+    let first = later.first().map_or(last, Succession::old);
+    let roots = Roots::of(first, later).map_err(usage)?;
+    match roots.last() == last {
+        true => Ok(roots),
+        false => Err(usage(format!("{ROOTS} does not lead to this root: bring it back"))),
+    }
+}
+
+/// Makes another root, which takes over from the present one, and tells a node of it.
+async fn rotate_root(args: &RotateArgs, client: &Client, out: &Output) -> Result<(), Failure> {
+    let folder = args.dir.display();
+    // What was made before is told again: a node may not have been there.
+    if !args.dir.join(ROOT).exists() {
+        make_root(args)?;
+    }
+    let later = Roots::read_row(&args.dir.join(ROOTS)).map_err(usage)?;
+    let last = later.last().ok_or_else(|| {
+        usage(format!("{folder} has no {ROOTS}: a root that follows another has it beside its key"))
+    })?;
+    let (root, ends_s) = (format!("{:#}", last.successor().id()), last.ends_s());
+    let cluster = later.first().map(|first| first.old().cluster()).unwrap_or_default();
+    let mut news = false;
+    for one in &later {
+        let document = SuccessionDoc { entry: BASE64URL_NOPAD.encode(&codec::encode(one)) };
+        let request = client.request(Method::POST, &["trust", "successions"], &[]).json(&document);
+        let told = client.answer::<SucceededDoc>(request, Duration::ZERO).await;
+        news |= told
+            .inspect_err(|_| {
+                let mut stderr = io::stderr().lock();
+                // Nobody is left to tell if stderr is closed.
+                let _ = writeln!(
+                    stderr,
+                    "hint: {folder} is made, and no node knows of it yet: the same command tells it again"
+                );
+            })?
+            .document
+            .news;
+    }
+    let document = json!({ "cluster": cluster, "root": root, "ends_s": ends_s, "news": news });
+    out.document(&document, || {
+        format!(
+            "root {root} takes over in cluster {cluster}: all members hear of it within seconds, and go \
+             on with the certificates that they have\n\n\
+             {folder}/{ROOT}    signs issuers from now on; keep it offline\n\
+             {folder}/{ISSUER}  invites as before, under the new root; take it in place of the old one\n\
+             {folder}/{ROOTS}       what leads to it; keep it beside them\n\n\
+             the old root counts until {}; invitations that it stands above can be used until they end",
+            moment(ends_s)
+        )
+    })
+}
+
+fn make_root(args: &RotateArgs) -> Result<(), Failure> {
+    let later = Roots::read_row(&args.keys.join(ROOTS)).map_err(usage)?;
+    let mut issuers = vec![Issuer::read(&args.keys.join(ISSUER)).map_err(usage)?];
+    for keys in &args.issuer {
+        issuers.push(Issuer::read(&keys.join(ISSUER)).map_err(usage)?);
+    }
+    let old = open_root(&args.keys, args.passphrase_file.as_deref())?;
+    let mut roots = roots_of(PublicKey::of(&old), later)?;
+    let mut statements = Vec::new();
+    for issuer in &issuers {
+        let statement = issuer.statement().map_err(usage)?.clone();
+        if issuer.root != roots.last() || issuer.chain.links().len() != 1 {
+            return Err(usage(format!(
+                "{} is no issuer right below this root: leave it out",
+                leaf_id(&issuer.chain)
+            )));
+        }
+        statements.push(statement);
+    }
+    let typed = args.new_passphrase_file.as_deref();
+    if typed.is_none() {
+        eprintln!("now one for the new root:");
+    }
+    let passphrase = passphrase(typed, true)?;
+    let new = ed25519::Keypair::generate();
+    let times = (now_s(), now_s().saturating_add(args.ends.as_secs()));
+    let one = Succession::new(&old, &new, times, statements.clone()).map_err(usage)?;
+    roots.learn(one).map_err(usage)?;
+    make_folder(&args.dir)?;
+    roots.write(&args.dir.join(ROOTS)).map_err(usage)?;
+    let sealed = SealedRoot::seal(&new, &passphrase).map_err(usage)?;
+    let first = &issuers[0];
+    first
+        .under(sealed.public, roots.renewed(&first.chain))
+        .write(&args.dir.join(ISSUER))
+        .map_err(usage)?;
+    // The root comes last: without it the folder can be used anew after an interruption.
+    sealed.write(&args.dir.join(ROOT)).map_err(usage)
 }
 
 fn open_root(keys: &Path, file: Option<&Path>) -> Result<ed25519::Keypair, Failure> {

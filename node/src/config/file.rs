@@ -31,6 +31,8 @@ pub(super) struct ConfigFile {
     pub(super) relay: bool,
     pub(super) data_dir: Option<PathBuf>,
     pub(super) backup_dir: Option<PathBuf>,
+    pub(super) encryption_key_file: Option<PathBuf>,
+    pub(super) encryption_key_command: Option<String>,
     pub(super) log_format: Option<String>,
     pub(super) otlp_endpoint: Option<String>,
     pub(super) cluster: Option<String>,

@@ -55,7 +55,7 @@ fn settings_are_read_or_refused() {
 fn keys_and_secrets_are_read_or_refused() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("key");
-    load_or_create(&path, true).unwrap();
+    load_or_create(&path, &Files::default(), true).unwrap();
     let key = fs::read(&path).unwrap();
     let write = |bytes: &[u8]| {
         fs::write(&path, bytes).unwrap();
@@ -65,7 +65,7 @@ fn keys_and_secrets_are_read_or_refused() {
     let corpus = Corpus::of("key", vec![key.clone(), secret]);
     target!(corpus, |input: &[u8]| {
         write(input);
-        let _ = load_or_create(&path, false);
+        let _ = load_or_create(&path, &Files::default(), false);
         if let Ok(Some(secret)) = read_secret(None, Some(&path)) {
             assert!(secret.as_bytes().len() >= SECRET_BYTES);
         }
@@ -76,5 +76,5 @@ fn keys_and_secrets_are_read_or_refused() {
         *last ^= 1;
     }
     write(&damaged);
-    assert!(load_or_create(&path, false).is_err());
+    assert!(load_or_create(&path, &Files::default(), false).is_err());
 }

@@ -20,6 +20,7 @@ const fn kind(status: u16, slug: &'static str, means: &'static str) -> Kind {
 /// All of them, by status.
 pub(super) const KINDS: &[Kind] = &[
     kind(400, "bad-revocation", "the entry cannot be read"),
+    kind(400, "bad-succession", "the entry cannot be read"),
     kind(400, "bad-path", "a part of the path is not what it has to be"),
     kind(400, "bad-query", "a parameter is unknown, or has a value that it may not have"),
     kind(400, "bad-header", "a header has a value that it may not have"),
@@ -31,6 +32,11 @@ pub(super) const KINDS: &[Kind] = &[
     kind(400, "bad-log-level", "it is no level of logs, or there are too many"),
     kind(401, "unauthorized", "the node does not know who calls: send a token that it knows"),
     kind(403, "not-an-issuer", "the entry is not signed by a key above the one that it shuts out"),
+    kind(
+        403,
+        "no-successor",
+        "the entry does not follow this cluster's present root, or both roots have not signed it",
+    ),
     kind(403, "forbidden", "who calls may not do that: `needs` is the scope that it takes"),
     kind(
         403,

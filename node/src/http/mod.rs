@@ -190,6 +190,7 @@ pub fn secured_router(handle: NodeHandle, limits: HttpLimits, security: Arc<Secu
         .route("/v1/version", get(cluster::version))
         .route("/v1/trust", get(trust::show))
         .route("/v1/trust/revocations", post(trust::revoke))
+        .route("/v1/trust/successions", post(trust::succeed))
         .route("/healthz", get(cluster::health))
         .route("/metrics", get(cluster::metrics))
         .merge(page::routes())

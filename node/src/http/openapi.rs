@@ -89,6 +89,7 @@ const ALWAYS: [u16; 7] = [400, 401, 403, 429, 500, 503, 504];
         notify::test,
         trust::show,
         trust::revoke,
+        trust::succeed,
         document,
     ),
     components(schemas(view::LineDoc, view::EventDoc, view::EndDoc, bulk::JobsBody))

@@ -14,7 +14,7 @@ use super::{
     extract::read_body,
     openapi::schemas::{Change as Changes, Missing},
 };
-use crate::trust::{Membership, Revocation, Trust};
+use crate::trust::{Membership, PublicKey, Revocation, Succession, Trust};
 
 /// The largest entry, as JSON.
 const ENTRY_BYTES: usize = 8 << 10;
@@ -39,8 +39,38 @@ pub struct TrustDoc {
     pub chain: Vec<String>,
     /// Whether it renews others' certificates.
     pub renews: bool,
+    /// The cluster's roots, the present one last, if others have followed the first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub roots: Vec<RootDoc>,
     /// Who was shut out, as far as it knows.
     pub revoked: Vec<RevokedDoc>,
+}
+
+/// A root of a cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct RootDoc {
+    /// The id of its key.
+    pub id: String,
+    /// Until when it counts, in s since 1970; the present one counts for as long as nothing follows it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ends_s: Option<u64>,
+}
+
+/// `POST /v1/trust/successions`: one root takes over from another, signed by both.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SuccessionDoc {
+    /// It, in base64url.
+    pub entry: String,
+}
+
+/// What came of a succession.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct SucceededDoc {
+    /// The id of the root that takes over.
+    pub root: String,
+    /// Whether that was news to this node.
+    pub news: bool,
 }
 
 /// A key that was shut out.
@@ -85,12 +115,50 @@ impl TrustDoc {
             expires_s: leaf.map_or(0, |leaf| leaf.expires_s),
             chain: chain.map(|link| format!("{:#}", link.subject.id())).collect(),
             renews,
+            roots: roots(membership),
             revoked: revoked
                 .iter()
                 .map(|entry| RevokedDoc { key: format!("{:#}", entry.key), at_s: entry.at_s })
                 .collect(),
         }
     }
+}
+
+fn roots(membership: &Membership) -> Vec<RootDoc> {
+    let id = |key: PublicKey| format!("{:#}", key.id());
+    let later = &membership.later;
+    let ended = later.iter().map(|one| RootDoc { id: id(one.old()), ends_s: Some(one.ends_s()) });
+    let present = later.last().map(|one| RootDoc { id: id(one.successor()), ends_s: None });
+    ended.chain(present).collect()
+}
+
+/// `POST /v1/trust/successions`
+#[utoipa::path(
+    post, path = "/v1/trust/successions", tag = "cluster", operation_id = "succeedRoot",
+    summary = "Have another root take over",
+    description = "The entry is signed by the present root and by the one that follows it.",
+    request_body = SuccessionDoc,
+    responses((status = 200, description = "It spreads", body = SucceededDoc), Changes)
+)]
+pub(super) async fn succeed(
+    State(api): State<Api>,
+    body: Body,
+) -> Result<Json<SucceededDoc>, Problem> {
+    let trust = trust(&api)?;
+    let body = read_body(body, ENTRY_BYTES).await?;
+    let bad = |detail: String| Problem::bad_request("bad-succession", detail);
+    let document: SuccessionDoc =
+        serde_json::from_slice(&body).map_err(|error| bad(format!("the body: {error}")))?;
+    let entry = BASE64URL_NOPAD.decode(document.entry.as_bytes());
+    let entry = entry.map_err(|error| bad(format!("`entry` is no base64url: {error}")))?;
+    let entry: Succession =
+        codec::decode(&entry).map_err(|error| bad(format!("`entry` is none: {error}")))?;
+    let root = format!("{:#}", entry.successor().id());
+    let news = trust.succeed(entry).map_err(|error| {
+        let detail = error.to_string();
+        Problem::new(StatusCode::FORBIDDEN, "no-successor", "no successor", detail)
+    })?;
+    Ok(Json(SucceededDoc { root, news }))
 }
 
 fn trust(api: &Api) -> Result<&Trust, Problem> {

@@ -10,11 +10,15 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use carbonmesh_storage::Files;
 use libp2p::{Multiaddr, PeerId};
 use serde::{Deserialize, Serialize};
 
 /// More than a full mesh can have; beyond it, strangers are not added.
 const PEERS: usize = 4096;
+
+/// The name by which the file is sealed.
+pub(super) const NAME: &str = "peers.json";
 
 /// Addresses kept for one peer, the last proven first.
 const ADDRESSES: usize = 8;
@@ -45,10 +49,10 @@ impl Book {
     ///
     /// # Errors
     /// It cannot be read, or is no address book. The caller may go on with an empty one.
-    pub(super) fn load(path: &Path) -> io::Result<Self> {
+    pub(super) fn load(path: &Path, files: &Files) -> io::Result<Self> {
         let text = match fs::read(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
-            read => read?,
+            read => files.open(NAME, read?).map_err(io::Error::other)?,
         };
         let saved: Saved = serde_json::from_slice(&text)?;
         let mut book = Self::default();

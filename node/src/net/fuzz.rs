@@ -216,7 +216,7 @@ fn addresses_and_books_of_them_are_read_or_refused() {
         }
         let _ = PeerId::from_bytes(input).as_ref().map(address::node_id_of);
         std::fs::write(&path, input).unwrap();
-        if let Ok(mut book) = Book::load(&path) {
+        if let Ok(mut book) = Book::load(&path, &carbonmesh_storage::Files::default()) {
             let _ = (book.peers().count(), book.take_changes());
         }
     });

@@ -7,7 +7,8 @@
 //!                                         verifier, initiator's nonce, responder's nonce)
 //! with certificates:
 //!   initiator: proof(32) ─►   the same, of the root's public key: it knows which cluster it seeks
-//!   responder: ◄─ chain       length(2, LE), at most 1024 bytes; the initiator checks the cluster
+//!   responder: ◄─ chain       length(2, LE), at most 1 KiB, and 7 KiB of what led from the cluster's
+//!                             first root to its present one; the initiator checks the cluster
 //!   initiator: chain ─►       before it says anything of itself beyond its key
 //!   responder: ◄─ verdict(1)  welcome; or expired or revoked, to who was a member once
 //! ```
@@ -38,7 +39,7 @@ use thiserror::Error;
 use tracing::{debug, warn};
 
 use super::{address::key_of, penalty::Penalties};
-use crate::trust::{Denied, MAX_CHAIN_BYTES, Trust};
+use crate::trust::{Denied, MAX_SHOWN_BYTES, Trust};
 
 const CERTIFIED_LABEL: &[u8] = b"carbonmesh/1/gate/certificates";
 const LABEL: &[u8] = b"carbonmesh/1/gate";
@@ -343,7 +344,7 @@ async fn read_chain(io: &mut (impl AsyncRead + Unpin)) -> io::Result<Vec<u8>> {
     let mut length = [0; 2];
     io.read_exact(&mut length).await?;
     let length = usize::from(u16::from_le_bytes(length));
-    if length > MAX_CHAIN_BYTES {
+    if length > MAX_SHOWN_BYTES {
         return Err(io::Error::other(format!("certificates of {length} bytes")));
     }
     let mut chain = vec![0; length];

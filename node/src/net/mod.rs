@@ -20,6 +20,7 @@ mod gate;
 mod heard;
 mod lane;
 mod link;
+mod links;
 mod peers;
 mod penalty;
 mod reach;
@@ -43,6 +44,7 @@ use std::{
 };
 
 use carbonmesh_protocol::{advert::Advert, id::NodeId, message::Message};
+use carbonmesh_storage::Files;
 use libp2p::{Multiaddr, PeerId, StreamProtocol, identity::Keypair};
 use libp2p_stream::{Control, IncomingStreams, OpenStreamError};
 use thiserror::Error;
@@ -79,6 +81,8 @@ pub struct NetConfig {
     pub mdns: bool,
     /// The file in which known peers' addresses are kept.
     pub book: PathBuf,
+    /// How that file is written.
+    pub files: Files,
     /// What to tell others instead of the addresses listened on, for nodes behind a translated
     /// address.
     pub advertise: Vec<Multiaddr>,

@@ -9,6 +9,7 @@ use std::{
 };
 
 use carbonmesh_protocol::{advert::Advert, codec, id::NodeId};
+use carbonmesh_storage::Files;
 use futures::StreamExt;
 use libp2p::{
     Multiaddr, PeerId, Swarm,
@@ -35,6 +36,7 @@ use super::{
     counters::NetCounters,
     heard::{Heard, Verdict},
     link::{Dead, Fault, Link},
+    links::{LinkInput, Links},
     peers::Peers,
     penalty::Penalties,
     reach::Reach,
@@ -61,14 +63,6 @@ const TOLD: usize = 32;
 /// How many peers may ask about trust at once.
 const TRUST_STREAMS: usize = 32;
 
-/// Where a peer's link takes its streams from.
-enum LinkInput {
-    /// We open them while this is true.
-    Opener(watch::Sender<bool>),
-    /// The peer opens them.
-    Acceptor(mpsc::Sender<libp2p::Stream>),
-}
-
 /// Everything that the loop owns.
 pub(super) struct Network {
     swarm: Swarm<Behaviour>,
@@ -78,8 +72,9 @@ pub(super) struct Network {
     events: mpsc::Sender<NetEvent>,
     adverts: watch::Receiver<Option<Advert>>,
     peers: Peers,
-    links: HashMap<PeerId, LinkInput>,
+    links: Links,
     book_path: PathBuf,
+    files: Files,
     advertise: Vec<Multiaddr>,
     reach: Reach,
     relays: bool,
@@ -132,7 +127,7 @@ impl Network {
         let penalties = Penalties::default();
         let mut swarm = behaviour::build(&config, penalties.clone())?;
         listen_on_all(&mut swarm, &config.listen).await?;
-        let book = Book::load(&config.book).unwrap_or_else(|error| {
+        let book = Book::load(&config.book, &config.files).unwrap_or_else(|error| {
             warn!(path = %config.book.display(), %error, "cannot read the address book: starting an empty one");
             Book::default()
         });
@@ -155,8 +150,9 @@ impl Network {
             events,
             adverts,
             peers,
-            links: HashMap::new(),
+            links: Links::default(),
             book_path: config.book,
+            files: config.files,
             advertise: config.advertise,
             reach,
             relays: config.relay,
@@ -254,9 +250,7 @@ impl Network {
                 }
                 if last {
                     self.connected.note(peer_id, false);
-                    if let Some(LinkInput::Opener(connected)) = self.links.get(&peer_id) {
-                        connected.send_replace(false);
-                    }
+                    self.links.disconnected(&peer_id, Instant::now());
                 }
             }
             SwarmEvent::OutgoingConnectionError { connection_id, peer_id, error } => {
@@ -512,10 +506,13 @@ impl Network {
             return;
         };
         self.speak_of_trust(peer);
-        if let Some(LinkInput::Opener(connected)) = self.links.get(&peer) {
-            connected.send_replace(true);
+        if self.links.connected(&peer) {
+            return;
         }
-        if self.links.contains_key(&peer) {
+        if !self.links.have_room(Instant::now()) {
+            debug!(%peer, "too many peers: disconnecting");
+            // It may be gone already.
+            let _ = self.swarm.disconnect_peer_id(peer);
             return;
         }
         info!(%peer, %node, "connected to a new peer");
@@ -582,6 +579,7 @@ impl Network {
 
     async fn save_book(&mut self) {
         let Some(content) = self.peers.book.take_changes() else { return };
+        let content = self.files.seal(book::NAME, content);
         let path = self.book_path.clone();
         let saved = tokio::task::spawn_blocking(move || book::save(path, &content)).await;
         if let Ok(Err(error)) = saved {

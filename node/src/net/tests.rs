@@ -115,6 +115,7 @@ impl Host {
             peers: peers.to_vec(),
             mdns: false,
             book: folder.path().join("peers.json"),
+            files: Files::default(),
             advertise: vec![],
             relay: place == Place::Relay,
         };
@@ -346,6 +347,7 @@ async fn without_a_secret_only_this_machine_is_spoken_to() {
         peers: vec![],
         mdns: false,
         book: "unused".into(),
+        files: Files::default(),
         advertise: vec![],
         relay: false,
     };
@@ -366,6 +368,7 @@ async fn a_taken_port_is_named() {
         peers: vec![],
         mdns: false,
         book: "unused".into(),
+        files: Files::default(),
         advertise: vec![],
         relay: false,
     };

@@ -23,7 +23,7 @@ use tokio::time::timeout;
 use tracing::{debug, warn};
 
 use super::address::{key_of, node_id_of};
-use crate::trust::{MAX_CHAIN_BYTES, MAX_REVOCATIONS, Revocation, Trust};
+use crate::trust::{MAX_CHAIN_BYTES, MAX_REVOCATIONS, MAX_SHOWN_BYTES, Revocation, Trust};
 
 /// The streams' protocol.
 pub(super) const TRUST: StreamProtocol = StreamProtocol::new("/carbonmesh/1/trust");
@@ -32,7 +32,7 @@ pub(super) const TRUST: StreamProtocol = StreamProtocol::new("/carbonmesh/1/trus
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Room for as many entries as there may be, each with its signer's certificates.
-const FRAME_BYTES: usize = MAX_REVOCATIONS * (MAX_CHAIN_BYTES / 2) + 4096;
+const FRAME_BYTES: usize = MAX_REVOCATIONS * (MAX_CHAIN_BYTES / 2) + MAX_SHOWN_BYTES + 4096;
 
 /// What is said.
 #[derive(Debug, Serialize, Deserialize)]
@@ -53,7 +53,7 @@ impl Encoded for Saying {
 
 #[derive(Debug, Serialize, Deserialize)]
 struct News {
-    /// The sender's certificates.
+    /// The sender's certificates, and what led to the root that they begin with.
     chain: Bytes,
     /// Whether it renews others'.
     renews: bool,
@@ -67,14 +67,15 @@ impl News {
     }
 
     fn take(self, trust: &Trust, peer: PeerId, node: NodeId) {
-        if let Err(error) = trust.learn(self.revoked) {
-            warn!(%peer, %error, "a peer tells of somebody shut out, and that does not hold");
-        }
-        // It may have been renewed since the peer came.
+        // It may have been renewed since the peer came; and what another root has signed counts once that
+        // root is known.
         if let Some(key) = key_of(&peer)
             && let Err(error) = trust.admit(key, &self.chain)
         {
             debug!(%peer, %error, "a peer's new certificate does not hold");
+        }
+        if let Err(error) = trust.learn(self.revoked) {
+            warn!(%peer, %error, "a peer tells of somebody shut out, and that does not hold");
         }
         trust.note_renews(node, self.renews);
     }

@@ -134,6 +134,7 @@ impl ExecPhase {
             .env_remove("TRACESTATE")
             .env_remove("CARBONMESH_SECRET")
             .env_remove("CARBONMESH_JOIN")
+            .env_remove("CARBONMESH_ENCRYPTION_KEY")
             .envs(&settings.env)
             .envs(context.scope().all());
         spawn_attached(&mut command, settings.directory.as_deref()).map_err(|error| {

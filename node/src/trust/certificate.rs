@@ -143,6 +143,14 @@ pub enum ChainError {
     /// The root of this cluster did not sign the first.
     #[error("another cluster's root signed the first certificate, or nobody did")]
     OtherRoot,
+    /// The root that signed the first does not count any more.
+    #[error(
+        "another root has followed the one that signed the first certificate, which ended {since_s} s ago"
+    )]
+    RootEnded {
+        /// How long ago.
+        since_s: u64,
+    },
     /// A later one has a wrong signature.
     #[error("certificate {0} is forged: the one before it did not sign it")]
     Forged(usize),
@@ -185,7 +193,7 @@ pub enum ChainError {
 impl ChainError {
     /// Whether the chain was genuine, and only its time is not now.
     pub(crate) fn is_about_time(&self) -> bool {
-        matches!(self, Self::Expired { .. } | Self::NotYet { .. })
+        matches!(self, Self::Expired { .. } | Self::NotYet { .. } | Self::RootEnded { .. })
     }
 }
 
@@ -214,6 +222,23 @@ impl Chain {
     /// Its certificates, from the root's.
     pub(crate) fn links(&self) -> impl DoubleEndedIterator<Item = &Statement> + ExactSizeIterator {
         self.0.iter().map(|certificate| &certificate.statement)
+    }
+
+    /// The first, which a root has signed.
+    pub(crate) fn first(&self) -> Option<&Certificate> {
+        self.0.first()
+    }
+
+    /// The same, with another first certificate; or that alone, if there was none.
+    pub(crate) fn with_first(&self, first: Certificate) -> Self {
+        let later = self.0.iter().skip(1).cloned();
+        Self(std::iter::once(first).chain(later).collect())
+    }
+
+    /// Whether this root signed the first.
+    pub(crate) fn is_signed_by(&self, root: PublicKey) -> bool {
+        self.first()
+            .is_some_and(|first| root.verifies(&signed(root, &first.statement), &first.signature))
     }
 
     /// The holder's own.

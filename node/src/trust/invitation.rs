@@ -12,12 +12,12 @@ use data_encoding::BASE64URL_NOPAD;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::{ChainError, Issuer};
+use super::{ChainError, Issuer, PublicKey, Roots, Succession};
 
 const PREFIX: &str = "cm1";
 
 /// More than this is no invitation.
-const MOST_CHARACTERS: usize = 8192;
+const MOST_CHARACTERS: usize = 16 << 10;
 
 /// The most addresses in one.
 pub(crate) const MOST_ADDRESSES: usize = 16;
@@ -44,6 +44,27 @@ pub(crate) struct Invitation {
     pub(crate) addresses: Vec<String>,
     /// Whether the node is to keep the key, and renew others' certificates with it.
     pub(crate) renews: bool,
+    /// What has led from the cluster's first root to the one that this was made under.
+    #[serde(skip)]
+    pub(crate) roots: Vec<Succession>,
+}
+
+/// One of a cluster whose root was changed.
+#[derive(Serialize, Deserialize)]
+struct Succeeded {
+    invitation: Invitation,
+    roots: Vec<Succession>,
+}
+
+impl Encoded for Succeeded {
+    const KIND: Kind = 0x214;
+}
+
+impl Invitation {
+    /// The first root of the cluster that it is for: what the cluster goes by.
+    pub(crate) fn first_root(&self) -> PublicKey {
+        self.roots.first().map_or(self.issuer.root, Succession::old)
+    }
 }
 
 impl Encoded for Invitation {
@@ -52,7 +73,13 @@ impl Encoded for Invitation {
 
 impl fmt::Display for Invitation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{PREFIX}{}", BASE64URL_NOPAD.encode(&codec::encode(self)))
+        let bytes = match self.roots.is_empty() {
+            true => codec::encode(self),
+            false => {
+                codec::encode(&Succeeded { invitation: self.clone(), roots: self.roots.clone() })
+            }
+        };
+        write!(f, "{PREFIX}{}", BASE64URL_NOPAD.encode(&bytes))
     }
 }
 
@@ -67,7 +94,14 @@ impl FromStr for Invitation {
         }
         let bytes = BASE64URL_NOPAD.decode(encoded.as_bytes());
         let bytes = bytes.map_err(|_| InvitationError::NotOne)?;
-        let invitation: Self = codec::decode(&bytes).map_err(|_| InvitationError::NotOne)?;
+        let invitation = match codec::decode::<Succeeded>(&bytes) {
+            Ok(Succeeded { invitation, roots }) => Self { roots, ..invitation },
+            Err(_) => codec::decode(&bytes).map_err(|_| InvitationError::NotOne)?,
+        };
+        let roots = Roots::of(invitation.first_root(), invitation.roots.iter().cloned());
+        if roots.map_err(|_| InvitationError::NotOne)?.last() != invitation.issuer.root {
+            return Err(InvitationError::NotOne);
+        }
         if invitation.addresses.len() > MOST_ADDRESSES {
             return Err(InvitationError::NotOne);
         }

@@ -1,7 +1,7 @@
 //! What a running node knows of trust: its own certificates, who was shut out, what its peers may do.
 //!
 //! It lies in the data folder's `trust/`: `membership` (the root's public key and the node's own
-//! chain), `revoked` (who was shut out), and, on nodes that renew others' certificates, `issuer.key`.
+//! chain), `revoked` (who was shut out), `roots` (which roots have followed that one), and, on nodes that renew others' certificates, `issuer.key`.
 //! The network asks here at each connection, and the driver for each message.
 
 use std::{
@@ -18,6 +18,7 @@ use carbonmesh_protocol::{
     id::NodeId,
     rights::Rights,
 };
+use carbonmesh_storage::Files;
 use libp2p::identity::Keypair;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -26,8 +27,9 @@ use tracing::{error, info, warn};
 
 use super::{
     CLOCK_SKEW, Chain, ChainError, Invitation, Issuer, NODE_LIFETIME, PublicKey, RENEW_BELOW,
-    Revocation, Statement, VaultError, WARN_BELOW, now_s,
+    Revocation, Roots, Statement, Succession, VaultError, WARN_BELOW, now_s,
     revocation::{RevocationError, Revocations},
+    succession::SuccessionError,
     vault::read_private,
     write_private,
 };
@@ -36,8 +38,9 @@ use super::{
 pub(crate) const FOLDER: &str = "trust";
 const MEMBERSHIP: &str = "membership";
 const REVOKED: &str = "revoked";
+const ROOTS: &str = "roots";
 /// What a backup has of it: a key that lets others in stays where it is.
-pub(crate) const KEPT: [&str; 2] = [MEMBERSHIP, REVOKED];
+pub(crate) const KEPT: [&str; 3] = [MEMBERSHIP, REVOKED, ROOTS];
 const ISSUER: &str = "issuer.key";
 
 /// How many peers' certificates are kept in mind.
@@ -73,6 +76,9 @@ pub enum TrustError {
     /// It is another than the one that the settings were made for.
     #[error("this node's certificate was exchanged while it started: start it again")]
     Changed,
+    /// The invitation's roots, or the folder's, do not go together.
+    #[error("the cluster's roots do not go together: {0}; ask for a new invitation")]
+    Roots(#[from] SuccessionError),
     /// Somebody shut it out.
     #[error(
         "{0} was shut out of the cluster: start with an empty data folder and a new invitation, as a new node"
@@ -97,10 +103,13 @@ pub(crate) enum Denied {
 /// Which cluster a node belongs to, and by which certificates.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Membership {
-    /// The cluster's root.
+    /// The cluster's first root, which it goes by.
     pub(crate) root: PublicKey,
     /// The node's certificates.
     pub(crate) chain: Chain,
+    /// What has followed that root; in a file of its own.
+    #[serde(skip)]
+    pub(crate) later: Vec<Succession>,
 }
 
 impl Encoded for Membership {
@@ -118,11 +127,23 @@ impl Membership {
             return Ok(None);
         }
         let damaged = |_| VaultError::Damaged { path: path.clone() };
-        codec::decode(&read_private(&path)?).map(Some).map_err(damaged)
+        let mut read: Self = codec::decode(&read_private(&path)?).map_err(damaged)?;
+        let roots = Roots::read(&path.with_file_name(ROOTS), read.root)?;
+        read.chain = roots.renewed(&read.chain);
+        read.later = roots.successions().to_vec();
+        Ok(Some(read))
+    }
+
+    /// The cluster's roots.
+    ///
+    /// # Errors
+    /// They do not follow each other.
+    fn roots(&self) -> Result<Roots, SuccessionError> {
+        Roots::of(self.root, self.later.iter().cloned())
     }
 
     fn is_valid(&self) -> bool {
-        self.chain.verify(self.root, now_s()).is_ok()
+        self.roots().is_ok_and(|roots| roots.verify(&self.chain, now_s()).is_ok())
     }
 }
 
@@ -132,15 +153,16 @@ impl Membership {
 /// They do not fit each other, or do not hold.
 pub(crate) fn joined_rights(
     data_dir: &Path,
+    files: &Files,
     invitation: Option<&Invitation>,
 ) -> Result<Option<(PublicKey, Rights)>, TrustError> {
     let stored = Membership::read(data_dir)?;
-    let chain = match (&stored, needed(data_dir, stored.as_ref(), invitation)?) {
+    let chain = match (&stored, needed(data_dir, files, stored.as_ref(), invitation)?) {
         (_, Some(invitation)) => &invitation.issuer.chain,
         (Some(stored), None) => &stored.chain,
         (None, None) => return Ok(None),
     };
-    let root = stored.as_ref().map(|it| it.root).or(invitation.map(|it| it.issuer.root));
+    let root = stored.as_ref().map(|it| it.root).or(invitation.map(Invitation::first_root));
     let rights = chain.leaf().map(|leaf| leaf.rights.clone());
     Ok(root.zip(rights))
 }
@@ -148,17 +170,19 @@ pub(crate) fn joined_rights(
 /// The invitation, unless the node has joined already and needs none.
 fn needed<'a>(
     data_dir: &Path,
+    files: &Files,
     stored: Option<&Membership>,
     invitation: Option<&'a Invitation>,
 ) -> Result<Option<&'a Invitation>, TrustError> {
     let Some(invitation) = invitation else { return Ok(None) };
     if let Some(stored) = stored {
-        if stored.root != invitation.issuer.root {
-            let (stored, invited) = (stored.root.id(), invitation.issuer.root.id());
+        if stored.root != invitation.first_root() {
+            let (stored, invited) = (stored.root.id(), invitation.first_root().id());
             return Err(TrustError::OtherCluster { stored, invited });
         }
         let key = data_dir.join(FOLDER).join(ISSUER);
-        let keeps = || Issuer::read(&key).is_ok_and(|kept| kept.chain == invitation.issuer.chain);
+        let keeps =
+            || Issuer::read_in(&key, files).is_ok_and(|kept| kept.chain == invitation.issuer.chain);
         if stored.is_valid() && (!invitation.renews || keeps()) {
             return Ok(None);
         }
@@ -173,6 +197,7 @@ pub struct Trust(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
+    /// The cluster's first root.
     root: PublicKey,
     key: PublicKey,
     folder: PathBuf,
@@ -183,6 +208,7 @@ struct Shared {
 
 #[derive(Debug)]
 struct State {
+    roots: Roots,
     chain: Chain,
     rights: Arc<Rights>,
     revoked: Revocations,
@@ -193,6 +219,8 @@ struct State {
 struct Peer {
     key: PublicKey,
     chain: Chain,
+    /// The root that the chain begins with.
+    root: PublicKey,
     rights: Arc<Rights>,
     /// Whether it renews others' certificates.
     renews: bool,
@@ -206,6 +234,7 @@ impl Trust {
     /// The node has no certificate that holds.
     pub(crate) fn open(
         data_dir: &Path,
+        files: &Files,
         keypair: &Keypair,
         invitation: Option<&Invitation>,
     ) -> Result<Option<Self>, TrustError> {
@@ -214,22 +243,37 @@ impl Trust {
         let key = PublicKey::of(&key);
         let folder = data_dir.join(FOLDER);
         let stored = Membership::read(data_dir)?;
-        let membership = match (needed(data_dir, stored.as_ref(), invitation)?, stored) {
-            (Some(invitation), _) => join(&folder, key, invitation)?,
+        let membership = match (needed(data_dir, files, stored.as_ref(), invitation)?, stored) {
+            (Some(invitation), _) => join(&folder, files, key, invitation)?,
             (None, Some(stored)) => stored,
             (None, None) => return Ok(None),
         };
         let root = membership.root;
-        let leaf = membership.chain.verify_node(root, now_s(), key);
+        let mut roots = membership.roots()?;
+        // A node that has joined already may hear of another root by an invitation that it needs no more.
+        let told = invitation.into_iter().flat_map(|invitation| invitation.roots.iter().cloned());
+        let mut news = false;
+        for one in told {
+            news |= roots.learn(one)?;
+        }
+        if news {
+            roots.write(&folder.join(ROOTS))?;
+        }
+        let membership = Membership { chain: roots.renewed(&membership.chain), ..membership };
+        let leaf = roots.verify_node(&membership.chain, now_s(), key);
         let leaf = leaf.map_err(TrustError::Certificate)?;
         let rights = Arc::new(leaf.rights.clone());
-        let revoked = Revocations::read(&folder.join(REVOKED), root)?;
+        let revoked = Revocations::read(&folder.join(REVOKED), roots.clone())?;
         if let Some(who) = revoked.find(&membership.chain) {
             return Err(TrustError::Revoked(who));
         }
         let issuer = folder.join(ISSUER);
-        let issuer = if issuer.exists() { Some(Issuer::read(&issuer)?) } else { None };
-        let state = State { chain: membership.chain, rights, revoked, peers: BTreeMap::new() };
+        let issuer = match issuer.exists() {
+            true => Some(Issuer::read_in(&issuer, files)?),
+            false => None,
+        };
+        let (chain, peers) = (membership.chain, BTreeMap::new());
+        let state = State { roots, chain, rights, revoked, peers };
         let (state, changes) = (Mutex::new(state), watch::Sender::new(0));
         let trust = Self(Arc::new(Shared { root, key, folder, issuer, state, changes }));
         trust.renew_self();
@@ -241,14 +285,63 @@ impl Trust {
         self.0.root.cluster()
     }
 
-    /// The cluster's root.
+    /// The cluster's first root: what it goes by, whatever has followed.
     pub(crate) fn root(&self) -> PublicKey {
         self.0.root
     }
 
     /// The node's own certificates, as they go over the network.
     pub(crate) fn chain(&self) -> bytes::Bytes {
-        self.state().chain.encode()
+        let state = self.state();
+        state.roots.show(&state.chain)
+    }
+
+    /// Has one root follow another, and writes that down; whether that was news. Others hear of it with
+    /// this node's certificates.
+    ///
+    /// # Errors
+    /// It does not count.
+    pub(crate) fn succeed(&self, one: Succession) -> Result<bool, SuccessionError> {
+        self.take_over(&mut self.state(), one)
+    }
+
+    fn take_over(&self, state: &mut State, one: Succession) -> Result<bool, SuccessionError> {
+        let (root, ends_s) = (one.successor().id(), one.ends_s());
+        if !state.roots.learn(one)? {
+            return Ok(false);
+        }
+        warn!(%root, ends_s, "another root takes over in this cluster; when its time is over, the old one counts no more");
+        if let Err(error) = state.roots.write(&self.0.folder.join(ROOTS)) {
+            error!(%error, "cannot write down that another root takes over: others will tell it again");
+        }
+        let roots = state.roots.clone();
+        state.revoked.heed(roots.clone());
+        for peer in state.peers.values_mut() {
+            peer.chain = roots.renewed(&peer.chain);
+            peer.root = roots.signer_of(&peer.chain);
+        }
+        let chain = roots.renewed(&state.chain);
+        if chain != state.chain {
+            self.keep(&chain);
+            state.chain = chain;
+        } else if roots.rank(&chain) + 1 < roots.all().count() {
+            warn!(
+                "this node's certificate ends with the old root: its issuer was not taken over; join \
+                 again with a new invitation before that"
+            );
+        }
+        self.0.changes.send_modify(|count| *count += 1);
+        Ok(true)
+    }
+
+    /// Writes a certificate down.
+    fn keep(&self, chain: &Chain) {
+        let (root, chain) = (self.0.root, chain.clone());
+        let path = self.0.folder.join(MEMBERSHIP);
+        let bytes = codec::encode(&Membership { root, chain, later: Vec::new() });
+        if let Err(error) = write_private(&path, &bytes) {
+            error!(%error, "cannot write the renewed certificate down");
+        }
     }
 
     /// What the node itself may do.
@@ -271,10 +364,17 @@ impl Trust {
     /// # Errors
     /// Its certificates do not hold, or it was shut out.
     pub(crate) fn admit(&self, key: PublicKey, chain: &[u8]) -> Result<(), Denied> {
-        let chain = Chain::decode(chain)?;
-        let leaf = chain.verify_node(self.0.root, now_s(), key)?;
-        let rights = Arc::new(leaf.rights.clone());
+        let (chain, told) = Roots::read_shown(chain)?;
         let mut state = self.state();
+        for one in told {
+            if let Err(error) = self.take_over(&mut state, one) {
+                warn!(%error, peer = %key.id(), "a peer tells of another root, and that does not hold");
+                break;
+            }
+        }
+        let chain = state.roots.renewed(&chain);
+        let leaf = state.roots.verify_node(&chain, now_s(), key)?;
+        let rights = Arc::new(leaf.rights.clone());
         if let Some(who) = state.revoked.find(&chain) {
             return Err(Denied::Revoked(who));
         }
@@ -286,23 +386,25 @@ impl Trust {
                 return Err(Denied::Full);
             }
         }
-        state.peers.insert(key.id(), Peer { key, chain, rights, renews });
+        let root = state.roots.signer_of(&chain);
+        state.peers.insert(key.id(), Peer { key, chain, root, rights, renews });
         Ok(())
     }
 
     /// Why a peer that was let in may stay no longer, if so.
     pub(crate) fn unfit(&self, node: NodeId) -> Option<Denied> {
         let state = self.state();
-        let chain = &state.peers.get(&node)?.chain;
+        let Peer { chain, root, .. } = state.peers.get(&node)?;
         if let Some(who) = state.revoked.find(chain) {
             return Some(Denied::Revoked(who));
         }
         // Each certificate ends before the one above it.
         let (now_s, leaf) = (now_s(), chain.leaf()?);
-        let over = now_s >= leaf.expires_s;
-        let expired =
-            || ChainError::Expired { link: chain.links().len(), since_s: now_s - leaf.expires_s };
-        over.then(expired).map(Denied::Chain)
+        if now_s >= leaf.expires_s {
+            let (link, since_s) = (chain.links().len(), now_s - leaf.expires_s);
+            return Some(ChainError::Expired { link, since_s }.into());
+        }
+        state.roots.check_end(*root, now_s).err().map(Denied::Chain)
     }
 
     /// Notes whether a peer renews certificates.
@@ -393,7 +495,8 @@ impl Trust {
     fn issue(&self, key: PublicKey, rights: Rights) -> Option<Chain> {
         let issuer = self.0.issuer.as_ref()?;
         match issuer.issue(issuer.within(node_statement(key, rights))) {
-            Ok(chain) => Some(chain),
+            // The key is the same under each root.
+            Ok(chain) => Some(self.state().roots.renewed(&chain)),
             Err(error) => {
                 warn!(%error, "cannot renew a certificate");
                 None
@@ -419,24 +522,23 @@ impl Trust {
     /// # Errors
     /// It does not hold.
     pub(crate) fn adopt(&self, chain: &[u8]) -> Result<bool, Denied> {
-        let chain = Chain::decode(chain)?;
-        let leaf = chain.verify_node(self.0.root, now_s(), self.0.key)?;
         let mut state = self.state();
+        let chain = state.roots.renewed(&Chain::decode(chain)?);
+        let leaf = state.roots.verify_node(&chain, now_s(), self.0.key)?;
+        let (rank, own_rank) = (state.roots.rank(&chain), state.roots.rank(&state.chain));
         if let Some(who) = state.revoked.find(&chain) {
             return Err(Denied::Revoked(who));
         }
         let until = state.chain.leaf().map_or(0, |leaf| leaf.expires_s);
-        let better = leaf.expires_s > until.saturating_add(WORTH_S)
+        let better = rank > own_rank
+            || leaf.expires_s > until.saturating_add(WORTH_S)
             || is_by_newer_issuer(&chain, &state.chain);
-        if !better || leaf.rights != *state.rights {
+        // Whatever it promises: the root before ends sooner.
+        if !better || rank < own_rank || leaf.rights != *state.rights {
             return Ok(false);
         }
         let days = leaf.left(now_s()).as_secs() / (24 * 3600);
-        let membership = Membership { root: self.0.root, chain: chain.clone() };
-        let path = self.0.folder.join(MEMBERSHIP);
-        if let Err(error) = write_private(&path, &codec::encode(&membership)) {
-            error!(%error, "cannot write the renewed certificate down");
-        }
+        self.keep(&chain);
         state.chain = chain;
         info!(days, "this node's certificate was renewed");
         self.0.changes.send_modify(|count| *count += 1);
@@ -463,7 +565,9 @@ impl Trust {
 
     /// The node's membership, as operators see it.
     pub(crate) fn membership(&self) -> Membership {
-        Membership { root: self.0.root, chain: self.state().chain.clone() }
+        let state = self.state();
+        let later = state.roots.successions().to_vec();
+        Membership { root: self.0.root, chain: state.chain.clone(), later }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -493,12 +597,22 @@ fn node_statement(subject: PublicKey, rights: Rights) -> Statement {
 }
 
 /// Makes the node's certificate with the invitation's key, and writes all down.
-fn join(folder: &Path, key: PublicKey, invitation: &Invitation) -> Result<Membership, TrustError> {
+fn join(
+    folder: &Path,
+    files: &Files,
+    key: PublicKey,
+    invitation: &Invitation,
+) -> Result<Membership, TrustError> {
     let issuer = &invitation.issuer;
     let failed = TrustError::Invitation;
     let rights = issuer.statement().map_err(failed)?.rights.clone();
     let chain = issuer.issue(issuer.within(node_statement(key, rights))).map_err(failed)?;
-    let revoked = Revocations::read(&folder.join(REVOKED), issuer.root)?;
+    let first = invitation.first_root();
+    let mut roots = Roots::read(&folder.join(ROOTS), first)?;
+    for one in invitation.roots.iter().cloned() {
+        roots.learn(one)?;
+    }
+    let revoked = Revocations::read(&folder.join(REVOKED), roots.clone())?;
     if let Some(who) = revoked.find(&chain) {
         return Err(TrustError::Revoked(who));
     }
@@ -508,11 +622,15 @@ fn join(folder: &Path, key: PublicKey, invitation: &Invitation) -> Result<Member
     }
     let kept = folder.join(ISSUER);
     if invitation.renews {
-        issuer.write(&kept)?;
+        issuer.write_in(&kept, files)?;
     } else if kept.exists() {
         fs::remove_file(&kept).map_err(|source| VaultError::Io { path: kept, source })?;
     }
-    let membership = Membership { root: issuer.root, chain };
+    if !roots.successions().is_empty() {
+        roots.write(&folder.join(ROOTS))?;
+    }
+    let chain = roots.renewed(&chain);
+    let membership = Membership { root: first, chain, later: roots.successions().to_vec() };
     write_private(&folder.join(MEMBERSHIP), &codec::encode(&membership))?;
     info!(cluster = %membership.root.id(), node = %key.id(), "joined the cluster by an invitation");
     Ok(membership)

@@ -5,7 +5,7 @@
 //!                       (operator's)  (short-lived)    (its own key)  none wider than the one before
 //! ```
 //! `certificate` makes and checks chains; `vault` keeps keys in files; `invitation` is the token that
-//! brings a new machine in; `revocation` shuts nodes out again; [`Trust`] is what a running node
+//! brings a new machine in; `revocation` shuts nodes out again; `succession` changes the root; [`Trust`] is what a running node
 //! holds: its own chain, who was shut out, and what its peers may do. What goes over the network,
 //! and when, is left to `net`.
 //!
@@ -16,6 +16,7 @@ mod certificate;
 mod invitation;
 mod member;
 mod revocation;
+mod succession;
 mod vault;
 
 #[cfg(test)]
@@ -25,6 +26,7 @@ pub(crate) use certificate::{Chain, ChainError, MAX_CHAIN_BYTES, PublicKey, Stat
 pub(crate) use invitation::Invitation;
 pub(crate) use member::{Denied, FOLDER, KEPT, Membership, Trust, TrustError, joined_rights};
 pub(crate) use revocation::{MAX_REVOCATIONS, Revocation};
+pub(crate) use succession::{MAX_SHOWN_BYTES, Roots, Succession};
 pub(crate) use vault::{Issuer, Passphrase, SealedRoot, VaultError, write_private};
 
 use std::time::Duration;

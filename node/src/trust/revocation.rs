@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::{
-    Chain, ChainError, PublicKey, VaultError,
+    Chain, ChainError, PublicKey, Roots, VaultError,
     certificate::Signature,
     vault::{read_private, write_private},
 };
@@ -86,16 +86,38 @@ impl Revocation {
         self.by.links().len()
     }
 
-    /// The id of the key that signed it.
-    fn signer(&self, root: PublicKey) -> NodeId {
-        self.by.leaf().map_or(root, |leaf| leaf.subject).id()
+    /// The id of the key that signed it, if some root stands above it. Which root that is, a root's own
+    /// entry tells by its signature alone.
+    fn signer(&self, roots: &Roots) -> Result<NodeId, RevocationError> {
+        if let Some(leaf) = self.by.leaf() {
+            return Ok(leaf.subject.id());
+        }
+        let mut all = roots.all();
+        let signer = match roots.successions().is_empty() {
+            true => all.next(),
+            false => {
+                all.find(|root| root.verifies(&signed(*root, self.key, self.at_s), &self.signature))
+            }
+        };
+        signer.map(|root| root.id()).ok_or(RevocationError::Forged)
     }
 
-    fn verify(&self, root: PublicKey) -> Result<(), RevocationError> {
+    fn verify(&self, roots: &Roots) -> Result<(), RevocationError> {
+        // What was said while it could be said goes on to count, also if its root was followed since.
+        let mut result = Err(RevocationError::Forged);
+        for root in roots.all() {
+            result = self.verify_by(root);
+            if result.is_ok() {
+                break;
+            }
+        }
+        result
+    }
+
+    fn verify_by(&self, root: PublicKey) -> Result<(), RevocationError> {
         let signer = match self.rank() {
             0 => root,
             _ => {
-                // What was said while it could be said goes on to count.
                 let leaf = self.by.verify_genuine(root)?;
                 // An invitation's key, which many have had, lets nodes in, and shuts none out.
                 if leaf.issues < 2 {
@@ -118,7 +140,7 @@ fn signed(signer: PublicKey, key: NodeId, at_s: u64) -> Vec<u8> {
 /// Everybody who was shut out, as far as this node knows.
 #[derive(Debug)]
 pub(crate) struct Revocations {
-    root: PublicKey,
+    roots: Roots,
     /// By key, and by rank and key of the signer: the first of each. What one says must not take the
     /// place of what another does, who may be shut out himself.
     entries: BTreeMap<(NodeId, usize, NodeId), Revocation>,
@@ -126,16 +148,16 @@ pub(crate) struct Revocations {
 
 impl Revocations {
     /// Nobody.
-    pub(crate) fn new(root: PublicKey) -> Self {
-        Self { root, entries: BTreeMap::new() }
+    pub(crate) fn new(roots: Roots) -> Self {
+        Self { roots, entries: BTreeMap::new() }
     }
 
     /// Reads the file; without one, nobody was shut out.
     ///
     /// # Errors
     /// It cannot be read, or is damaged.
-    pub(crate) fn read(path: &Path, root: PublicKey) -> Result<Self, VaultError> {
-        let mut list = Self::new(root);
+    pub(crate) fn read(path: &Path, roots: Roots) -> Result<Self, VaultError> {
+        let mut list = Self::new(roots);
         if !path.exists() {
             return Ok(list);
         }
@@ -159,6 +181,11 @@ impl Revocations {
         codec::encode(&Listed(self.all()))
     }
 
+    /// Counts what these roots have said, from now on.
+    pub(crate) fn heed(&mut self, roots: Roots) {
+        self.roots = roots;
+    }
+
     /// All entries.
     pub(crate) fn all(&self) -> Vec<Revocation> {
         self.entries.values().cloned().collect()
@@ -169,11 +196,11 @@ impl Revocations {
     /// # Errors
     /// It does not count.
     pub(crate) fn learn(&mut self, entry: Revocation) -> Result<bool, RevocationError> {
-        let place = (entry.key, entry.rank(), entry.signer(self.root));
+        let place = (entry.key, entry.rank(), entry.signer(&self.roots)?);
         if self.entries.contains_key(&place) {
             return Ok(false);
         }
-        entry.verify(self.root)?;
+        entry.verify(&self.roots)?;
         if self.entries.len() >= MAX_REVOCATIONS {
             return Err(RevocationError::Full);
         }

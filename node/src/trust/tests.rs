@@ -6,11 +6,14 @@ use carbonmesh_protocol::{
     advert::Roles,
     rights::{PhaseGrant, Rights},
 };
+use carbonmesh_storage::Files;
 use libp2p::identity::{Keypair, ed25519};
 use proptest::prelude::*;
 use tempfile::TempDir;
 
-use super::{invitation::InvitationError, revocation::RevocationError, *};
+use super::{
+    invitation::InvitationError, revocation::RevocationError, succession::SuccessionError, *,
+};
 
 pub(crate) const WORKER: Roles = Roles { worker: true, replica: false, gateway: false };
 
@@ -43,7 +46,12 @@ impl Operator {
     pub(crate) fn invite(&self, rights: Rights, hours: u64, renews: bool) -> Invitation {
         let by = (&self.issuer.keypair().expect("its key"), &self.issuer.chain);
         let issuer = Issuer::new(self.root(), by, |key| statement(key, rights, 1, hours * HOUR));
-        Invitation { issuer: issuer.expect("an invitation"), addresses: vec![], renews }
+        Invitation {
+            issuer: issuer.expect("an invitation"),
+            addresses: vec![],
+            renews,
+            roots: vec![],
+        }
     }
 }
 
@@ -72,7 +80,8 @@ fn open(
     keypair: &Keypair,
     invitation: Option<&Invitation>,
 ) -> Result<Trust, TrustError> {
-    Trust::open(folder, keypair, invitation).map(|trust| trust.expect("certificates"))
+    Trust::open(folder, &Files::default(), keypair, invitation)
+        .map(|trust| trust.expect("certificates"))
 }
 
 pub(crate) fn key_of(keypair: &Keypair) -> PublicKey {
@@ -350,7 +359,7 @@ fn an_invitation_for_one_node_lets_no_other_in() {
         ..statement(key, Rights::ALL, 1, HOUR)
     });
     let issuer = issuer.unwrap();
-    let invitation = Invitation { issuer, addresses: vec![], renews: false };
+    let invitation = Invitation { issuer, addresses: vec![], renews: false, roots: vec![] };
     let folder = tempfile::tempdir().unwrap();
     let other = Keypair::generate_ed25519();
     let error = open(folder.path(), &other, Some(&invitation)).unwrap_err();
@@ -402,7 +411,7 @@ fn only_those_above_shut_out() {
     let renewer = operator.invite(Rights::ALL, 1, true);
     let member = Member::join(&renewer);
     let other = Member::join(&operator.invite(Rights::ALL, 1, false));
-    let list = || super::revocation::Revocations::new(operator.root());
+    let list = || super::revocation::Revocations::new(Roots::new(operator.root()));
     let issuer = operator.issuer.keypair().unwrap();
     let issuer_key = PublicKey::of(&issuer).id();
     let chain = |member: &Member| Chain::decode(&member.trust.chain()).unwrap();
@@ -478,4 +487,184 @@ fn a_second_issuer_works_beside_the_first() {
     assert!(new.trust.unfit(old.key().id()).is_some());
     let third = Member::join(&second.invite(Rights::ALL, 1, false));
     new.trust.admit(third.key(), &third.trust.chain()).unwrap();
+}
+
+/// An operator whose root follows another's, and takes his issuer over.
+fn follow(old: &Operator, ends_in_s: u64) -> (Operator, Succession) {
+    let root = ed25519::Keypair::generate();
+    let statement = old.issuer.statement().unwrap().clone();
+    let times = (now_s(), now_s() + ends_in_s);
+    let one = Succession::new(&old.root, &root, times, [statement]).unwrap();
+    let roots = Roots::of(old.root(), [one.clone()]).unwrap();
+    let issuer = old.issuer.under(PublicKey::of(&root), roots.renewed(&old.issuer.chain));
+    (Operator { root, issuer }, one)
+}
+
+/// An invitation as it is under a root that has followed others.
+fn with_roots(invitation: Invitation, roots: &[&Succession]) -> Invitation {
+    let roots = roots.iter().map(|one| Succession::clone(one)).collect();
+    Invitation { roots, ..invitation }
+}
+
+/// The root that a member's certificates begin with.
+fn root_of(member: &Member) -> PublicKey {
+    let membership = member.trust.membership();
+    let roots = Roots::of(membership.root, membership.later.clone()).unwrap();
+    roots.signer_of(&membership.chain)
+}
+
+#[test]
+fn another_root_takes_over_and_all_go_on() {
+    let first = Operator::new();
+    let [told, hears, away] = [(); 3].map(|()| Member::join(&first.invite(Rights::ALL, 1, false)));
+    let (second, one) = follow(&first, HOUR);
+    assert_eq!(told.trust.succeed(one.clone()), Ok(true));
+    assert_eq!(told.trust.succeed(one.clone()), Ok(false));
+    assert_eq!(root_of(&told), second.root());
+    assert_eq!(told.trust.root(), first.root(), "the cluster goes by its first root");
+    // Whoever has not heard yet learns it from what is shown at the gate, and takes it over for itself.
+    hears.trust.admit(told.key(), &told.trust.chain()).unwrap();
+    assert_eq!(root_of(&hears), second.root());
+    told.trust.admit(hears.key(), &hears.trust.chain()).unwrap();
+    // A new node comes under the new root, another by an invitation of before; all meet.
+    let token = with_roots(second.invite(Rights::ALL, 1, false), &[&one]).to_string();
+    let new = Member::join(&token.parse().unwrap());
+    assert_eq!((new.trust.cluster(), root_of(&new)), (first.root().cluster(), second.root()));
+    let late = Member::join(&first.invite(Rights::ALL, 1, false));
+    for (one, other) in [(&new, &hears), (&hears, &new), (&late, &new), (&new, &late)] {
+        one.trust.admit(other.key(), &other.trust.chain()).unwrap();
+    }
+    assert_eq!(root_of(&late), second.root());
+    // Who was away may meet one that has come since.
+    away.trust.admit(new.key(), &new.trust.chain()).unwrap();
+    new.trust.admit(away.key(), &away.trust.chain()).unwrap();
+    // It is all on disk.
+    for member in [&told, &hears, &new, &late] {
+        let again = open(member.folder.path(), &member.keypair, None).unwrap();
+        assert_eq!(again.chain(), member.trust.chain());
+    }
+}
+
+#[test]
+fn what_the_old_root_alone_has_signed_ends_with_it() {
+    let first = Operator::new();
+    let other = Operator { issuer: Operator::issuer_of(&first.root), root: first.root.clone() };
+    let [kept, lost] = [&first, &other].map(|by| Member::join(&by.invite(Rights::ALL, 1, false)));
+    let here = Member::join(&first.invite(Rights::ALL, 1, false));
+    here.trust.admit(kept.key(), &kept.trust.chain()).unwrap();
+    here.trust.admit(lost.key(), &lost.trust.chain()).unwrap();
+    let (second, one) = follow(&first, 0);
+    assert_eq!(here.trust.succeed(one.clone()), Ok(true));
+    let ended = |denied: Option<Denied>| {
+        matches!(denied, Some(Denied::Chain(ChainError::RootEnded { .. })))
+    };
+    assert!(ended(here.trust.unfit(lost.key().id())), "it is cut off");
+    assert_eq!(here.trust.unfit(kept.key().id()), None, "its issuer was taken over");
+    assert!(ended(here.trust.admit(lost.key(), &lost.trust.chain()).err()));
+    here.trust.admit(kept.key(), &kept.trust.chain()).unwrap();
+    // Whoever has the old root's key lets nobody in with it any more.
+    let thief = Operator { issuer: Operator::issuer_of(&first.root), root: first.root.clone() };
+    let made = Member::join(&thief.invite(Rights::ALL, 1, false));
+    assert!(ended(here.trust.admit(made.key(), &made.trust.chain()).err()));
+    // An invitation of before, by the issuer that was taken over, is good until it expires.
+    let late = Member::join(&first.invite(Rights::ALL, 1, false));
+    late.trust.admit(here.key(), &here.trust.chain()).unwrap();
+    here.trust.admit(late.key(), &late.trust.chain()).unwrap();
+    // The one that was cut off starts again, and is told why it cannot.
+    lost.trust.succeed(one).unwrap();
+    let error = open(lost.folder.path(), &lost.keypair, None).unwrap_err();
+    assert!(matches!(error, TrustError::Certificate(ChainError::RootEnded { .. })), "{error}");
+    // With an invitation under the new root it is in again.
+    let told = &here.trust.membership().later[0];
+    let token = with_roots(second.invite(Rights::ALL, 1, false), &[told]);
+    let again = open(lost.folder.path(), &lost.keypair, Some(&token)).unwrap();
+    here.trust.admit(lost.key(), &again.chain()).unwrap();
+}
+
+#[test]
+fn roots_follow_each_other_in_one_row() {
+    let first = Operator::new();
+    let (second, one) = follow(&first, HOUR);
+    let (third, two) = follow(&second, HOUR);
+    let (_, rival) = follow(&first, HOUR);
+    let (_, foreign) = follow(&Operator::new(), HOUR);
+    let mut roots = Roots::new(first.root());
+    assert_eq!(roots.learn(two.clone()), Err(SuccessionError::OutOfRow), "it is too early");
+    assert_eq!(roots.learn(one.clone()), Ok(true));
+    assert_eq!(roots.learn(rival), Err(SuccessionError::OutOfRow), "one has followed already");
+    assert_eq!(roots.learn(foreign), Err(SuccessionError::OutOfRow));
+    assert_eq!(roots.learn(two.clone()), Ok(true));
+    assert_eq!(roots.learn(one.clone()), Ok(false));
+    assert_eq!(roots.last(), third.root());
+    // A member of the first days goes on under the third.
+    let member = Member::join(&first.invite(Rights::ALL, 1, false));
+    let chain = member.trust.membership().chain;
+    assert_eq!(roots.rank(&roots.renewed(&chain)), 2);
+    // Back to where it came from is no way.
+    let back = Succession::new(&third.root, &first.root, (1, 2), []).unwrap();
+    assert_eq!(roots.learn(back), Err(SuccessionError::Twice));
+    let to_itself = Succession::new(&third.root, &third.root, (1, 2), []);
+    assert_eq!(to_itself, Err(SuccessionError::Twice));
+    let backwards = Succession::new(&third.root, &Operator::new().root, (2, 1), []);
+    assert_eq!(backwards, Err(SuccessionError::Times));
+    let many = (0..5).map(|_| first.issuer.statement().unwrap().clone());
+    let many = Succession::new(&third.root, &Operator::new().root, (1, 2), many);
+    assert!(matches!(many, Err(SuccessionError::TooLarge { issuers: 5, .. })), "{many:?}");
+    // As many as there may be pass through the gate, together with the longest chain.
+    let mut last = third;
+    for _ in 2..super::succession::MAX_SUCCESSIONS {
+        let (next, one) = follow(&last, HOUR);
+        assert_eq!(roots.learn(one), Ok(true));
+        last = next;
+    }
+    let (_, beyond) = follow(&last, HOUR);
+    assert_eq!(roots.learn(beyond), Err(SuccessionError::Full));
+    let shown = roots.show(&chain);
+    assert!(shown.len() <= MAX_SHOWN_BYTES, "{}", shown.len());
+    let (read, told) = Roots::read_shown(&shown).unwrap();
+    assert_eq!((&read, told.as_slice()), (&chain, roots.successions()));
+}
+
+#[test]
+fn whom_either_root_shut_out_stays_out() {
+    let first = Operator::new();
+    let here = Member::join(&first.invite(Rights::ALL, 1, false));
+    let [early, late] = [(); 2].map(|()| Member::join(&first.invite(Rights::ALL, 1, false)));
+    let out = Revocation::new(early.key().id(), 1, (&first.root, &Chain::default()));
+    here.trust.learn(vec![out]).unwrap();
+    let (second, one) = follow(&first, 0);
+    here.trust.succeed(one.clone()).unwrap();
+    let issuer = second.issuer.keypair().unwrap();
+    let out = Revocation::new(late.key().id(), 1, (&issuer, &second.issuer.chain));
+    assert_eq!(here.trust.learn(vec![out.clone(), out]), Ok(1));
+    for member in [&early, &late] {
+        let denied = here.trust.admit(member.key(), &member.trust.chain());
+        assert_eq!(denied, Err(Denied::Revoked(member.key().id())));
+    }
+    let root = Revocation::new(here.key().id(), 1, (&second.root, &Chain::default()));
+    let again = open(here.folder.path(), &here.keypair, None).unwrap();
+    assert_eq!(again.revocations().len(), 2);
+    assert_eq!(again.learn(vec![root.clone()]), Ok(1));
+    assert_eq!(again.learn(vec![root]), Ok(0));
+    let stranger = Revocation::new(here.key().id(), 2, (&Operator::new().root, &Chain::default()));
+    assert_eq!(again.learn(vec![stranger]), Err(RevocationError::Forged));
+    let error = open(here.folder.path(), &here.keypair, None).unwrap_err();
+    assert!(matches!(error, TrustError::Revoked(_)), "{error}");
+}
+
+#[test]
+fn an_invitation_without_what_led_to_its_root_is_none() {
+    let first = Operator::new();
+    let (second, one) = follow(&first, HOUR);
+    let (_, foreign) = follow(&Operator::new(), HOUR);
+    let invitation = second.invite(Rights::ALL, 1, false);
+    let good = with_roots(invitation.clone(), &[&one]);
+    assert_eq!(good.to_string().parse::<Invitation>().unwrap().first_root(), first.root());
+    for roots in [&[&foreign][..], &[&one, &foreign]] {
+        let bad = with_roots(invitation.clone(), roots).to_string().parse::<Invitation>();
+        assert_eq!(bad.unwrap_err(), InvitationError::NotOne);
+    }
+    // Those of before are written as they were.
+    let plain = first.invite(Rights::ALL, 1, false);
+    assert_eq!(plain.to_string().parse::<Invitation>().unwrap().to_string(), plain.to_string());
 }

@@ -14,6 +14,7 @@ use std::{
 
 use bytes::Bytes;
 use carbonmesh_protocol::codec::{self, Encoded, Kind};
+use carbonmesh_storage::{Files, SealError};
 use chacha20poly1305::{
     KeyInit, XChaCha20Poly1305,
     aead::{Aead, Payload},
@@ -39,6 +40,9 @@ const SHORTEST: usize = 12;
 
 const LABEL: &[u8] = b"carbonmesh/1/root-key\0";
 
+/// The name by which an issuer's key on a node is sealed.
+const SEALED_AS: &str = "trust/issuer.key";
+
 /// A key cannot be had. Nothing was changed.
 #[derive(Debug, Error)]
 pub enum VaultError {
@@ -61,6 +65,14 @@ pub enum VaultError {
     Damaged {
         /// Which.
         path: PathBuf,
+    },
+    /// It is sealed, and does not open.
+    #[error("cannot open {}: {source}", path.display())]
+    Sealed {
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        source: SealError,
     },
     /// The passphrase does not open it.
     #[error("the passphrase does not open the root's key")]
@@ -223,6 +235,11 @@ impl Issuer {
         Ok(Self { root, secret, chain })
     }
 
+    /// The same key, as another root says of it what the one before did.
+    pub(crate) fn under(&self, root: PublicKey, chain: Chain) -> Self {
+        Self { root, secret: self.secret, chain }
+    }
+
     /// The key itself.
     ///
     /// # Errors
@@ -277,8 +294,18 @@ impl Issuer {
     /// # Errors
     /// It cannot be read, others may read it, or it is damaged.
     pub(crate) fn read(path: &Path) -> Result<Self, VaultError> {
+        Self::read_in(path, &Files::default())
+    }
+
+    /// Reads the file of a node, which may be sealed.
+    ///
+    /// # Errors
+    /// It cannot be read, others may read it, it does not open, or it is damaged.
+    pub(crate) fn read_in(path: &Path, files: &Files) -> Result<Self, VaultError> {
         let damaged = |_| VaultError::Damaged { path: path.to_owned() };
-        let issuer: Self = codec::decode(&read_private(path)?).map_err(damaged)?;
+        let sealed = |source| VaultError::Sealed { path: path.to_owned(), source };
+        let bytes = files.open(SEALED_AS, read_private(path)?).map_err(sealed)?;
+        let issuer: Self = codec::decode(&bytes).map_err(damaged)?;
         issuer.chain.verify_genuine(issuer.root)?;
         issuer.keypair()?;
         Ok(issuer)
@@ -289,7 +316,15 @@ impl Issuer {
     /// # Errors
     /// It cannot be written.
     pub(crate) fn write(&self, path: &Path) -> Result<(), VaultError> {
-        write_private(path, &codec::encode(self))
+        self.write_in(path, &Files::default())
+    }
+
+    /// Writes the file of a node anew, which may be sealed.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub(crate) fn write_in(&self, path: &Path, files: &Files) -> Result<(), VaultError> {
+        write_private(path, &files.seal(SEALED_AS, codec::encode(self).to_vec()))
     }
 }
 

@@ -103,6 +103,7 @@ pub const ROUTES: &[Route] = &[
     route("GET", "/v1/version", Verb::Read, On::Known),
     route("GET", "/v1/trust", Verb::Read, On::All),
     route("POST", "/v1/trust/revocations", Verb::Admin, On::All),
+    route("POST", "/v1/trust/successions", Verb::Admin, On::All),
     route("GET", "/healthz", Verb::Read, On::Open),
     route("GET", "/metrics", Verb::Metrics, On::Some),
 ];

@@ -107,6 +107,7 @@ impl Talk {
             .stdout(Stdio::piped())
             .env_remove("CARBONMESH_SECRET")
             .env_remove("CARBONMESH_JOIN")
+            .env_remove("CARBONMESH_ENCRYPTION_KEY")
             .process_group(0)
             .kill_on_drop(true)
             .spawn()
