@@ -29,6 +29,7 @@ use crate::{
     name::Name,
     pipeline::{Combine, Handling, MAX_PHASES, Revision},
     record::Component,
+    trace::TraceParent,
     view::{Counts, JobState, JobSummary, JobView, StepCounts},
 };
 
@@ -196,11 +197,18 @@ pub enum Message {
     AssignWith(Box<AssignedWith>),
     /// It has ended well, and left a session.
     CompletedWith(Box<CompletedWith>),
+    /// Run this, which is a part of somebody's trace.
+    AssignTraced(Box<AssignedTraced>),
 }
 
 impl Message {
-    /// An attempt, with the sessions that it may read.
+    /// An attempt, with the sessions that it may read and the trace that it is a part of.
     pub fn assign(mut assignment: Box<Assignment>) -> Self {
+        if let Some(trace) = assignment.trace.take() {
+            let sessions = std::mem::take(&mut assignment.sessions);
+            let assignment = *assignment;
+            return Self::AssignTraced(Box::new(AssignedTraced { assignment, sessions, trace }));
+        }
         match std::mem::take(&mut assignment.sessions) {
             sessions if sessions.is_empty() => Self::Assign(assignment),
             sessions => {
@@ -217,12 +225,17 @@ impl Message {
         }
     }
 
-    /// The same, with sessions that came beside something put into it.
+    /// The same, with sessions and traces that came beside something put into it.
     pub fn joined(self) -> Self {
         match self {
             Self::AssignWith(with) => {
                 let AssignedWith { assignment, sessions } = *with;
                 Self::Assign(Box::new(Assignment { sessions, ..assignment }))
+            }
+            Self::AssignTraced(with) => {
+                let AssignedTraced { assignment, sessions, trace } = *with;
+                let trace = Some(trace).filter(TraceParent::is_valid);
+                Self::Assign(Box::new(Assignment { sessions, trace, ..assignment }))
             }
             Self::CompletedWith(with) => {
                 let CompletedWith { completion, session } = *with;
@@ -493,6 +506,9 @@ pub struct Assignment {
     /// What attempts left that gave the items before it; goes in an [`AssignedWith`].
     #[serde(skip)]
     pub sessions: Vec<SessionOf>,
+    /// The trace that the job is a part of; goes in an [`AssignedTraced`].
+    #[serde(skip)]
+    pub trace: Option<TraceParent>,
 }
 
 /// An [`Assignment`], with sessions.
@@ -502,6 +518,17 @@ pub struct AssignedWith {
     pub assignment: Assignment,
     /// What it may read.
     pub sessions: Vec<SessionOf>,
+}
+
+/// An [`Assignment`], with sessions and a trace.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AssignedTraced {
+    /// The attempt.
+    pub assignment: Assignment,
+    /// What it may read.
+    pub sessions: Vec<SessionOf>,
+    /// What the job was enqueued within.
+    pub trace: TraceParent,
 }
 
 /// What an attempt left that gave items, for the phase behind what is made of these.
@@ -709,4 +736,30 @@ pub enum Answer {
     Logs(Option<Box<LogsPage>>),
     /// What waits and runs at each step where anything does, in order of their names.
     Steps(Vec<StepCounts>),
+    /// A job that is a part of somebody's trace.
+    TracedJob(Box<JobView>, TraceParent),
+}
+
+impl Answer {
+    /// A job, as it goes to another node: with its trace beside it.
+    pub(crate) fn parted(self) -> Self {
+        match self {
+            Self::Job(Some(mut view)) => match view.trace.take() {
+                Some(trace) => Self::TracedJob(view, trace),
+                None => Self::Job(Some(view)),
+            },
+            other => other,
+        }
+    }
+
+    /// The same, with a trace that came beside a job put into it.
+    pub(crate) fn joined(self) -> Self {
+        match self {
+            Self::TracedJob(mut view, trace) => {
+                view.trace = Some(trace).filter(TraceParent::is_valid);
+                Self::Job(Some(view))
+            }
+            other => other,
+        }
+    }
 }

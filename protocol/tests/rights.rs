@@ -13,9 +13,9 @@ use carbonmesh_protocol::{
     id::{DiskId, JobId, NodeId, PipelineId, Term, Token},
     io::Outcome,
     message::{
-        Answer, AssignedWith, Assignment, Ballot, Beat, BeatAck, BeatGroup, CompletedWith,
-        Completion, Digest, Items, Message, Question, Replicate, SaidBatch, Scope, SyncPage,
-        SyncReply,
+        Answer, AssignedTraced, AssignedWith, Assignment, Ballot, Beat, BeatAck, BeatGroup,
+        CompletedWith, Completion, Digest, Items, Message, Question, Replicate, SaidBatch, Scope,
+        SyncPage, SyncReply,
     },
     name::Name,
     pipeline::Handling,
@@ -145,8 +145,16 @@ fn messages() -> Vec<Message> {
             completion: completion(token, pipeline, job),
             session: Bytes::from_static(b"{}"),
         })),
+        Message::AssignTraced(Box::new(AssignedTraced {
+            assignment: assignment(token, pipeline, job),
+            sessions: vec![],
+            trace: TRACE.parse().expect("valid"),
+        })),
     ]
 }
+
+/// Of a client.
+const TRACE: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
 fn assignment(token: Token, pipeline: PipelineId, job: JobId) -> Assignment {
     Assignment {
@@ -167,6 +175,7 @@ fn assignment(token: Token, pipeline: PipelineId, job: JobId) -> Assignment {
         gives_items: false,
         handling: Handling::default(),
         sessions: vec![],
+        trace: None,
     }
 }
 

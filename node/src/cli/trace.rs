@@ -66,6 +66,9 @@ struct Part {
     worker: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
+    /// The span of whoever enqueued it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    traceparent: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     in_bytes: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -153,6 +156,7 @@ fn of_job(kind: &'static str, job: &JobDoc, data: bool) -> Part {
         began_at: Some(job.created_at.clone()),
         took_ms: between(&job.created_at, job.finished_at.as_deref()),
         waited_ms: first.and_then(|first| between(&job.created_at, Some(first))),
+        traceparent: job.traceparent.clone(),
         in_bytes: job.instructions.as_ref().map(|it| it.get().len()),
         out_bytes: job.result.as_ref().map(|it| it.get().len()),
         input: value(&job.instructions).filter(|_| data),
@@ -258,6 +262,9 @@ fn text(tree: &Part) -> String {
 fn lines(part: &Part, first: &str, rest: &str, out: &mut String) {
     let _ = writeln!(out, "{first}{}", part.line());
     let bar = if part.parts.is_empty() { "   " } else { "│  " };
+    if let Some(within) = &part.traceparent {
+        let _ = writeln!(out, "{rest}{bar}within {}", clean(within));
+    }
     for (name, value) in [("in", &part.input), ("out", &part.output)] {
         if let Some(value) = value {
             let end = value.char_indices().nth(VALUE_CHARS).map(|(end, _)| end);

@@ -360,6 +360,7 @@ impl Core {
             gives_items: gives_items(phases, step),
             handling: phase.handling.clone(),
             sessions: super::session::left_before(record, phases, step),
+            trace: record.trace(),
         })
     }
 

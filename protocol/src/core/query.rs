@@ -489,7 +489,7 @@ impl Core {
             return;
         }
         let Some(pending) = self.queries.pending.remove(&query) else { return };
-        let response = match answer {
+        let response = match answer.joined() {
             Answer::Job(None) => return self.ask_next(Pending { denied: true, ..pending }),
             Answer::Job(Some(view)) => Response::Job(view),
             Answer::Jobs { jobs, next } => Response::Jobs { jobs, next },
@@ -622,13 +622,13 @@ impl Core {
         let request = match asker {
             Asker::Peer(node, query) => {
                 if self.is_reachable(node) {
-                    self.send(node, Message::Answer { query, answer });
+                    self.send(node, Message::Answer { query, answer: answer.parted() });
                 }
                 return;
             }
             Asker::Client(request) => request,
         };
-        let response = match answer {
+        let response = match answer.joined() {
             Answer::Job(Some(view)) => Response::Job(view),
             Answer::Jobs { jobs, next } => Response::Jobs { jobs, next },
             Answer::Changed(Ok(changed)) => Response::Changed(changed),
@@ -762,6 +762,7 @@ impl Core {
             invocations,
             conflicts: record.controls.values().map(|control| control.late_count).sum(),
             other_payloads: record.payload_conflicts() as u32,
+            trace: record.trace(),
         }))
     }
 

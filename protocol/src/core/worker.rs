@@ -187,6 +187,7 @@ impl Core {
             gives_items: assignment.gives_items,
             handling: assignment.handling,
             sessions: assignment.sessions,
+            trace: assignment.trace,
         });
         host.queue.push_back(token);
         let held = Held { pipeline, job, step, token };
