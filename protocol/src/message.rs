@@ -197,18 +197,20 @@ pub enum Message {
     AssignWith(Box<AssignedWith>),
     /// It has ended well, and left a session.
     CompletedWith(Box<CompletedWith>),
-    /// Run this, which is a part of somebody's trace.
-    AssignTraced(Box<AssignedTraced>),
+    /// What comes next is about a job that is a part of somebody's trace. Written as a version of its own,
+    /// so that nodes that do not know it go on without.
+    Trace {
+        /// What comes.
+        of: TraceOf,
+        /// What the job was enqueued within.
+        trace: TraceParent,
+    },
 }
 
 impl Message {
-    /// An attempt, with the sessions that it may read and the trace that it is a part of.
+    /// An attempt, with the sessions that it may read. Its trace goes before it.
     pub fn assign(mut assignment: Box<Assignment>) -> Self {
-        if let Some(trace) = assignment.trace.take() {
-            let sessions = std::mem::take(&mut assignment.sessions);
-            let assignment = *assignment;
-            return Self::AssignTraced(Box::new(AssignedTraced { assignment, sessions, trace }));
-        }
+        assignment.trace = None;
         match std::mem::take(&mut assignment.sessions) {
             sessions if sessions.is_empty() => Self::Assign(assignment),
             sessions => {
@@ -225,17 +227,12 @@ impl Message {
         }
     }
 
-    /// The same, with sessions and traces that came beside something put into it.
+    /// The same, with sessions that came beside something put into it.
     pub fn joined(self) -> Self {
         match self {
             Self::AssignWith(with) => {
                 let AssignedWith { assignment, sessions } = *with;
                 Self::Assign(Box::new(Assignment { sessions, ..assignment }))
-            }
-            Self::AssignTraced(with) => {
-                let AssignedTraced { assignment, sessions, trace } = *with;
-                let trace = Some(trace).filter(TraceParent::is_valid);
-                Self::Assign(Box::new(Assignment { sessions, trace, ..assignment }))
             }
             Self::CompletedWith(with) => {
                 let CompletedWith { completion, session } = *with;
@@ -246,8 +243,31 @@ impl Message {
     }
 }
 
+/// What the trace is of that goes before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TraceOf {
+    /// This attempt, to its worker.
+    Attempt(Token),
+    /// The answer to this question.
+    Answer(u64),
+}
+
+/// The version that traces are written as.
+const TRACE_SCHEMA: u8 = 2;
+
 impl Encoded for Message {
     const KIND: Kind = 0x02;
+
+    fn schema(&self) -> u8 {
+        match self {
+            Self::Trace { .. } => TRACE_SCHEMA,
+            _ => Self::SCHEMA,
+        }
+    }
+
+    fn reads(schema: u8) -> bool {
+        schema == Self::SCHEMA || schema == TRACE_SCHEMA
+    }
 }
 
 /// Reads the position of a phase: no pipeline has more than [`MAX_PHASES`], and tags are made of it.
@@ -506,7 +526,7 @@ pub struct Assignment {
     /// What attempts left that gave the items before it; goes in an [`AssignedWith`].
     #[serde(skip)]
     pub sessions: Vec<SessionOf>,
-    /// The trace that the job is a part of; goes in an [`AssignedTraced`].
+    /// The trace that the job is a part of; goes before it, in a [`Message::Trace`].
     #[serde(skip)]
     pub trace: Option<TraceParent>,
 }
@@ -518,17 +538,6 @@ pub struct AssignedWith {
     pub assignment: Assignment,
     /// What it may read.
     pub sessions: Vec<SessionOf>,
-}
-
-/// An [`Assignment`], with sessions and a trace.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct AssignedTraced {
-    /// The attempt.
-    pub assignment: Assignment,
-    /// What it may read.
-    pub sessions: Vec<SessionOf>,
-    /// What the job was enqueued within.
-    pub trace: TraceParent,
 }
 
 /// What an attempt left that gave items, for the phase behind what is made of these.
@@ -736,30 +745,4 @@ pub enum Answer {
     Logs(Option<Box<LogsPage>>),
     /// What waits and runs at each step where anything does, in order of their names.
     Steps(Vec<StepCounts>),
-    /// A job that is a part of somebody's trace.
-    TracedJob(Box<JobView>, TraceParent),
-}
-
-impl Answer {
-    /// A job, as it goes to another node: with its trace beside it.
-    pub(crate) fn parted(self) -> Self {
-        match self {
-            Self::Job(Some(mut view)) => match view.trace.take() {
-                Some(trace) => Self::TracedJob(view, trace),
-                None => Self::Job(Some(view)),
-            },
-            other => other,
-        }
-    }
-
-    /// The same, with a trace that came beside a job put into it.
-    pub(crate) fn joined(self) -> Self {
-        match self {
-            Self::TracedJob(mut view, trace) => {
-                view.trace = Some(trace).filter(TraceParent::is_valid);
-                Self::Job(Some(view))
-            }
-            other => other,
-        }
-    }
 }

@@ -13,9 +13,9 @@ use carbonmesh_protocol::{
     id::{DiskId, JobId, NodeId, PipelineId, Term, Token},
     io::Outcome,
     message::{
-        Answer, AssignedTraced, AssignedWith, Assignment, Ballot, Beat, BeatAck, BeatGroup,
-        CompletedWith, Completion, Digest, Items, Message, Question, Replicate, SaidBatch, Scope,
-        SyncPage, SyncReply,
+        Answer, AssignedWith, Assignment, Ballot, Beat, BeatAck, BeatGroup, CompletedWith,
+        Completion, Digest, Items, Message, Question, Replicate, SaidBatch, Scope, SyncPage,
+        SyncReply, TraceOf,
     },
     name::Name,
     pipeline::Handling,
@@ -145,11 +145,7 @@ fn messages() -> Vec<Message> {
             completion: completion(token, pipeline, job),
             session: Bytes::from_static(b"{}"),
         })),
-        Message::AssignTraced(Box::new(AssignedTraced {
-            assignment: assignment(token, pipeline, job),
-            sessions: vec![],
-            trace: TRACE.parse().expect("valid"),
-        })),
+        Message::Trace { of: TraceOf::Attempt(token), trace: TRACE.parse().expect("valid") },
     ]
 }
 

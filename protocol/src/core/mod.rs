@@ -370,7 +370,8 @@ impl Core {
             Message::HandlersAck(known) => self.on_handlers_ack(from, &known),
             Message::HandlersPull(known) => self.on_handlers_pull(from, &known),
             // They were joined with what they carry.
-            Message::AssignWith(_) | Message::AssignTraced(_) | Message::CompletedWith(_) => {}
+            Message::AssignWith(_) | Message::CompletedWith(_) => {}
+            Message::Trace { of, trace } => self.on_trace(from, of, trace),
         }
         Ok(())
     }
