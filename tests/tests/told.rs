@@ -97,7 +97,8 @@ impl Receiver {
 
 fn attribute(of: &Value, key: &str) -> String {
     let mut all = of["attributes"].as_array().into_iter().flatten();
-    all.find(|one| one["key"] == key).map_or_else(String::new, |it| text(&it["value"]["stringValue"]))
+    all.find(|one| one["key"] == key)
+        .map_or_else(String::new, |it| text(&it["value"]["stringValue"]))
 }
 
 async fn until(what: &str, receiver: &Receiver, holds: impl Fn(&Receiver) -> bool) {
@@ -171,7 +172,8 @@ async fn survivors_tell_of_a_failed_job_and_of_who_coordinates_now() {
     .await;
     // What comes behind the next job's notification is behind all that belongs to the one before.
     let third = world.enqueue(asked, 1).await.remove(0);
-    until("the third job, from both", &receiver, |it| dead(it, &survivors, &third).len() == 2).await;
+    until("the third job, from both", &receiver, |it| dead(it, &survivors, &third).len() == 2)
+        .await;
     for job in [&second, &third] {
         let told = dead(&receiver, &NAMES, job);
         assert!(told.values().all(|count| *count == 1), "each once: {told:?}");

@@ -347,6 +347,14 @@ job 0192e4a1-7c3b-7def-8123-456789abcdef of p  running  waited 40 ms  in 7 B
     }
 
     #[test]
+    fn the_span_of_whoever_enqueued_it_is_shown() {
+        let parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        let job = JobDoc { traceparent: Some(parent.to_owned()), ..job() };
+        let told = text(&of_job("job", &job, false));
+        assert_eq!(told.lines().nth(1), Some(format!("│  within {parent}").as_str()), "{told}");
+    }
+
+    #[test]
     fn values_are_shown_where_they_are_asked_for() {
         let told = text(&of_job("job", &job(), true));
         assert!(told.contains("│  in: {\"n\":1}\n"), "{told}");

@@ -35,8 +35,7 @@ pub(crate) fn job_span(job: JobId) -> String {
 /// not keep is not kept by phases either.
 pub(crate) fn traceparent(job: JobId, within: Option<TraceParent>, token: &str) -> String {
     let sampled = within.is_none_or(|parent| parent.is_sampled());
-    let (trace, span, flags) =
-        (trace_id(job, within), attempt_span(job, token), u8::from(sampled));
+    let (trace, span, flags) = (trace_id(job, within), attempt_span(job, token), u8::from(sampled));
     format!("00-{trace}-{span}-{flags:02x}")
 }
 

@@ -445,7 +445,8 @@ async fn what_a_command_logs_is_heard() {
 
 #[tokio::test]
 async fn what_a_command_writes_in_parts_is_one_line() {
-    let script = "printf one >&2; sleep 0.05; printf ' two' >&2; sleep 0.05; echo >&2; echo three >&2";
+    let script =
+        "printf one >&2; sleep 0.05; printf ' two' >&2; sleep 0.05; echo >&2; echo three >&2";
     let lines = said(sh(script)).await;
     let line = |text: &str| (LogLevel::Info, None, text.to_owned());
     assert_eq!(lines, ["one two", "three"].map(line));

@@ -13,7 +13,9 @@ use crate::{
 use super::cluster::{Cluster, chain, name};
 
 fn trace(span: u8) -> TraceParent {
-    format!("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902{span:02x}-01").parse().unwrap()
+    format!("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902{span:02x}-01")
+        .parse()
+        .expect("valid")
 }
 
 fn enqueue(cluster: &mut Cluster, key: Option<&str>, trace: Option<TraceParent>) -> JobId {
