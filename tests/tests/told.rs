@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use carbonmesh_examples::api::http_client;
 use carbonmesh_tests::{NAMES, PATIENCE, World, text};
 use serde_json::{Value, json};
 use tokio::{
@@ -149,7 +150,11 @@ async fn survivors_tell_of_a_failed_job_and_of_who_coordinates_now() {
     let survivors: Vec<&str> = NAMES.into_iter().filter(|name| *name != lost).collect();
     let asked = survivors[0];
     let jobs = format!("{}/v1/pipelines/p/jobs", world.cluster.http(asked).expect("it runs"));
-    let request = reqwest::Client::new().post(jobs).header("content-type", "application/json");
+    let request = http_client()
+        .build()
+        .expect("a client")
+        .post(jobs)
+        .header("content-type", "application/json");
     let traceparent = format!("00-{TRACE}-00f067aa0ba902b7-01");
     let answer = request.header("traceparent", &traceparent).body("{}").send().await.expect("sent");
     let receipt: Value =
