@@ -202,7 +202,8 @@ async fn survivors_tell_of_a_failed_job_and_of_who_coordinates_now() {
         [&second, &third].iter().all(|job| !whole(it, job).is_empty())
     })
     .await;
-    let [(by, span)] = &whole(&receiver, &second)[..] else { panic!("it is told twice") };
+    let told = whole(&receiver, &second);
+    let [(by, span)] = &told[..] else { panic!("{told:?}") };
     assert_eq!(span["traceId"], TRACE);
     assert_eq!(span["parentSpanId"], "00f067aa0ba902b7");
     let nodes = world.api(asked).get("/v1/nodes").await.expect("an answer").body;
