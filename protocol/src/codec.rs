@@ -73,6 +73,17 @@ pub trait Encoded: Serialize + DeserializeOwned {
     const KIND: Kind;
     /// Which frozen version of it this is.
     const SCHEMA: u8 = 1;
+
+    /// The version that this value is written as: a later one where nodes that do not know it are to pass
+    /// over it.
+    fn schema(&self) -> u8 {
+        Self::SCHEMA
+    }
+
+    /// Whether a version can be read.
+    fn reads(schema: u8) -> bool {
+        schema == Self::SCHEMA
+    }
 }
 
 /// An envelope that was read: whose body is still bytes.
@@ -99,7 +110,7 @@ pub fn encode_into<T: Encoded>(value: &T, out: &mut BytesMut) {
     let start = out.len();
     out.put_slice(&MAGIC);
     out.put_u16_le(T::KIND);
-    out.put_u8(T::SCHEMA);
+    out.put_u8(value.schema());
     out.put_u8(0);
     out.put_bytes(0, 8);
     // Writing to memory fails for no value of ours: none has a custom serializer that errs.
@@ -205,7 +216,7 @@ pub fn open<T: Encoded>(envelope: &Envelope) -> Result<T, DecodeError> {
 }
 
 fn read_body<T: Encoded>(kind: Kind, schema: u8, bytes: &[u8]) -> Result<T, DecodeError> {
-    if (kind, schema) != (T::KIND, T::SCHEMA) {
+    if kind != T::KIND || !T::reads(schema) {
         return Err(DecodeError::Unknown { kind, schema });
     }
     let (value, left) = body::decode(bytes)

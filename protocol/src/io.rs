@@ -18,6 +18,7 @@ use crate::{
     pipeline::{Handling, MAX_PHASES, PipelineDef, Revision},
     record::JobOptions,
     store::Write,
+    trace::TraceParent,
     view::{ClusterView, JobState, JobSummary, JobView, RevisionView, StepCounts},
 };
 
@@ -169,6 +170,8 @@ pub struct Attempt {
     pub handling: Handling,
     /// What attempts left that gave the items before it.
     pub sessions: Vec<SessionOf>,
+    /// The trace that the job was enqueued within.
+    pub trace: Option<TraceParent>,
 }
 
 /// How an attempt ended.
@@ -352,6 +355,8 @@ pub struct NewJob {
     pub key: Option<String>,
     /// When it may begin, and how soon.
     pub options: JobOptions,
+    /// The trace that it is a part of, if its client has one.
+    pub trace: Option<TraceParent>,
     /// A JSON object; the core takes it as bytes.
     pub instructions: Bytes,
 }

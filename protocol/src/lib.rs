@@ -28,4 +28,5 @@ pub mod rights;
 pub mod schedule;
 pub mod store;
 pub mod time;
+pub mod trace;
 pub mod view;

@@ -29,6 +29,7 @@ use crate::{
     name::Name,
     pipeline::{Combine, Handling, MAX_PHASES, Revision},
     record::Component,
+    trace::TraceParent,
     view::{Counts, JobState, JobSummary, JobView, StepCounts},
 };
 
@@ -196,11 +197,20 @@ pub enum Message {
     AssignWith(Box<AssignedWith>),
     /// It has ended well, and left a session.
     CompletedWith(Box<CompletedWith>),
+    /// What comes next is about a job that is a part of somebody's trace. Written as a version of its own,
+    /// so that nodes that do not know it go on without.
+    Trace {
+        /// What comes.
+        of: TraceOf,
+        /// What the job was enqueued within.
+        trace: TraceParent,
+    },
 }
 
 impl Message {
-    /// An attempt, with the sessions that it may read.
+    /// An attempt, with the sessions that it may read. Its trace goes before it.
     pub fn assign(mut assignment: Box<Assignment>) -> Self {
+        assignment.trace = None;
         match std::mem::take(&mut assignment.sessions) {
             sessions if sessions.is_empty() => Self::Assign(assignment),
             sessions => {
@@ -233,8 +243,31 @@ impl Message {
     }
 }
 
+/// What the trace is of that goes before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TraceOf {
+    /// This attempt, to its worker.
+    Attempt(Token),
+    /// The answer to this question.
+    Answer(u64),
+}
+
+/// The version that traces are written as.
+const TRACE_SCHEMA: u8 = 2;
+
 impl Encoded for Message {
     const KIND: Kind = 0x02;
+
+    fn schema(&self) -> u8 {
+        match self {
+            Self::Trace { .. } => TRACE_SCHEMA,
+            _ => Self::SCHEMA,
+        }
+    }
+
+    fn reads(schema: u8) -> bool {
+        schema == Self::SCHEMA || schema == TRACE_SCHEMA
+    }
 }
 
 /// Reads the position of a phase: no pipeline has more than [`MAX_PHASES`], and tags are made of it.
@@ -493,6 +526,9 @@ pub struct Assignment {
     /// What attempts left that gave the items before it; goes in an [`AssignedWith`].
     #[serde(skip)]
     pub sessions: Vec<SessionOf>,
+    /// The trace that the job is a part of; goes before it, in a [`Message::Trace`].
+    #[serde(skip)]
+    pub trace: Option<TraceParent>,
 }
 
 /// An [`Assignment`], with sessions.

@@ -23,6 +23,7 @@ use crate::{
     codec::{self, DecodeError, Encoded, Kind, Pieces},
     id::{JobId, NodeId, Term, Token},
     pipeline::Revision,
+    trace::TraceParent,
     view::{AttemptView, JobState},
 };
 
@@ -34,6 +35,9 @@ pub const PAYLOADS: u16 = 1;
 
 /// The tag of what stays of a job that was forgotten.
 pub const REAPED: u16 = 2;
+
+/// The tag of the trace that a job is a part of.
+pub const TRACE: u16 = 3;
 
 /// The tag of the first phase's control value; the others follow.
 pub const FIRST_CONTROL: u16 = 0x100;
@@ -47,6 +51,9 @@ const COMPONENT_BYTES: usize = 192;
 /// What a record takes in memory beside its parts, about: with its places in tables, and what
 /// allocating it costs.
 const RECORD_BYTES: usize = 320;
+
+/// What the first of the components takes that are kept as bytes: they lie in a tree.
+const KEPT_BYTES: usize = 480;
 
 /// How many payloads under one id are told apart.
 const MAX_PAYLOADS: usize = 8;
@@ -361,7 +368,8 @@ pub struct JobRecord {
     payloads: Payloads,
     /// What was forgotten of it.
     pub reaped: Option<Reaped>,
-    /// Components of a later version.
+    /// Components that are kept as bytes: those of a later version, and the trace, which is thereby kept,
+    /// merged and counted in digests as by nodes that do not know it.
     pub unknown: BTreeMap<u16, Bytes>,
 }
 
@@ -369,6 +377,19 @@ impl JobRecord {
     /// A new job.
     pub fn new(spec: JobSpec) -> Self {
         Self { spec: Some(Arc::new(spec)), ..Self::default() }
+    }
+
+    /// The same, as a part of somebody's trace.
+    #[must_use]
+    pub fn traced(mut self, trace: Option<TraceParent>) -> Self {
+        self.unknown.extend(trace.map(|trace| (TRACE, codec::encode(&trace))));
+        self
+    }
+
+    /// The trace that it is a part of, if it was enqueued within one.
+    pub fn trace(&self) -> Option<TraceParent> {
+        let bytes = self.unknown.get(&TRACE)?;
+        codec::decode(bytes).ok().filter(TraceParent::is_valid)
     }
 
     /// Joins one component. Says whether anything changed.
@@ -427,7 +448,9 @@ impl JobRecord {
             let alone = spec.parent.is_none() && spec.compensates.is_none();
             alone && not_before_ms == 0 && deadline_ms.is_none()
         };
-        let known = self.reaped.is_none() && self.unknown.is_empty() && self.payloads.0.is_empty();
+        let known = self.reaped.is_none()
+            && self.unknown.keys().all(|tag| *tag == TRACE)
+            && self.payloads.0.is_empty();
         known && self.controls.is_empty() && self.spec.as_deref().is_some_and(plain)
     }
 
@@ -609,8 +632,10 @@ impl JobRecord {
             .controls
             .values()
             .map(|control| control.result_bytes() + 160 + control.attempts.len() * 96);
+        let kept = if self.unknown.is_empty() { 0 } else { KEPT_BYTES };
         RECORD_BYTES
             + spec
+            + kept
             + controls.sum::<usize>()
             + self.unknown.values().map(Bytes::len).sum::<usize>()
     }

@@ -178,6 +178,7 @@ impl Message {
             Self::Answer { .. } => ("Answer", Senders::REPLICA),
             Self::Assign(_) => ("Assign", Senders::REPLICA),
             Self::AssignWith(_) => ("AssignWith", Senders::REPLICA),
+            Self::Trace { .. } => ("Trace", Senders::REPLICA),
             Self::Cancel(_) => ("Cancel", Senders::REPLICA),
             Self::CompletionAck(_) => ("CompletionAck", Senders::REPLICA),
             Self::ItemsAck { .. } => ("ItemsAck", Senders::REPLICA),

@@ -13,6 +13,7 @@ use crate::{
     name::Name,
     pipeline::PipelineDef,
     record::JobOptions,
+    trace::TraceParent,
 };
 
 /// Where a job, or one invocation of it, stands.
@@ -122,6 +123,9 @@ pub struct JobView {
     pub conflicts: u32,
     /// How many other payloads were enqueued under the job's key beyond a partition; they do not run.
     pub other_payloads: u32,
+    /// The trace that it was enqueued within; goes beside the view between nodes.
+    #[serde(skip)]
+    pub trace: Option<TraceParent>,
 }
 
 /// One phase of a job.

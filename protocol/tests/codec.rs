@@ -18,13 +18,15 @@ use carbonmesh_protocol::{
     message::{
         Answer, AssignedWith, Assignment, BeatAck, CompletedWith, Completion, Gathered,
         GroupUpdate, Held, Items, JobUpdate, Message, Question, Replicate, SaidBatch, SessionOf,
+        TraceOf,
     },
     name::Name,
     pipeline::{Combine, Each, Handling, PhaseInput, PipelineDef},
     record::{
         Compensated, Component, Control, FIRST_CONTROL, JobOptions, JobRecord, JobSpec, Parent,
-        Progress, Reaped, SPEC,
+        Progress, Reaped, SPEC, TRACE,
     },
+    trace::TraceParent,
 };
 use proptest::prelude::*;
 
@@ -111,7 +113,12 @@ fn assignment() -> Assignment {
         gives_items: true,
         handling: Handling { output: Some("{a: b}".to_owned()), ..Handling::default() },
         sessions: vec![],
+        trace: None,
     }
+}
+
+fn trace() -> TraceParent {
+    "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".parse().expect("valid")
 }
 
 fn completion() -> Completion {
@@ -237,6 +244,8 @@ fn messages() -> Vec<Message> {
             completion: completion(),
             session: Bytes::from_static(b"{}"),
         })),
+        Message::Trace { of: TraceOf::Attempt(token()), trace: trace() },
+        Message::Trace { of: TraceOf::Answer(6), trace: trace() },
     ]
 }
 
@@ -313,6 +322,8 @@ fn the_bytes_of_this_release() {
     with.controls.insert(1, Control { session: Some(Box::new("{}".into())), ..control() });
     let with = with.component(FIRST_CONTROL + 1).expect("it is there");
     current.push(format!("control-with-session {}", hex(with.bytes)));
+    let traced = JobRecord::new(spec()).traced(Some(trace()));
+    current.push(format!("trace {}", hex(traced.component(TRACE).expect("it is there").bytes)));
     let current = current.join("\n") + "\n";
     assert_eq!(current, golden, "the encoding has changed");
 }
@@ -351,4 +362,50 @@ fn a_session_is_a_part_of_its_control_value() {
     let later = Control { sequence: left.sequence + 1, session: None, ..left };
     assert!(read.merge_control(1, later));
     assert_eq!(read.controls[&1].session, None);
+}
+
+#[test]
+fn a_trace_is_kept_beside_what_was_enqueued_as_by_nodes_that_do_not_know_it() {
+    let plain = JobRecord::new(spec());
+    let traced = plain.clone().traced(Some(trace()));
+    assert_eq!((plain.trace(), traced.trace()), (None, Some(trace())));
+    assert_eq!(plain.component(SPEC), traced.component(SPEC));
+    let mut read = JobRecord::default();
+    for component in traced.components() {
+        assert_eq!(read.merge(&component), Ok(true));
+    }
+    assert_eq!((&read, read.digest()), (&traced, traced.digest()));
+    // What no client can have sent is none.
+    let zero = codec::encode(&trace());
+    let mut body = zero.to_vec();
+    let end = body.len();
+    body[end - 25..end - 1].fill(0);
+    let component = Component { tag: TRACE, bytes: resealed(&body) };
+    let mut odd = JobRecord::new(spec());
+    assert_eq!(odd.merge(&component), Ok(true));
+    assert_eq!(odd.trace(), None);
+    // What is forgotten takes it along.
+    assert!(read.merge_reaped(Reaped { generation: 0, at_ms: 1 }));
+    assert_eq!(read.trace(), None);
+    assert_eq!(read.components().len(), 1);
+}
+
+/// The envelope of these bytes, with the checksum that they need after a change.
+fn resealed(bytes: &[u8]) -> Bytes {
+    let (head, body) = (&bytes[..10], &bytes[14..]);
+    let crc = crc32c::crc32c_append(crc32c::crc32c(head), body);
+    [head, &crc.to_le_bytes(), body].concat().into()
+}
+
+/// An old node passes over an envelope of a version that it does not know, and lives on; it could not do
+/// so with a message that it does not know within one that it does.
+#[test]
+fn a_trace_is_of_a_version_that_older_nodes_pass_over() {
+    let schema = |message: &Message| {
+        codec::split_envelope(&mut codec::encode(message)).expect("an envelope").schema
+    };
+    for message in messages() {
+        let is_trace = matches!(message, Message::Trace { .. });
+        assert_eq!(schema(&message), if is_trace { 2 } else { 1 }, "{message:?}");
+    }
 }

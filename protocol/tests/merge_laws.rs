@@ -5,7 +5,7 @@ use bytes::Bytes;
 use carbonmesh_protocol::{
     id::{NodeId, Term, Token},
     record::{
-        Component, Control, JobOptions, JobRecord, JobSpec, PAYLOADS, Progress, Reaped, SPEC,
+        Component, Control, JobOptions, JobRecord, JobSpec, PAYLOADS, Progress, Reaped, SPEC, TRACE,
     },
     view::AttemptView,
 };
@@ -78,7 +78,7 @@ fn control() -> impl Strategy<Value = Control> {
 /// A component that a later version wrote: a tag or a schema that is not known here.
 fn foreign() -> impl Strategy<Value = Component> {
     (
-        prop_oneof![Just(7u16), Just(9), Just(0x100), Just(SPEC), Just(PAYLOADS)],
+        prop_oneof![Just(7u16), Just(9), Just(0x100), Just(SPEC), Just(PAYLOADS), Just(TRACE)],
         vec(any::<u8>(), 0..4),
     )
         .prop_map(|(tag, body)| {

@@ -15,7 +15,7 @@ use carbonmesh_protocol::{
     message::{
         Answer, AssignedWith, Assignment, Ballot, Beat, BeatAck, BeatGroup, CompletedWith,
         Completion, Digest, Items, Message, Question, Replicate, SaidBatch, Scope, SyncPage,
-        SyncReply,
+        SyncReply, TraceOf,
     },
     name::Name,
     pipeline::Handling,
@@ -145,8 +145,12 @@ fn messages() -> Vec<Message> {
             completion: completion(token, pipeline, job),
             session: Bytes::from_static(b"{}"),
         })),
+        Message::Trace { of: TraceOf::Attempt(token), trace: TRACE.parse().expect("valid") },
     ]
 }
+
+/// Of a client.
+const TRACE: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
 fn assignment(token: Token, pipeline: PipelineId, job: JobId) -> Assignment {
     Assignment {
@@ -167,6 +171,7 @@ fn assignment(token: Token, pipeline: PipelineId, job: JobId) -> Assignment {
         gives_items: false,
         handling: Handling::default(),
         sessions: vec![],
+        trace: None,
     }
 }
 

@@ -78,6 +78,7 @@ impl Cluster {
         let job = || NewJob {
             key: None,
             options: JobOptions::default(),
+            trace: None,
             instructions: Bytes::from_static(b"{\"at\":1}"),
         };
         for from in (0..count).step_by(REQUEST_JOBS) {

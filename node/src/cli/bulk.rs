@@ -10,14 +10,14 @@ use std::{
     time::Duration,
 };
 
-use carbonmesh_protocol::name::Name;
+use carbonmesh_protocol::{name::Name, trace::TraceParent};
 use futures::StreamExt;
 use indicatif::{ProgressBar, ProgressStyle};
 use reqwest::{Method, header::CONTENT_TYPE};
 
 use super::{
     client::{Client, Problem},
-    enqueue::{self, EnqueueArgs},
+    enqueue::{self, EnqueueArgs, TRACEPARENT},
     failure::Failure,
     output::{Output, clean},
     source::{Line, Source},
@@ -41,6 +41,7 @@ pub(super) async fn run(args: EnqueueArgs, client: &Client, out: &Output) -> Res
         options,
         pipeline: client.full(&args.pipeline),
         key: args.key,
+        traceparent: args.traceparent,
         bar: progress(source.bytes()),
         tally: Tally::default(),
         answered_up_to: args.skip,
@@ -85,6 +86,8 @@ struct Upload<'a> {
     out: &'a Output,
     pipeline: Name,
     key: Option<String>,
+    /// The span that all are enqueued within.
+    traceparent: Option<TraceParent>,
     /// What is said of each job beside.
     options: Vec<(&'static str, String)>,
     bar: ProgressBar,
@@ -169,7 +172,10 @@ impl Upload<'_> {
             body.push(b'\n');
         }
         let request = self.client.request(Method::POST, &path, &query);
-        let request = request.header(CONTENT_TYPE, "application/x-ndjson").body(body);
+        let mut request = request.header(CONTENT_TYPE, "application/x-ndjson").body(body);
+        if let Some(parent) = self.traceparent {
+            request = request.header(TRACEPARENT, parent.to_string());
+        }
         let mut chunks = self.client.send(request).await?.bytes_stream();
         let (mut buffer, mut count) = (Vec::new(), 0);
         while let Some(chunk) = chunks.next().await {

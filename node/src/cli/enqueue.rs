@@ -2,6 +2,7 @@
 
 use std::{io::Read, time::Duration};
 
+use carbonmesh_protocol::trace::TraceParent;
 use clap::Args;
 use jiff::Timestamp;
 use reqwest::{Method, header::CONTENT_TYPE};
@@ -17,6 +18,9 @@ use crate::{
     document::{format_duration, parse_duration},
     http::view::ReceiptDoc,
 };
+
+/// The header of W3C Trace Context.
+pub(super) const TRACEPARENT: &str = "traceparent";
 
 #[derive(Debug, Args)]
 pub(super) struct EnqueueArgs {
@@ -46,6 +50,9 @@ pub(super) struct EnqueueArgs {
     /// Of what waits for the same phase, the higher goes first: -100 to 100
     #[arg(long, value_name = "NUMBER", allow_negative_numbers = true, value_parser = clap::value_parser!(i8).range(-100..=100))]
     pub(super) priority: Option<i8>,
+    /// The span that it is enqueued within: a traceparent of W3C Trace Context
+    #[arg(long, value_name = "TRACEPARENT")]
+    pub(super) traceparent: Option<TraceParent>,
     /// Read many jobs, one JSON object a line
     #[arg(long, conflicts_with_all = ["wait", "id"])]
     pub(super) ndjson: bool,
@@ -71,6 +78,9 @@ pub(super) async fn run(args: EnqueueArgs, client: &Client, out: &Output) -> Res
         .body(read(&args.job)?);
     if let Some(key) = &args.id {
         request = request.header("Idempotency-Key", key);
+    }
+    if let Some(parent) = args.traceparent {
+        request = request.header(TRACEPARENT, parent.to_string());
     }
     let answer = client.answer::<ReceiptDoc>(request, Duration::ZERO).await?;
     match args.wait {

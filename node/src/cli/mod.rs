@@ -318,6 +318,20 @@ mod tests {
     }
 
     #[test]
+    fn a_traceparent_is_one_or_refused_by_its_name() {
+        let parse = |parent: &str| {
+            Cli::try_parse_from(["carbonmesh", "enqueue", "p", "{}", "--traceparent", parent])
+        };
+        let parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        assert!(parse(parent).is_ok());
+        let error = parse("00-4bf9-00f0-01").err().expect("it is refused").to_string();
+        assert!(
+            error.contains("--traceparent") && error.contains("00-TRACE-SPAN-FLAGS"),
+            "{error}"
+        );
+    }
+
+    #[test]
     fn wait_takes_a_duration_or_none() {
         let parse = |args: &[&str]| Cli::try_parse_from([&["carbonmesh"], args].concat());
         for good in [

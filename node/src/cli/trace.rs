@@ -66,6 +66,9 @@ struct Part {
     worker: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
+    /// The span of whoever enqueued it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    traceparent: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     in_bytes: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -153,6 +156,7 @@ fn of_job(kind: &'static str, job: &JobDoc, data: bool) -> Part {
         began_at: Some(job.created_at.clone()),
         took_ms: between(&job.created_at, job.finished_at.as_deref()),
         waited_ms: first.and_then(|first| between(&job.created_at, Some(first))),
+        traceparent: job.traceparent.clone(),
         in_bytes: job.instructions.as_ref().map(|it| it.get().len()),
         out_bytes: job.result.as_ref().map(|it| it.get().len()),
         input: value(&job.instructions).filter(|_| data),
@@ -258,6 +262,9 @@ fn text(tree: &Part) -> String {
 fn lines(part: &Part, first: &str, rest: &str, out: &mut String) {
     let _ = writeln!(out, "{first}{}", part.line());
     let bar = if part.parts.is_empty() { "   " } else { "│  " };
+    if let Some(within) = &part.traceparent {
+        let _ = writeln!(out, "{rest}{bar}within {}", clean(within));
+    }
     for (name, value) in [("in", &part.input), ("out", &part.output)] {
         if let Some(value) = value {
             let end = value.char_indices().nth(VALUE_CHARS).map(|(end, _)| end);
@@ -337,6 +344,14 @@ job 0192e4a1-7c3b-7def-8123-456789abcdef of p  running  waited 40 ms  in 7 B
    └─ attempt 1  oak  running
 ";
         assert_eq!(text(&of_job("job", &job(), false)), expected);
+    }
+
+    #[test]
+    fn the_span_of_whoever_enqueued_it_is_shown() {
+        let parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        let job = JobDoc { traceparent: Some(parent.to_owned()), ..job() };
+        let told = text(&of_job("job", &job, false));
+        assert_eq!(told.lines().nth(1), Some(format!("│  within {parent}").as_str()), "{told}");
     }
 
     #[test]

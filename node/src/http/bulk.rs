@@ -21,6 +21,7 @@ use carbonmesh_protocol::{
     io::{NewJob, Receipt, Refusal, Request, Response as Answer},
     name::Name,
     record::JobOptions,
+    trace::TraceParent,
 };
 use futures::{FutureExt, StreamExt, stream};
 
@@ -49,13 +50,13 @@ pub(super) struct JobsBody(#[expect(dead_code, reason = "it is read by the deriv
 pub(super) async fn enqueue(
     api: Api,
     pipeline: Name,
-    (key_field, options): (Option<String>, JobOptions),
+    (key_field, options, trace): (Option<String>, JobOptions, Option<TraceParent>),
     body: Body,
 ) -> Result<Response, Problem> {
     let lines = Lines::new(api.limits.job_bytes);
     let chunks = body.into_data_stream();
     let job_bytes = api.limits.job_bytes;
-    let reader = Reader { chunks, lines, job_bytes, key_field, options, ended: false };
+    let reader = Reader { chunks, lines, job_bytes, key_field, options, trace, ended: false };
     let headers = [(CONTENT_TYPE, "application/x-ndjson")];
     let Some((batch, reader)) = reader.read().await else {
         return Ok((headers, Body::empty()).into_response());
@@ -109,6 +110,7 @@ struct Reader {
     job_bytes: usize,
     key_field: Option<String>,
     options: JobOptions,
+    trace: Option<TraceParent>,
     ended: bool,
 }
 
@@ -157,8 +159,8 @@ impl Reader {
                 Some(key.to_owned())
             }
         };
-        let options = self.options;
-        Ok(NewJob { key, options, instructions: instructions.into_bytes() })
+        let (options, trace) = (self.options, self.trace);
+        Ok(NewJob { key, options, trace, instructions: instructions.into_bytes() })
     }
 }
 

@@ -197,6 +197,7 @@ pub(crate) fn job(id: JobId, state: JobState) -> JobView {
         }],
         conflicts: 0,
         other_payloads: 0,
+        trace: None,
     }
 }
 

@@ -50,6 +50,7 @@ const WORDS: [&str; 31] = [
     "application/x-ndjson",
     "application/json",
     "idempotency-key: ",
+    "traceparent: ",
     "\n",
     "\n\n",
     "{\"id\":\"a\"}",

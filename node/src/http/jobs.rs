@@ -14,6 +14,7 @@ use carbonmesh_protocol::{
     io::{NewJob, Receipt, Request, Response as Answer},
     name::Name,
     record::JobOptions,
+    trace::TraceParent,
     view::{JobState, JobView},
 };
 use jiff::Timestamp;
@@ -37,6 +38,9 @@ use crate::{clock, document::Instructions};
 
 /// Where a client puts the idempotency key of a single job.
 const IDEMPOTENCY_KEY: &str = "idempotency-key";
+
+/// Where a client puts the span that it enqueues within (W3C Trace Context).
+const TRACEPARENT: &str = "traceparent";
 
 /// The priorities that a job may have; 0 unless given.
 const PRIORITIES: std::ops::RangeInclusive<i8> = -100..=100;
@@ -174,7 +178,10 @@ pub(super) enum Order {
         EnqueueParameters,
         ("Idempotency-Key" = Option<String>, Header,
          description = "The same key is the same job, however often it is sent; 1 to 255 bytes",
-         min_length = 1, max_length = 255, pattern = "^[!-~]+$")
+         min_length = 1, max_length = 255, pattern = "^[!-~]+$"),
+        ("traceparent" = Option<String>, Header,
+         description = "The span that the job is enqueued within (W3C Trace Context), also for many at \
+                        once: spans and phases of the job belong to its trace. What is malformed is ignored")
     ),
     request_body(content(
         (Object = "application/json"), (bulk::JobsBody = "application/x-ndjson")
@@ -202,13 +209,14 @@ pub(super) async fn enqueue(
         access.check(Verb::Read, pipeline.as_str())?;
     }
     let EnqueueParameters { wait, key: key_field, .. } = parameters;
+    let trace = traceparent(&headers);
     match (media_type(&headers).as_str(), wait, key_field) {
         ("application/json", wait, None) => {
             let wait = wait.map(|wait| bounded_wait(wait, &api)).transpose()?;
             let key = idempotency_key(&headers)?;
             let json = read_body(body, api.limits.job_bytes).await?;
             let instructions = Instructions::parse(&json)?.into_bytes();
-            let job = NewJob { key, options, instructions };
+            let job = NewJob { key, options, trace, instructions };
             enqueue_one(&api, pipeline, job, wait).await
         }
         ("application/json", _, Some(_)) => Err(Problem::bad_request(
@@ -228,7 +236,7 @@ pub(super) async fn enqueue(
             ))
         }
         ("application/x-ndjson", None, key_field) => {
-            bulk::enqueue(api, pipeline, (key_field, options), body).await
+            bulk::enqueue(api, pipeline, (key_field, options, trace), body).await
         }
         (other, ..) => Err(wrong_media_type(other, "application/json or application/x-ndjson")),
     }
@@ -403,6 +411,16 @@ async fn document(api: &Api, view: &JobView) -> Result<Json<JobDoc>, Problem> {
     let touched = view.invocations.iter().any(|one| !one.attempts.is_empty());
     let names = if touched { Names::of(&cluster(api).await?.members) } else { Names::default() };
     Ok(Json(JobDoc::new(view, &names)))
+}
+
+/// The span that a request was sent within. As the standard wants it, what is malformed or given twice is
+/// as if it were not there.
+fn traceparent(headers: &HeaderMap) -> Option<TraceParent> {
+    let mut given = headers.get_all(TRACEPARENT).iter();
+    match (given.next(), given.next()) {
+        (Some(one), None) => one.to_str().ok()?.parse().ok(),
+        _ => None,
+    }
 }
 
 fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Problem> {

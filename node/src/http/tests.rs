@@ -175,6 +175,39 @@ async fn an_accepted_job_is_answered_with_its_receipt() {
 }
 
 #[tokio::test]
+async fn the_span_of_a_request_is_taken_and_a_malformed_one_is_as_if_it_were_not_there() {
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let log = seen.clone();
+    let url = node(move |request| {
+        if let Request::Enqueue { jobs, .. } = &request {
+            log.lock().expect("a lock").extend(jobs.iter().map(|job| job.trace));
+        }
+        fake::accept(&request)
+    })
+    .await;
+    let parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    let other = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b8-01";
+    let post = |media_type| post(&format!("{url}/v1/pipelines/p/jobs"), media_type, "{}");
+    let requests = [
+        post(JSON),
+        post(JSON).header("traceparent", parent),
+        post(NDJSON).header("Traceparent", parent),
+        post(JSON).header("traceparent", "00-xyz"),
+        post(JSON).header("traceparent", "ä"),
+        post(JSON).header("traceparent", parent).header("traceparent", other),
+        post(JSON).header("traceparent", parent.replace("00f067aa0ba902b7", &"0".repeat(16))),
+    ];
+    for request in requests {
+        let status = request.send().await.expect("an answer").status();
+        assert!(status.is_success(), "{status}");
+    }
+    let seen = seen.lock().expect("a lock");
+    let told: Vec<_> = seen.iter().map(|it| it.map(|it| it.to_string())).collect();
+    let parent = || Some(parent.to_owned());
+    assert_eq!(told, [None, parent(), parent(), None, None, None, None]);
+}
+
+#[tokio::test]
 async fn jobs_that_cannot_be_are_refused() {
     let url = silent().await;
     let jobs = format!("{url}/v1/pipelines/p/jobs");

@@ -96,6 +96,10 @@ impl NetCounters {
         own.register("network_peers_relayed", help, self.relayed.clone());
         let help = "Tries to replace a relayed connection by a direct one: direct, failed";
         own.register("network_hole_punches", help, self.punched.clone());
+        // None yet is a number too.
+        for outcome in ["direct", "failed"] {
+            self.punched.get_or_create(&OutcomeLabels { outcome });
+        }
         let help = "Pairs of nodes that this node relays for";
         own.register("relay_circuits", help, self.circuits.clone());
         let help = "Adverts in gossip: sent, received, ignored since they are old, rejected since they are not their sender's";

@@ -212,6 +212,7 @@ async fn client(handle: NodeHandle, done: Arc<AtomicU64>, end: CancellationToken
         let job = NewJob {
             key: None,
             options: Default::default(),
+            trace: None,
             instructions: Bytes::from_static(b"{\"text\":\"as good as any\"}"),
         };
         let request = Request::Enqueue { pipeline: "p".parse().unwrap(), jobs: vec![job] };

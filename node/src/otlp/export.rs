@@ -50,7 +50,7 @@ pub(crate) fn start(
     cancel: &CancellationToken,
 ) -> Result<(), String> {
     let (ended, waiting) = mpsc::channel(WAITING);
-    for outcome in ["exported", "dropped"] {
+    for outcome in ["exported", "dropped", "unsampled"] {
         handle.metrics().traced(outcome, 0);
     }
     let exporter =
@@ -99,6 +99,10 @@ impl Exporter {
             let mut views = Vec::with_capacity(jobs.len());
             for job in jobs {
                 match self.handle.request(Request::Job { job, wait: None }).await {
+                    // Whoever began the trace does not keep it: parts of it alone are of no use.
+                    Ok(Response::Job(view)) if view.trace.is_some_and(|it| !it.is_sampled()) => {
+                        self.handle.metrics().traced("unsampled", 1);
+                    }
                     Ok(Response::Job(view)) => views.push(view),
                     Ok(_) => self.handle.metrics().traced("dropped", 1),
                     Err(_) => return,

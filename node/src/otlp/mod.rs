@@ -3,7 +3,8 @@
 //! ```text
 //! events: a job has ended, here coordinated ─► queue ─► export.rs asks for the job ─► spans.rs ─► POST
 //! ```
-//! The ids of a trace are made of what everybody knows: of the job's id, and of an attempt's token. So a
+//! The ids of a trace are made of what everybody knows: of the job's id, and of an attempt's token; and of
+//! the trace that whoever enqueued it was in, which is kept with the job (`protocol/src/trace.rs`). So a
 //! phase can be told the span that it runs in (`traceparent`) before that span is told to anybody, and
 //! nothing has to be kept for it.
 //!

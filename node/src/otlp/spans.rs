@@ -1,11 +1,13 @@
 //! A job as spans, in OTLP's JSON encoding: numbers of 64 bits are text, ids are hexadecimal.
 //!
 //! ```text
-//! job PIPELINE ─┬─ enqueue            its moment
-//!               ├─ wait               until the first attempt was given out
-//!               └─ STEP (each attempt that has ended; parent of what the phase itself tells)
+//! (the span of whoever enqueued it)
+//! └─ job PIPELINE ─┬─ enqueue            its moment
+//!                  ├─ wait               until the first attempt was given out
+//!                  └─ STEP (each attempt that has ended; parent of what the phase itself tells)
 //! ```
-//! What is made of an item, or undoes another job, is a trace of its own, linked to the other job's.
+//! What is made of an item, or undoes another job, is linked to the other job: in the same trace if that
+//! is somebody's, else one of its own.
 
 use carbonmesh_protocol::{
     id::JobId,
@@ -83,18 +85,23 @@ fn of_job(job: &JobView) -> Vec<Value> {
     let mut links = Vec::new();
     if let Some((parent, item)) = job.parent {
         attributes.push(number("carbonmesh.item", item.into()));
-        links.push(link(parent));
+        links.push(link(parent, job));
     }
-    links.extend(job.compensates.map(link));
+    links.extend(job.compensates.map(|other| link(other, job)));
+    let trace = trace_id(id, job.trace);
     let root = job_span(id);
-    let mut spans = vec![json!({
-        "traceId": trace_id(id), "spanId": root, "name": format!("job {}", job.pipeline),
+    let mut whole = json!({
+        "traceId": trace, "spanId": root, "name": format!("job {}", job.pipeline),
         "kind": INTERNAL, "startTimeUnixNano": nanos(begin), "endTimeUnixNano": nanos(end.max(begin)),
         "attributes": attributes, "links": links, "status": state,
-    })];
+    });
+    if let Some(parent) = job.trace {
+        whole["parentSpanId"] = parent.span_id().into();
+    }
+    let mut spans = vec![whole];
     let below = |name: &str, span: String, kind: u8, from: u64, to: u64| {
         json!({
-            "traceId": trace_id(id), "spanId": span, "parentSpanId": root, "name": name, "kind": kind,
+            "traceId": trace, "spanId": span, "parentSpanId": root, "name": name, "kind": kind,
             "startTimeUnixNano": nanos(from), "endTimeUnixNano": nanos(to.max(from)),
         })
     };
@@ -131,8 +138,9 @@ fn of_attempt(job: &JobView, phase: &InvocationView, attempt: &AttemptView) -> V
     ]
 }
 
-fn link(job: JobId) -> Value {
-    json!({ "traceId": trace_id(job), "spanId": job_span(job) })
+/// A link to a job from one that was made for it, and has its trace.
+fn link(job: JobId, from: &JobView) -> Value {
+    json!({ "traceId": trace_id(job, from.trace), "spanId": job_span(job) })
 }
 
 /// Why a job has failed: what its last attempt that failed says, or what a phase says of itself.

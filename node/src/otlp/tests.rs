@@ -174,3 +174,72 @@ async fn a_job_that_ended_is_told_with_its_attempts_below_it() {
     }
     node.stop().await.unwrap();
 }
+
+#[tokio::test]
+async fn a_job_belongs_to_the_trace_of_whoever_enqueued_it() {
+    let (url, mut received) = collector(0).await;
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("node.toml");
+    std::fs::write(&config, format!("otlp_endpoint = \"{url}\"\n")).unwrap();
+    let tell = phase_fn("tell", move |context: Context, _: Fields| async move {
+        Ok(json!({ "within": context.traceparent() }))
+    });
+    let node = Node::builder(folder.path().join("data"))
+        .http("127.0.0.1:0")
+        .listen("127.0.0.1:0")
+        .config(&config)
+        .phases(PhaseRegistry::default().with_phase(tell.slots(1)))
+        .pipeline(r#"{"name": "traced", "phases": ["tell"]}"#)
+        .start()
+        .await
+        .unwrap();
+    let http = format!("http://{}", node.http_address());
+    let client = crate::outbound::client().no_proxy().build().unwrap();
+    let run = async |parent: &str| {
+        let began = tokio::time::Instant::now();
+        loop {
+            let request = client.post(format!("{http}/v1/pipelines/traced/jobs?wait=20s"));
+            let request = request.header("traceparent", parent).json(&json!({}));
+            let answer = request.send().await.unwrap();
+            let is_done = answer.status().is_success();
+            let answer: Value = answer.json().await.unwrap();
+            if is_done {
+                let id = answer["id"].as_str().expect("an id");
+                let job = client.get(format!("{http}/v1/jobs/{id}?wait=20s"));
+                break job.send().await.unwrap().json::<Value>().await.unwrap();
+            }
+            assert!(began.elapsed() < PATIENCE, "{answer}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
+    let client_span = "00f067aa0ba902b7";
+    // One that nobody keeps: phases are told, the collector is not.
+    let parent = format!("00-{trace}-{client_span}-00");
+    let job = run(&parent).await;
+    let within = job["result"]["within"].as_str().expect("a text").to_owned();
+    assert!(within.starts_with(&format!("00-{trace}-")) && within.ends_with("-00"), "{within}");
+    let parent = format!("00-{trace}-{client_span}-01");
+    let job = run(&parent).await;
+    assert_eq!(job["traceparent"], parent.as_str(), "{job}");
+    let told = timeout(PATIENCE, received.recv()).await.unwrap().unwrap();
+    let spans = told["resourceSpans"][0]["scopeSpans"][0]["spans"].as_array().expect("spans");
+    assert!(spans.iter().all(|span| span["traceId"] == trace), "{told}");
+    let named = |name: &str| spans.iter().filter(|it| it["name"] == name).collect::<Vec<_>>();
+    let ([root], [attempt]) = (&named("job traced")[..], &named("tell")[..]) else {
+        panic!("{told}")
+    };
+    assert_eq!(root["parentSpanId"], client_span);
+    assert_eq!(attributes(root)["carbonmesh.job"], job["id"].as_str().expect("an id"));
+    assert_eq!(attempt["parentSpanId"], root["spanId"]);
+    let span = attempt["spanId"].as_str().expect("an id");
+    assert_eq!(job["result"]["within"], format!("00-{trace}-{span}-01"), "{job}");
+    // What is malformed is as if it were not there.
+    let job = run("00-4bf9-00f0-01").await;
+    assert!(job.get("traceparent").is_none(), "{job}");
+    let own = job["id"].as_str().expect("an id").replace('-', "");
+    assert!(job["result"]["within"].as_str().is_some_and(|it| it.contains(&own)), "{job}");
+    let text = client.get(format!("{http}/metrics")).send().await.unwrap().text().await.unwrap();
+    assert!(text.contains(r#"carbonmesh_traces_total{outcome="unsampled"} 1"#), "{text}");
+    node.stop().await.unwrap();
+}

@@ -213,7 +213,7 @@ impl PhaseContext {
 
     /// The span of this attempt, as W3C Trace Context writes it: what the phase does belongs below it.
     pub fn traceparent(&self) -> String {
-        traceparent(self.attempt.job, &self.token())
+        traceparent(self.attempt.job, self.attempt.trace, &self.token())
     }
 
     /// The same for all attempts of this phase of this job: for systems that drop repetitions.

@@ -170,11 +170,8 @@ impl Phase for ExecPhase {
         let log = async move {
             match stderr {
                 Some(stderr) => {
-                    let heard = |line: &str| {
-                        logger.heartbeat();
-                        logger.say(LogLevel::Info, line);
-                    };
-                    read_log(stderr, LogBudget::once(), heard).await
+                    let heard = |line: &str| logger.say(LogLevel::Info, line);
+                    read_log(stderr, LogBudget::once(), || logger.heartbeat(), heard).await
                 }
                 None => String::new(),
             }
@@ -344,32 +341,45 @@ pub(super) async fn read_items(
     }
 }
 
-/// Passes the log on line by line, which shows that whoever writes it lives; gives its end.
+/// Passes the log on line by line; gives its end. Whatever comes, be it a part of a line, shows that
+/// whoever writes it lives.
 pub(super) async fn read_log(
     stderr: impl AsyncRead + Unpin,
     mut budget: LogBudget,
+    lives: impl Fn(),
     heard: impl Fn(&str),
 ) -> String {
     let mut reader = BufReader::with_capacity(LINE_BYTES, stderr);
-    let mut tail = Vec::new();
-    // A line that is too long comes in pieces.
-    while let Ok(available) = reader.fill_buf().await {
-        if available.is_empty() {
-            break;
-        }
-        let end =
-            available.iter().position(|byte| *byte == b'\n').map_or(available.len(), |i| i + 1);
-        let line = &available[..end];
+    let (mut line, mut tail) = (Vec::new(), Vec::new());
+    let mut pass_on = |line: &mut Vec<u8>| {
         let text = String::from_utf8_lossy(line);
         heard(text.trim_end());
-        if budget.takes(end) {
+        if budget.takes(line.len()) {
             info!(target: "carbonmesh::phase", "{}", text.trim_end());
         }
         tail.extend_from_slice(line);
         if tail.len() > TAIL_BYTES {
             tail.drain(..tail.len() - TAIL_BYTES);
         }
+        line.clear();
+    };
+    while let Ok(available) = reader.fill_buf().await {
+        if available.is_empty() {
+            break;
+        }
+        lives();
+        // Programs write a line in parts as they like: it is one all the same, in which secrets are
+        // found. One that is too long comes in pieces.
+        let part = &available[..available.len().min(LINE_BYTES - line.len())];
+        let end = part.iter().position(|byte| *byte == b'\n').map_or(part.len(), |i| i + 1);
+        line.extend_from_slice(&part[..end]);
         reader.consume(end);
+        if line.ends_with(b"\n") || line.len() == LINE_BYTES {
+            pass_on(&mut line);
+        }
+    }
+    if !line.is_empty() {
+        pass_on(&mut line);
     }
     String::from_utf8_lossy(&tail).into_owned()
 }

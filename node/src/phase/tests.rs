@@ -34,6 +34,7 @@ pub(super) fn attempt(timeout: Option<Duration>) -> Attempt {
         gives_items: false,
         handling: Handling::default(),
         sessions: Vec::new(),
+        trace: None,
     }
 }
 
@@ -440,6 +441,20 @@ async fn what_a_command_logs_is_heard() {
     let lines = said(sh("echo one >&2; echo two >&2; printf 'no end' >&2; echo {}")).await;
     let line = |text: &str| (LogLevel::Info, None, text.to_owned());
     assert_eq!(lines, ["one", "two", "no end"].map(line));
+}
+
+#[tokio::test]
+async fn what_a_command_writes_in_parts_is_one_line() {
+    let script =
+        "printf one >&2; sleep 0.05; printf ' two' >&2; sleep 0.05; echo >&2; echo three >&2";
+    let lines = said(sh(script)).await;
+    let line = |text: &str| (LogLevel::Info, None, text.to_owned());
+    assert_eq!(lines, ["one two", "three"].map(line));
+    // One that is too long comes in pieces.
+    let long = said(sh("head -c 10000 /dev/zero | tr '\\0' x >&2; echo ' end' >&2")).await;
+    let lengths: Vec<usize> = long.iter().map(|(.., text)| text.len()).collect();
+    assert_eq!(lengths.len(), 2, "{lengths:?}");
+    assert!(long[1].2.ends_with("x end"), "{:?}", long[1]);
 }
 
 struct Chatty;

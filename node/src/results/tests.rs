@@ -49,6 +49,7 @@ async fn run_with(phase: Arc<dyn Phase>, input: String) -> Outcome {
         gives_items: false,
         handling: Handling::default(),
         sessions: Vec::new(),
+        trace: None,
     };
     let (news, mut told) = mpsc::channel(1);
     let name = "phase".parse().unwrap();

@@ -161,6 +161,13 @@ impl Core {
         }
     }
 
+    /// A job that this node makes is new: all of it is.
+    pub(super) fn touch_new(&mut self, pipeline: PipelineId, job: JobId) {
+        let entry = self.groups.get(&pipeline).and_then(|group| group.jobs.get(&job));
+        let tags: Vec<u16> = entry.into_iter().flat_map(|entry| entry.record.tags()).collect();
+        tags.into_iter().for_each(|tag| self.touch(pipeline, job, tag, true));
+    }
+
     /// A component of a job's record is now this one, as it came from another node.
     pub(super) fn touch_as(
         &mut self,

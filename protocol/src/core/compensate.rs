@@ -24,7 +24,7 @@ use crate::{
     mutant::Mutant,
     name::Name,
     pipeline::PhaseDef,
-    record::{Compensated, Control, JobOptions, JobRecord, JobSpec, Progress, SPEC},
+    record::{Compensated, Control, JobOptions, JobRecord, JobSpec, Progress},
     store::{ReadError, Table, ended_key, parse_ended_key},
     view::JobState,
 };
@@ -92,7 +92,7 @@ impl Core {
         };
         let Some(definition) = self.definition(pipeline, spec.revision) else { return Ok(()) };
         let phases = definition.compensations.len() as u16;
-        let generation = record.generation();
+        let (generation, trace) = (record.generation(), record.trace());
         if spec.parent.is_some() || spec.compensates.is_some() || !self.has_done(pipeline, record) {
             return Ok(());
         }
@@ -118,8 +118,8 @@ impl Core {
             instructions: Bytes::from_static(b"{}"),
         };
         if let Some(group) = self.groups.get_mut(&pipeline) {
-            group.jobs.get_or_default(id).record = JobRecord::new(undo);
-            self.touch(pipeline, id, SPEC, true);
+            group.jobs.get_or_default(id).record = JobRecord::new(undo).traced(trace);
+            self.touch_new(pipeline, id);
         }
         for turn in under_way {
             let not_before_ms = created_ms.saturating_add(CANCEL_TIME.as_millis() as u64);

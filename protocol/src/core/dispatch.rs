@@ -14,7 +14,7 @@ use bytes::Bytes;
 
 use crate::{
     id::{JobId, NodeId, PipelineId, Token},
-    message::{Assignment, Gathered, Message},
+    message::{Assignment, Gathered, Message, TraceOf},
     mutant::Mutant,
     name::Name,
     pipeline::{PhaseDef, PhaseInputMode, ancestors, gives_items},
@@ -362,6 +362,7 @@ impl Core {
             gives_items: gives_items(phases, step),
             handling: phase.handling.clone(),
             sessions: super::session::left_before(record, phases, step),
+            trace: record.trace(),
         })
     }
 
@@ -401,6 +402,9 @@ impl Core {
         if to == self.me() {
             self.on_assign(to, *assignment);
         } else {
+            if let Some(trace) = assignment.trace {
+                self.send(to, Message::Trace { of: TraceOf::Attempt(token), trace });
+            }
             self.send(to, Message::assign(assignment));
         }
     }

@@ -258,7 +258,7 @@ impl Core {
                 JobId::time_ordered(pipeline, created_ms, random)
             }
         };
-        let NewJob { key, mut options, instructions } = job;
+        let NewJob { key, mut options, trace, instructions } = job;
         let timeout = self.current(pipeline).and_then(|definition| definition.timeout);
         let over = timeout.map(|timeout| {
             let begins = created_ms.max(options.not_before_ms);
@@ -279,7 +279,7 @@ impl Core {
             compensates,
             instructions,
         };
-        let record = JobRecord::new(spec);
+        let record = JobRecord::new(spec).traced(trace);
         Ok(JobUpdate { job: id, components: record.components() })
     }
 

@@ -26,8 +26,9 @@ use crate::{
     message::{Completion, Items},
     mutant::Mutant,
     pipeline::PhaseDef,
-    record::{JobOptions, JobRecord, JobSpec, Parent, Progress, REAPED, Reaped, SPEC},
+    record::{JobOptions, JobRecord, JobSpec, Parent, Progress, REAPED, Reaped},
     store::ReadError,
+    trace::TraceParent,
     view::JobState,
 };
 
@@ -116,6 +117,7 @@ impl Core {
         }
         let Some(record) = self.record_of(pipeline, job) else { return Ok(()) };
         let Some(spec) = record.spec.clone() else { return Ok(()) };
+        let trace = record.trace();
         let phases = self.phases_of(pipeline, record).unwrap_or_default().iter().enumerate();
         let each = phases.filter_map(|(at, phase)| Some((at as u16, phase.each.as_ref()?)));
         let each = each.filter(|(_, each)| each.of == step);
@@ -139,7 +141,7 @@ impl Core {
                     compensates: None,
                     instructions: line.clone(),
                 };
-                self.make_item(pipeline, id, item)?;
+                self.make_item(pipeline, id, item, trace)?;
             }
         }
         self.hold_until_durable(pipeline, Held::ItemsTaken { worker: from, token, count });
@@ -166,6 +168,7 @@ impl Core {
         pipeline: PipelineId,
         id: JobId,
         item: JobSpec,
+        trace: Option<TraceParent>,
     ) -> Result<(), ReadError> {
         if self.load_job(pipeline, id)? {
             // It came before, and the answer was lost.
@@ -173,8 +176,8 @@ impl Core {
             return Ok(());
         }
         if let Some(group) = self.groups.get_mut(&pipeline) {
-            group.jobs.get_or_default(id).record = JobRecord::new(item);
-            self.touch(pipeline, id, SPEC, true);
+            group.jobs.get_or_default(id).record = JobRecord::new(item).traced(trace);
+            self.touch_new(pipeline, id);
         }
         Ok(())
     }

@@ -376,6 +376,7 @@ impl Core {
             Message::HandlersPull(known) => self.on_handlers_pull(from, &known),
             // They were joined with what they carry.
             Message::AssignWith(_) | Message::CompletedWith(_) => {}
+            Message::Trace { of, trace } => self.on_trace(from, of, trace),
         }
         Ok(())
     }

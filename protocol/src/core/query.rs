@@ -10,7 +10,7 @@ use crate::{
     advert::Advert,
     id::{JobId, NodeId, PipelineId},
     io::{Refusal, RequestId, Response},
-    message::{Answer, Message, Question, Which},
+    message::{Answer, Message, Question, TraceOf, Which},
     mutant::Mutant,
     name::Name,
     pipeline::PhaseDef,
@@ -18,6 +18,7 @@ use crate::{
     requirement::meets_all,
     store::ReadError,
     time::Timestamp,
+    trace::TraceParent,
     view::{
         ClusterView, InvocationView, JobState, JobSummary, JobView, Liveness, MemberView,
         PipelineView, StepCounts,
@@ -83,6 +84,8 @@ struct Pending {
     /// Whether somebody who was asked was lost before the answer: it may have been done.
     risked: bool,
     deadline: Timestamp,
+    /// The trace of the job that is answered with, once it has come.
+    trace: Option<TraceParent>,
 }
 
 impl Queries {
@@ -305,8 +308,17 @@ impl Core {
         };
         let deadline = self.now + wait + self.config.timing.request_timeout;
         let (asked, others, denied, risked) = (node, whom, false, false);
-        let pending =
-            Pending { request, question, asked, others, denied, unsure, risked, deadline };
+        let pending = Pending {
+            request,
+            question,
+            asked,
+            others,
+            denied,
+            unsure,
+            risked,
+            deadline,
+            trace: None,
+        };
         self.ask_node(pending);
     }
 
@@ -484,6 +496,22 @@ impl Core {
         }
     }
 
+    /// The trace of what comes next.
+    pub(super) fn on_trace(&mut self, from: NodeId, of: TraceOf, trace: TraceParent) {
+        if !trace.is_valid() {
+            return;
+        }
+        match of {
+            TraceOf::Attempt(token) => self.worker.expect_traced(from, token, trace),
+            TraceOf::Answer(query) => {
+                let pending = self.queries.pending.get_mut(&query);
+                if let Some(pending) = pending.filter(|pending| pending.asked == from) {
+                    pending.trace = Some(trace);
+                }
+            }
+        }
+    }
+
     pub(super) fn on_answer(&mut self, from: NodeId, query: u64, answer: Answer) {
         if self.queries.pending.get(&query).is_none_or(|pending| pending.asked != from) {
             return;
@@ -491,7 +519,9 @@ impl Core {
         let Some(pending) = self.queries.pending.remove(&query) else { return };
         let response = match answer {
             Answer::Job(None) => return self.ask_next(Pending { denied: true, ..pending }),
-            Answer::Job(Some(view)) => Response::Job(view),
+            Answer::Job(Some(view)) => {
+                Response::Job(Box::new(JobView { trace: pending.trace, ..*view }))
+            }
             Answer::Jobs { jobs, next } => Response::Jobs { jobs, next },
             Answer::Elsewhere => return self.ask_next(Pending { unsure: true, ..pending }),
             Answer::Changed(Err(Refusal::UnknownJob(_))) => {
@@ -622,6 +652,11 @@ impl Core {
         let request = match asker {
             Asker::Peer(node, query) => {
                 if self.is_reachable(node) {
+                    if let Answer::Job(Some(view)) = &answer
+                        && let Some(trace) = view.trace
+                    {
+                        self.send(node, Message::Trace { of: TraceOf::Answer(query), trace });
+                    }
                     self.send(node, Message::Answer { query, answer });
                 }
                 return;
@@ -762,6 +797,7 @@ impl Core {
             invocations,
             conflicts: record.controls.values().map(|control| control.late_count).sum(),
             other_payloads: record.payload_conflicts() as u32,
+            trace: record.trace(),
         }))
     }
 

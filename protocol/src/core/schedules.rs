@@ -226,6 +226,7 @@ impl Core {
         let job = NewJob {
             key: Some(schedule.key(at_ms)),
             options: JobOptions::default(),
+            trace: None,
             instructions: schedule.instructions.clone(),
         };
         self.enqueue_for(None, pipeline, vec![job])

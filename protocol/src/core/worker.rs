@@ -14,6 +14,7 @@ use crate::{
     mutant::Mutant,
     name::Name,
     store::ReadError,
+    trace::TraceParent,
 };
 
 use super::{Core, said::Tails};
@@ -38,6 +39,8 @@ pub(super) struct Worker {
     began: u64,
     /// What attempts said.
     pub(super) tails: Tails,
+    /// The trace of the attempt that is to come next, and from whom.
+    traced: Option<(NodeId, Token, TraceParent)>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -120,6 +123,17 @@ impl Worker {
         self.attempts.is_empty() && self.ended.is_empty()
     }
 
+    /// A coordinator says of which trace the attempt is a part that it gives next.
+    pub(super) fn expect_traced(&mut self, from: NodeId, token: Token, trace: TraceParent) {
+        self.traced = Some((from, token, trace));
+    }
+
+    /// The trace that was told of an attempt.
+    fn trace_of(&mut self, from: NodeId, token: Token) -> Option<TraceParent> {
+        let told = self.traced.take_if(|(by, of, _)| (*by, *of) == (from, token));
+        told.map(|(.., trace)| trace)
+    }
+
     /// All attempts of some pipelines: running, waiting or not acknowledged.
     pub(super) fn held(&self, of: impl Fn(PipelineId) -> bool) -> Vec<Held> {
         let running = self.attempts.values().map(|running| running.held);
@@ -137,6 +151,7 @@ impl Core {
     /// A coordinator gives an attempt.
     pub(super) fn on_assign(&mut self, from: NodeId, assignment: Assignment) {
         let token = assignment.token;
+        let trace = assignment.trace.or_else(|| self.worker.trace_of(from, token));
         if let Some(end) = self.worker.ended.get(&token) {
             let end = end.clone();
             return self.tell_end(end);
@@ -187,6 +202,7 @@ impl Core {
             gives_items: assignment.gives_items,
             handling: assignment.handling,
             sessions: assignment.sessions,
+            trace,
         });
         host.queue.push_back(token);
         let held = Held { pipeline, job, step, token };

@@ -4,19 +4,21 @@ use carbonmesh_fuzz::{Corpus, Script, body, seal, target};
 use carbonmesh_protocol::{
     catalog::CatalogEntry,
     codec::{self, Encoded},
-    record::{Component, Control, FIRST_CONTROL, JobRecord, JobSpec, PAYLOADS, SPEC},
+    record::{Component, Control, FIRST_CONTROL, JobRecord, JobSpec, PAYLOADS, SPEC, TRACE},
+    trace::TraceParent,
 };
 
 use crate::samples;
 
 /// Tags and kinds, those included that this release does not know.
-const TAGS: [(u16, u16); 6] = [
+const TAGS: [(u16, u16); 7] = [
     (SPEC, JobSpec::KIND),
     (PAYLOADS, 0x102),
     (FIRST_CONTROL, Control::KIND),
     (FIRST_CONTROL + 1, Control::KIND),
     (u16::MAX, Control::KIND),
     (7, 0x700),
+    (TRACE, TraceParent::KIND),
 ];
 
 /// Components, each `tag, schema, length, body`; sealed, so that the bodies are what is tried.
@@ -62,8 +64,8 @@ fn check(input: &[u8]) {
     assert_eq!(record, read_back, "it does not read back");
     assert_eq!(record.digest(), read_back.digest());
     // What else the core asks of a record that came from elsewhere.
-    let _ = (record.state(), record.size(), record.payload_conflicts());
-    for tag in [SPEC, PAYLOADS, FIRST_CONTROL, u16::MAX] {
+    let _ = (record.state(), record.size(), record.payload_conflicts(), record.trace());
+    for tag in [SPEC, PAYLOADS, TRACE, FIRST_CONTROL, u16::MAX] {
         let _ = record.component(tag);
     }
 }
@@ -75,6 +77,7 @@ fn components_merge_or_are_refused() {
         input(&[(0, &spec), (2, &control[0]), (3, &control[1])]),
         input(&[(2, &control[1]), (2, &control[2]), (5, &control[0]), (0, &spec), (0, &spec)]),
         input(&[(1, &[0; 18]), (4, &control[2])]),
+        input(&[(0, &spec), (6, &samples::trace()), (2, &control[1])]),
     ];
     for input in &inputs {
         assert!(!join(&components(input)).controls.is_empty(), "the seed is no record");

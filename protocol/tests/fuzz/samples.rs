@@ -20,6 +20,7 @@ use carbonmesh_protocol::{
     io::{Change, Changed, Outcome, Refusal},
     message::{Answer, Completion, Message, Question, SaidBatch, StoreResult, Which},
     record::{Control, JobOptions, JobRecord, JobSpec, Progress},
+    trace::TraceParent,
     view::{AttemptView, JobState, JobSummary, StepCounts},
 };
 
@@ -207,6 +208,15 @@ pub(crate) fn others() -> Vec<Vec<u8>> {
 
 fn token() -> Token {
     Token { term: Term { counter: 3, node: node(1), boot: 2 }, sequence: 300 }
+}
+
+pub(crate) fn traced() -> TraceParent {
+    "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".parse().expect("valid")
+}
+
+/// Within which trace.
+pub(crate) fn trace() -> Vec<u8> {
+    codec::encode(&traced()).to_vec()
 }
 
 /// What was enqueued.

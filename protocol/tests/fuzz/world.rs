@@ -137,6 +137,7 @@ impl World {
         let job = |text: &str, key: Option<&str>| NewJob {
             options: Default::default(),
             key: key.map(str::to_owned),
+            trace: key.map(|_| crate::samples::traced()),
             instructions: Bytes::copy_from_slice(text.as_bytes()),
         };
         let jobs = vec![job("{}", None), job(r#"{"n":1}"#, Some("k")), job(r#"{"fail":1}"#, None)];
@@ -221,6 +222,7 @@ impl World {
         let jobs = vec![NewJob {
             key: None,
             options: Default::default(),
+            trace: None,
             instructions: Bytes::from_static(b"{}"),
         }];
         self.ask(2, Request::Enqueue { pipeline: name("p"), jobs });

@@ -149,6 +149,7 @@ class Client:
         *,
         wait: Optional[Time] = None,
         key: Optional[str] = None,
+        traceparent: Optional[str] = None,
         **options: Any,
     ) -> Union[str, Dict[str, Any]]:
         """Enqueues a job; it is on disk when this returns its id.
@@ -156,10 +157,11 @@ class Client:
         With ``wait``, returns the job once it has ended, or raises ``TimeOver`` as ``wait`` does.
         The options: ``delay`` and ``timeout`` are seconds or texts such as ``"10m"``; ``run_at`` and
         ``deadline`` are moments, as texts (RFC 3339) or as ``datetime`` with a time zone; ``priority`` is
-        from -100 to 100.
+        from -100 to 100. ``traceparent`` is the span that it is enqueued within (W3C Trace Context).
         """
         # Asked again after a lost answer, it is the same job.
         headers = {"Idempotency-Key": uuid.uuid4().hex if key is None else key}
+        headers.update(_given(traceparent=traceparent))
         path, query = _path("pipelines", pipeline, "jobs"), _options(**options)
         job = str(self._call("POST", path, query, _instructions(instructions), headers)["id"])
         return job if wait is None else self.wait(job, wait)

@@ -73,6 +73,15 @@ class ClientTest(unittest.TestCase):
         self.assertEqual(node.asked[0]["path"], "/v1/pipelines/p%20q/jobs?delay=10000ms&priority=3")
         self.assertEqual(json.loads(node.asked[0]["body"]), {"a": 1})
 
+    def test_a_job_is_enqueued_within_a_trace(self) -> None:
+        parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+        node = self.node((202, {"id": "7"}), (202, {"id": "8"}))
+        client = Client(node.url)
+        client.enqueue("p", {}, traceparent=parent)
+        client.enqueue("p", {})
+        given = [it["headers"].get("traceparent") for it in node.asked]
+        self.assertEqual(given, [parent, None])
+
     def test_refusals_say_why(self) -> None:
         kind = "urn:carbonmesh:problem:unknown-pipeline"
         node = self.node((404, {"type": kind, "detail": "no pipeline p"}))

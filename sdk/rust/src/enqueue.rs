@@ -19,6 +19,7 @@ pub struct Enqueue {
     pipeline: String,
     instructions: Result<Bytes, String>,
     key: Option<String>,
+    traceparent: Option<String>,
     options: Options,
 }
 
@@ -66,6 +67,7 @@ impl Client {
                 .map(Bytes::from)
                 .map_err(|error| error.to_string()),
             key: None,
+            traceparent: None,
             options: Options::default(),
         }
     }
@@ -76,6 +78,13 @@ impl Enqueue {
     /// whose receipt was lost can be sent again.
     pub fn key(mut self, key: &str) -> Self {
         self.key = Some(key.to_owned());
+        self
+    }
+
+    /// The span that it is enqueued within: a `traceparent` of W3C Trace Context. What nodes and phases
+    /// trace of the job belongs to it; nodes ignore one that is malformed.
+    pub fn traceparent(mut self, traceparent: &str) -> Self {
+        self.traceparent = Some(traceparent.to_owned());
         self
     }
 
@@ -120,12 +129,13 @@ impl Enqueue {
     }
 
     async fn send(self) -> Result<Receipt, Error> {
-        let Self { client, pipeline, instructions, key, options } = self;
+        let Self { client, pipeline, instructions, key, traceparent, options } = self;
         let json = instructions.map_err(|reason| Error::setting("instructions", reason))?;
         let path = ["pipelines", pipeline.as_str(), "jobs"];
         let mut call = Call::new(Method::POST, path, Again::Always).json(json);
         call.query.extend(options.query());
         call.key = Some(key.unwrap_or_else(random_key));
+        call.traceparent = traceparent;
         client.send.document(&call).await
     }
 }

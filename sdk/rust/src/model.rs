@@ -98,6 +98,9 @@ pub struct Job {
     pub generation: u32,
     /// Its idempotency key.
     pub key: Option<String>,
+    /// The span of whoever enqueued it, as a `traceparent` of W3C Trace Context.
+    #[serde(default)]
+    pub traceparent: Option<String>,
     /// The job that it is a part of, if it is made of an item.
     #[serde(default)]
     pub parent: Option<String>,

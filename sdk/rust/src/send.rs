@@ -36,6 +36,9 @@ const MAX_BACKOFF: Duration = Duration::from_secs(5);
 /// The header of a single job's key.
 const IDEMPOTENCY_KEY: &str = "idempotency-key";
 
+/// The header of W3C Trace Context.
+const TRACEPARENT: &str = "traceparent";
+
 /// Whether a request may be sent again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Again {
@@ -53,6 +56,7 @@ pub(crate) struct Call<'a> {
     pub(crate) path: Vec<&'a str>,
     pub(crate) query: Vec<(&'a str, String)>,
     pub(crate) key: Option<String>,
+    pub(crate) traceparent: Option<String>,
     /// Its media type, and it.
     pub(crate) body: Option<(&'static str, Bytes)>,
     /// How long the node is asked to wait.
@@ -63,7 +67,8 @@ pub(crate) struct Call<'a> {
 impl<'a> Call<'a> {
     pub(crate) fn new(method: Method, path: impl Into<Vec<&'a str>>, again: Again) -> Self {
         let (query, wait) = (Vec::new(), Duration::ZERO);
-        Self { method, path: path.into(), query, key: None, body: None, wait, again }
+        let (key, traceparent, body) = (None, None, None);
+        Self { method, path: path.into(), query, key, traceparent, body, wait, again }
     }
 
     pub(crate) fn get(path: impl Into<Vec<&'a str>>) -> Self {
@@ -279,6 +284,9 @@ impl Sender {
         let mut request = self.http.request(call.method.clone(), url).timeout(timeout);
         if let Some(key) = &call.key {
             request = request.header(IDEMPOTENCY_KEY, key);
+        }
+        if let Some(parent) = &call.traceparent {
+            request = request.header(TRACEPARENT, parent);
         }
         if let Some((media_type, body)) = &call.body {
             request = request.header(CONTENT_TYPE, *media_type).body(body.clone());

@@ -137,6 +137,7 @@ impl Step {
         let jobs = vec![NewJob {
             key: Some(key.to_owned()),
             options: JobOptions::default(),
+            trace: None,
             instructions,
         }];
         let request = Request::Enqueue { pipeline: name(PIPELINE), jobs };

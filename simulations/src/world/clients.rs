@@ -199,7 +199,7 @@ impl World {
             () if self.options.keyed => format!("{{\"k\":{owner}}}").into(),
             () => Bytes::from_static(b"{}"),
         };
-        NewJob { key, options: self.new_options(), instructions }
+        NewJob { key, options: self.new_options(), trace: None, instructions }
     }
 
     fn new_options(&mut self) -> JobOptions {

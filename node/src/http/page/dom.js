@@ -29,7 +29,8 @@ export function patch(parent, wanted) {
   for (const node of [...parent.childNodes]) {
     const key = node[META]?.props?.key;
     if (key === undefined) plain.push(node);
-    else if (keys.has(key)) keyed.set(key, node);
+    // Of two with one key the second would be found by nobody, and stay.
+    else if (keys.has(key) && !keyed.has(key)) keyed.set(key, node);
     else node.remove();
   }
   const spare = [];

@@ -317,16 +317,19 @@ export function jobView(ctx, id, query) {
         h('span', { class: 'muted end' }, one.items ? itemsText(one.items) : one.attempt_count > 0 && [counted(one.attempt_count, 'attempt'), last && ` · ${between(last.started_at, last.finished_at)}`])),
       h('div', { class: 'step-body' },
         one.note && h('p', { class: 'said' }, one.note),
-        one.attempts.length > 0 && h('ol', { class: 'attempts' }, one.attempts.map((attempt) => h('li', { key: attempt.number },
+        one.attempts.length > 0 && h('ol', { class: 'attempts' }, one.attempts.map((attempt) => h('li', { key: attemptKey(one, attempt) },
           h('div', { class: 'line' }, badge(outcome(attempt, one), `#${attempt.number}`), node(attempt.worker),
             h('span', { class: 'muted', title: exact(moment(attempt.started_at)) }, relative(moment(attempt.started_at))),
             h('span', {}, between(attempt.started_at, attempt.finished_at))),
-          attempt.error && longText(attempt.error, attempt.number)))),
+          attempt.error && longText(attempt.error, attemptKey(one, attempt))))),
         one.attempt_count > one.attempts.length && h('p', { class: 'muted' }, `Of ${counted(one.attempt_count, 'attempt')} the last ${count(one.attempts.length)} are kept.`),
         one.result !== null && one.result !== undefined && h('div', {}, h('div', { class: 'line' }, h('h3', {}, 'Result'), copyButton(() => jsonText(one.result), `the result of ${one.step}`)),
           json(one.result, { key: `${one.step} ${signature(one)} ${state.job.generation}`, label: `Result of ${one.step}` }))));
   }
 }
+
+/** What names an attempt: its number does not, since a job that is tried again counts anew. */
+const attemptKey = (one, attempt) => `${one.step} ${attempt.token ?? attempt.started_at}`;
 
 /** What tells one value of an invocation from the next. */
 const signature = (one) => `${one.step}/${one.state}/${one.attempt_count}/${one.attempts.at(-1)?.finished_at ?? ''}`;
@@ -365,7 +368,7 @@ function attemptRows(job) {
   return job.invocations.flatMap((one) => one.attempts.map((attempt) => {
     const state = outcome(attempt, one);
     return {
-      key: `${one.step} ${attempt.number} ${job.generation}`, name: one.step, number: attempt.number,
+      key: attemptKey(one, attempt), name: one.step, number: attempt.number,
       start: moment(attempt.started_at), end: attempt.finished_at ? moment(attempt.finished_at) : ENDED.has(one.state) ? moment(job.finished_at) || moment(attempt.started_at) : null,
       state, worker: attempt.worker, title: attemptTitle(one.step, attempt, attempt.error ? attempt.error.slice(0, 500) : state),
     };

@@ -102,6 +102,9 @@ pub struct JobDoc {
     /// The job that undoes what this one has done, since it failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub compensation: Option<String>,
+    /// The span of whoever enqueued it, as a `traceparent` of W3C Trace Context.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traceparent: Option<String>,
     /// What was enqueued.
     #[schema(value_type = Option<Object>)]
     pub instructions: Option<Box<RawValue>>,
@@ -136,6 +139,7 @@ impl JobDoc {
             priority: job.options.priority,
             generation: job.generation,
             key: job.key.clone(),
+            traceparent: job.trace.map(|trace| trace.to_string()),
             parent: job.parent.map(|(parent, _)| parent.to_string()),
             item: job.parent.map(|(_, item)| item),
             compensates: job.compensates.map(|job| job.to_string()),

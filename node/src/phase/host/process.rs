@@ -213,7 +213,7 @@ impl Process {
                 };
                 let attended = async move {
                     let pipes = (read(stdout, &of, answers), write(stdin, to_write));
-                    let log = read_log(stderr, LogBudget::renewed(), |line| of.say(line));
+                    let log = read_log(stderr, LogBudget::renewed(), || (), |line| of.say(line));
                     attend(*child, group, pipes, log, &of).await;
                 };
                 tokio::spawn(attended.instrument(span));

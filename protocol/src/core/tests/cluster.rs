@@ -22,6 +22,7 @@ use crate::{
     pipeline::{PhaseInput, PipelineDef},
     store::{ReadError, Reader, Row, Table, Write},
     time::Timestamp,
+    trace::TraceParent,
     view::{ClusterView, JobState, JobView},
 };
 
@@ -130,6 +131,8 @@ pub(super) struct Cluster {
     pub(super) failing_at: Option<usize>,
     /// Attempts, as they began, with what they got.
     pub(super) began: Vec<(JobId, Name, Vec<Bytes>)>,
+    /// The trace that each attempt is a part of.
+    pub(super) traces: Vec<(Name, Option<TraceParent>)>,
 }
 
 pub(super) fn name(text: &str) -> Name {
@@ -186,6 +189,7 @@ impl Cluster {
             failing_steps: BTreeSet::new(),
             failing_at: None,
             began: Vec::new(),
+            traces: Vec::new(),
         };
         (0..count).for_each(|index| cluster.start(index));
         cluster.run_for(Duration::from_millis(20));
@@ -357,6 +361,7 @@ impl Cluster {
                 self.nodes[index].started += 1;
                 let got = [attempt.instructions.clone()].into_iter().chain(attempt.results.clone());
                 self.began.push((attempt.job, attempt.step.clone(), got.collect()));
+                self.traces.push((attempt.step.clone(), attempt.trace));
                 self.gathered.extend(attempt.gathered.iter().cloned());
                 if !attempt.sessions.is_empty() {
                     self.left.push((attempt.step.clone(), attempt.sessions.clone()));
@@ -456,6 +461,7 @@ impl Cluster {
         let job = NewJob {
             options: Default::default(),
             key: key.map(str::to_owned),
+            trace: None,
             instructions: Bytes::copy_from_slice(instructions.as_bytes()),
         };
         let request = Request::Enqueue { pipeline: name(pipeline), jobs: vec![job] };
@@ -475,6 +481,7 @@ impl Cluster {
         let job = NewJob {
             key: None,
             options: Default::default(),
+            trace: None,
             instructions: Bytes::from_static(b"{}"),
         };
         let request = Request::Enqueue { pipeline: name(pipeline), jobs: vec![job; count] };

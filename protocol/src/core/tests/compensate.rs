@@ -199,7 +199,7 @@ fn what_was_done_beyond_a_partition_is_undone_wherever_the_job_failed() {
         let others: Vec<usize> = (0..3).filter(|index| *index != old).collect();
         let not_before_ms = 1_700_000_000_000 + cluster.now.as_millis() + 30_000;
         let options = JobOptions { not_before_ms, ..JobOptions::default() };
-        let new = NewJob { key: None, options, instructions: "{}".into() };
+        let new = NewJob { key: None, options, trace: None, instructions: "{}".into() };
         let request = Request::Enqueue { pipeline: name("p"), jobs: vec![new] };
         let response = cluster.request(0, request);
         let Response::Enqueued(receipts) = response else { panic!("{response:?}") };

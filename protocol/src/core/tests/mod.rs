@@ -14,6 +14,7 @@ mod overdue;
 mod resting;
 mod schedules;
 mod session;
+mod trace;
 
 use std::{sync::Arc, time::Duration};
 
@@ -857,7 +858,7 @@ fn what_a_node_has_left_over_is_brought_in_line_while_others_work_and_one_is_gon
     cluster.run_until("all done", |cluster| cluster.all_succeeded(&before));
     // A job that is far off, so that one is always unfinished.
     let options = JobOptions { not_before_ms: u64::MAX, ..Default::default() };
-    let far_off = NewJob { key: None, options, instructions: "{}".into() };
+    let far_off = NewJob { key: None, options, trace: None, instructions: "{}".into() };
     let request = Request::Enqueue { pipeline: name("p"), jobs: vec![far_off] };
     assert!(matches!(cluster.request(first, request), Response::Enqueued(_)));
     cluster.run_time = Duration::from_secs(5);
