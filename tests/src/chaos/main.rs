@@ -21,6 +21,7 @@ mod folder;
 mod history;
 mod inside;
 mod journal;
+mod link;
 mod load;
 mod nemesis;
 mod net;
