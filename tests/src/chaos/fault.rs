@@ -34,9 +34,12 @@ pub(crate) enum Kind {
     Readdress,
     /// One node's clock jumps by hours.
     Clock,
+    /// Asked to end, and started again as another program: none of the nemesis's, but an operator's.
+    Replace,
 }
 
 impl Kind {
+    /// Those of the nemesis.
     pub(crate) const ALL: [Self; 13] = [
         Self::Kill,
         Self::Outage,
@@ -68,6 +71,7 @@ impl Kind {
             Self::Flip => "flip",
             Self::Readdress => "readdress",
             Self::Clock => "clock",
+            Self::Replace => "replace",
         }
     }
 
