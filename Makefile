@@ -7,6 +7,7 @@
 # make model     explores elections and takeovers in every order, within wider bounds; JOBS=n MODEL="..."
 # make fuzz      feeds damaged bytes to every decoder; SECONDS=n for each target
 # make chaos     real nodes in namespaces of their own, under faults; MINUTES=n SEED=n OUT=FOLDER
+# make upgrade   real nodes replaced one after another under load; FROM=commit: from an earlier program
 # make test-api  a node held to the document of its HTTP interface, by schemathesis; API="..."
 # make test-sdk  the tests of the SDKs alone; make test-page  the page of a node in a real browser
 # make test-quick  the interface, the page and what operators install, in about a minute each
@@ -36,6 +37,7 @@ PEERS ?= $(HOME)/.cache/carbonmesh/peers
 TOOLS ?= $(HOME)/.cache/carbonmesh/tools
 PROFILE ?= release
 OUT_CHAOS := $(or $(OUT),$(CARGO_TARGET_DIR)/chaos)
+OUT_UPGRADE := $(or $(OUT),$(CARGO_TARGET_DIR)/upgrade)
 
 # The C++ part is compiled through ccache where there is one, so that it survives a `cargo clean`.
 ifneq ($(shell command -v ccache),)
@@ -48,7 +50,7 @@ BIN := $(CARGO_TARGET_DIR)/debug
 PAGE = "$(PAGE_TOOLS)/bin/python3" tests/page/check.py --program $(BIN)/carbonmesh \
 	$(addprefix --axe ,$(or $(AXE),$(shell ls "$(PAGE_TOOLS)/node_modules/axe-core/axe.min.js" 2>/dev/null)))
 
-.PHONY: help setup setup-peers build demo wordcount test test-sdk test-api test-page test-docs test-ops test-quick deb audit sbom book verify verify-peers bench bench-peers simulate model chaos fuzz doc clean flood
+.PHONY: help setup setup-peers build demo wordcount test test-sdk test-api test-page test-docs test-ops test-quick deb audit sbom book verify verify-peers bench bench-peers simulate model chaos upgrade fuzz doc clean flood
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -98,6 +100,7 @@ test: verify
 	cargo test --locked --workspace
 	@$(MAKE) --no-print-directory test-sdk test-docs test-quick
 	cargo test --locked -p carbonmesh-simulations --features mutants --test mutants --test model_mutants
+	@$(MAKE) --no-print-directory upgrade FROM=
 	@$(MAKE) --no-print-directory chaos SEED=$(or $(SEED),1)
 
 test-sdk:
@@ -177,6 +180,12 @@ flood: setup
 chaos: build
 	@$(BIN)/carbonmesh-chaos --out "$(OUT_CHAOS)" \
 		$(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED))
+
+# Without FROM the same program takes the place of itself.
+upgrade: build
+	@from="$(BIN)/carbonmesh"; if [ -n "$(FROM)" ]; then \
+		from=$$(./.ci/build-earlier "$(FROM)" "$(CARGO_TARGET_DIR)/earlier") || exit; fi; \
+		$(BIN)/carbonmesh-chaos --out "$(OUT_UPGRADE)" --upgrade-from "$$from"
 
 doc: setup
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps

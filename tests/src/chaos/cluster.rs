@@ -30,8 +30,10 @@ pub(crate) const REPLICAS: u32 = 3;
 const DISK_MIB: u64 = 192;
 const DISK_MIB_PER_MINUTE: u64 = 12;
 
-/// When all answer in full again, this long remains for what is compared from time to time.
-const SETTLE: Duration = Duration::from_secs(12);
+/// How often copies are compared: as it is by default, so that faults meet what is shipped; and where
+/// one node after another has to be waited for.
+const COMPARE: Duration = Duration::from_secs(10);
+const COMPARE_OFTEN: Duration = Duration::from_secs(1);
 
 /// Some nodes, the network between them, and a client beside each.
 #[derive(Debug)]
@@ -41,6 +43,8 @@ pub(crate) struct Cluster {
     /// None in a reduced run.
     pub(crate) network: Option<Network>,
     pub(crate) load: Arc<Load>,
+    /// How often nodes compare what they hold.
+    compare: Duration,
 }
 
 impl Cluster {
@@ -48,19 +52,24 @@ impl Cluster {
     pub(crate) fn start(options: &Options, root: &std::path::Path) -> Result<Self, Error> {
         let count = options.nodes as usize;
         let network = (!options.reduced).then(|| Network::new(count)).transpose()?;
-        let program = program("carbonmesh")?;
+        let program = match &options.upgrade_from {
+            Some(from) => from.clone(),
+            None => program("carbonmesh")?,
+        };
+        let compare = if options.upgrade_from.is_some() { COMPARE_OFTEN } else { COMPARE };
         let places = Places { program: &program, root, out: &options.out };
         let mib = DISK_MIB + DISK_MIB_PER_MINUTE * options.minutes().ceil() as u64;
         let mut nodes = Vec::new();
         for index in 0..count {
             let name = format!("n{index}");
             let disk = Disk::new(root, &name, network.as_ref().map(|_| mib))?;
-            let config = config(options, &name)?;
+            let config = config(options, &name, compare)?;
             let where_to = addresses(network.as_ref(), index)?;
             let isolated = network.is_some();
             nodes.push(Node::new(index, &places, disk, &config, where_to, isolated)?);
         }
-        let mut cluster = Self { nodes, agents: Vec::new(), network, load: Arc::default() };
+        let mut cluster =
+            Self { nodes, agents: Vec::new(), network, load: Arc::default(), compare };
         for index in 0..count {
             cluster.bring_up(index)?;
         }
@@ -200,8 +209,13 @@ impl Cluster {
         let left = patience.saturating_sub(Duration::from_millis(since - began));
         within(left, "not converged", || self.load.all_in_full_since(&names, REPLICAS, since))
             .ok()?;
-        thread::sleep(SETTLE);
+        self.await_compared();
         Some(now_ms())
+    }
+
+    /// Waits until what is compared from time to time has been.
+    pub(crate) fn await_compared(&self) {
+        thread::sleep(self.compare + Duration::from_secs(2));
     }
 }
 
@@ -216,7 +230,7 @@ fn within(patience: Duration, failure: &str, check: impl Fn() -> bool) -> Result
     Ok(())
 }
 
-fn config(options: &Options, name: &str) -> Result<String, Error> {
+fn config(options: &Options, name: &str, compare: Duration) -> Result<String, Error> {
     let journal = fs::canonicalize(&options.out)?.join(format!("{name}{}", journal::SUFFIX));
     let program = env::current_exe()?;
     let (program, journal) = (program.to_string_lossy(), journal.to_string_lossy());
@@ -226,7 +240,8 @@ fn config(options: &Options, name: &str) -> Result<String, Error> {
         "[phases.work]\nslots = 6\ntimeout = '60s'\nenv = {{ LD_PRELOAD = '' }}\n\
          command = [{program:?}, 'work', '--journal', {journal:?}, '--node', '{name}']\n\
          [limits]\nfree_bytes = 4000000\n\
-         [timing]\nreplace_after = '30s'\n"
+         [timing]\nreplace_after = '30s'\nanti_entropy = '{}s'\n",
+        compare.as_secs()
     ))
 }
 

@@ -18,8 +18,10 @@ pub(crate) enum Kind {
     Partition,
     /// One node does not hear another, which hears it.
     OneWay,
-    /// Slow and lossy links of one node.
+    /// What one node sends and gets is late.
     Slow,
+    /// What one node sends and gets is lost, doubled and overtaken, some of it.
+    Lossy,
     /// No room left on one node's disk.
     DiskFull,
     /// An empty data folder.
@@ -32,16 +34,20 @@ pub(crate) enum Kind {
     Readdress,
     /// One node's clock jumps by hours.
     Clock,
+    /// Asked to end, and started again as another program: none of the nemesis's, but an operator's.
+    Replace,
 }
 
 impl Kind {
-    pub(crate) const ALL: [Self; 12] = [
+    /// Those of the nemesis.
+    pub(crate) const ALL: [Self; 13] = [
         Self::Kill,
         Self::Outage,
         Self::Pause,
         Self::Partition,
         Self::OneWay,
         Self::Slow,
+        Self::Lossy,
         Self::DiskFull,
         Self::Wipe,
         Self::Restore,
@@ -58,12 +64,14 @@ impl Kind {
             Self::Partition => "partition",
             Self::OneWay => "one-way",
             Self::Slow => "slow",
+            Self::Lossy => "lossy",
             Self::DiskFull => "disk-full",
             Self::Wipe => "wipe",
             Self::Restore => "restore",
             Self::Flip => "flip",
             Self::Readdress => "readdress",
             Self::Clock => "clock",
+            Self::Replace => "replace",
         }
     }
 
@@ -79,12 +87,17 @@ impl Kind {
 
     /// Whether it separates nodes that all run: each side may then go on by itself.
     pub(crate) const fn separates(self) -> bool {
-        matches!(self, Self::Partition | Self::OneWay | Self::Slow | Self::Pause)
+        self.worsens() || matches!(self, Self::Partition | Self::OneWay | Self::Pause)
+    }
+
+    /// Whether a link is there, but a bad one.
+    pub(crate) const fn worsens(self) -> bool {
+        matches!(self, Self::Slow | Self::Lossy)
     }
 
     /// Whether it takes namespaces of the network or of mounts.
     pub(crate) const fn needs_isolation(self) -> bool {
-        matches!(self, Self::Partition | Self::OneWay | Self::Slow | Self::DiskFull)
+        self.worsens() || matches!(self, Self::Partition | Self::OneWay | Self::DiskFull)
     }
 }
 

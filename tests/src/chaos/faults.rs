@@ -17,7 +17,14 @@ use carbonmesh_examples::api::Error;
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 
-use crate::{clock::now_ms, cluster::Cluster, fault::Kind, history::Fault, node::Node};
+use crate::{
+    clock::now_ms,
+    cluster::Cluster,
+    fault::Kind,
+    history::Fault,
+    link::{Counts, Link},
+    node::Node,
+};
 
 /// How long a node goes on after its folder was copied, so that the copy is an old one.
 const COPY_AGE: Duration = Duration::from_secs(4);
@@ -36,6 +43,8 @@ pub(crate) struct Faults {
     tampered: BTreeSet<usize>,
     /// The disks that nodes had before something was done to them.
     disks: BTreeMap<usize, String>,
+    /// What became of frames on bad links, by node: two faults of the network end together.
+    carried: BTreeMap<usize, Counts>,
 }
 
 /// A fault that goes on.
@@ -52,13 +61,18 @@ impl Faults {
         let folders = fs::read_dir("/usr/lib").into_iter().flatten().flatten();
         let faketime =
             folders.map(|folder| folder.path().join(FAKETIME)).find(|path| path.exists());
-        Self { faketime, tampered: BTreeSet::new(), disks: BTreeMap::new() }
+        let (disks, carried) = (BTreeMap::new(), BTreeMap::new());
+        Self { faketime, tampered: BTreeSet::new(), disks, carried }
     }
 
     /// Whether this machine has what the fault takes.
     pub(crate) fn can(&self, kind: Kind) -> bool {
         if kind == Kind::Clock && self.faketime.is_none() {
             println!("No clock jumps: there is no libfaketime (apt-get install libfaketime).");
+            return false;
+        }
+        if kind.worsens() && !Link::is_possible() {
+            println!("No {kind} links: this user cannot open /dev/net/tun here.");
             return false;
         }
         true
@@ -87,7 +101,7 @@ impl Faults {
         };
         match kind {
             Kind::Pause => cluster.nodes[node].pause()?,
-            Kind::Partition | Kind::OneWay | Kind::Slow => {
+            Kind::Partition | Kind::OneWay | Kind::Slow | Kind::Lossy => {
                 let names = cluster.names();
                 let network = cluster.network.as_mut().ok_or("there is no network to break")?;
                 let hit = links::separate(network, rng, kind, node, names.len(), &mut fault.note)?;
@@ -175,8 +189,14 @@ impl Faults {
         let node = active.node;
         match active.fault.kind {
             Kind::Pause => cluster.nodes[node].resume()?,
-            Kind::Partition | Kind::OneWay | Kind::Slow => {
-                cluster.network.as_mut().ok_or("there is no network to heal")?.heal()?;
+            Kind::Partition | Kind::OneWay | Kind::Slow | Kind::Lossy => {
+                let network = cluster.network.as_mut().ok_or("there is no network to heal")?;
+                self.carried.extend(network.heal()?);
+                if let Some(counts) =
+                    self.carried.remove(&node).filter(|_| active.fault.kind.worsens())
+                {
+                    active.fault.note += &format!(": {counts}");
+                }
             }
             Kind::DiskFull => {
                 cluster.nodes[node].disk.unfill()?;

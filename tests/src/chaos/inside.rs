@@ -3,11 +3,10 @@
 use std::{
     fs,
     path::Path,
-    thread,
     time::{Duration, Instant},
 };
 
-use carbonmesh_examples::api::Error;
+use carbonmesh_examples::{api::Error, local::program};
 
 use crate::{
     checker::{self, Verdict},
@@ -20,14 +19,12 @@ use crate::{
     page, report,
     shell::run as sh,
     survey,
+    upgrade::{self, Programs},
 };
 
 /// What comes after the faults takes about so long.
 const REST: Duration = Duration::from_secs(40);
 const FAULTS_AT_LEAST: Duration = Duration::from_secs(20);
-
-/// Nodes compare what they hold every ten seconds; after this, all have.
-const COMPARED: Duration = Duration::from_secs(15);
 
 /// What copies of data folders get of the machine's memory, at most: they grow with the run.
 const ROOT_MIB: u64 = 512;
@@ -43,24 +40,46 @@ pub(crate) fn run(options: &Options, root: &Path) -> Result<u8, Error> {
     }
     clean(&options.out)?;
     let seed = options.seed.unwrap_or_else(|| rand::random_range(0..1_000_000));
-    println!("seed {seed}: {} nodes, {} minutes", options.nodes, options.minutes());
+    match &options.upgrade_from {
+        Some(_) => println!("Replacing {} nodes, one after another", options.nodes),
+        None => println!("seed {seed}: {} nodes, {} minutes", options.nodes, options.minutes()),
+    }
     let mut history = History { seed, replicas: REPLICAS, ..History::default() };
     let mut cluster = Cluster::start(options, root)?;
     history.nodes = cluster.names();
-    let mut nemesis = Nemesis::new(seed, &options.faults, options.reduced);
     history.began_ms = now_ms();
-    let time = Duration::from_secs_f64(options.minutes() * 60.0).saturating_sub(REST);
-    let until = Instant::now() + time.max(FAULTS_AT_LEAST);
-    let done = nemesis.run(&mut cluster, until);
-    history.faults = std::mem::take(&mut nemesis.done);
-    history.offences = std::mem::take(&mut nemesis.offences);
+    let done = match &options.upgrade_from {
+        Some(from) => {
+            let programs = Programs { from: from.clone(), to: program("carbonmesh")? };
+            upgrade::run(&mut cluster, &programs, &mut history)
+        }
+        None => deal(options, seed, &mut cluster, &mut history),
+    };
     if let Err(error) = done {
         history.offences.push(format!("the run broke off: {error}"));
     }
     finish(&mut cluster, &mut history)?;
+    if options.upgrade_from.is_some() {
+        upgrade::judge(&mut history);
+    }
     history.runs = journal::read(&options.out)?;
     fs::write(options.out.join("history.json"), serde_json::to_vec(&history)?)?;
     conclude(&history, &options.out)
+}
+
+/// Lets the nemesis do its work.
+fn deal(
+    options: &Options,
+    seed: u64,
+    cluster: &mut Cluster,
+    history: &mut History,
+) -> Result<(), Error> {
+    let mut nemesis = Nemesis::new(seed, &options.faults, options.reduced);
+    let time = Duration::from_secs_f64(options.minutes() * 60.0).saturating_sub(REST);
+    let done = nemesis.run(cluster, Instant::now() + time.max(FAULTS_AT_LEAST));
+    history.faults = nemesis.done;
+    history.offences = nemesis.offences;
+    done
 }
 
 /// Lets the cluster come to rest, and asks what became of the jobs.
@@ -80,7 +99,7 @@ fn finish(cluster: &mut Cluster, history: &mut History) -> Result<(), Error> {
     history.seen = cluster.load.seen();
     history.drained_ms = now_ms();
     history.finals = survey::together(cluster, &acknowledged)?;
-    thread::sleep(COMPARED);
+    cluster.await_compared();
     println!("asking each node by itself");
     match survey::apart(cluster) {
         Ok(copies) => history.copies = copies,

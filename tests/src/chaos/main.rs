@@ -3,7 +3,7 @@
 //! ```text
 //! outside ─ starts itself within namespaces ─► inside ─ cluster of real nodes ─ net, node, folder
 //!                                                │
-//!                     load (agents) ◄────────────┼──────► nemesis ─ faults
+//!                     load (agents) ◄────────────┼──────► nemesis ─ faults ─ link, or upgrade
 //!                         │                      ▼
 //!                         └────► history ◄─ journal ◄─ work (the phase that nodes run)
 //!                                   │
@@ -21,6 +21,7 @@ mod folder;
 mod history;
 mod inside;
 mod journal;
+mod link;
 mod load;
 mod nemesis;
 mod net;
@@ -32,6 +33,7 @@ mod recovery;
 mod report;
 mod shell;
 mod survey;
+mod upgrade;
 mod work;
 
 use std::{fs, path::Path, process::ExitCode};

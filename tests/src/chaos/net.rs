@@ -4,11 +4,17 @@
 //! frames leave and reach nobody, as on a broken cable, and the sender is told nothing. That needs no
 //! packet filter, and works one way.
 
-use std::{collections::BTreeSet, path::PathBuf};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+};
 
 use carbonmesh_examples::api::Error;
 
-use crate::shell::run;
+use crate::{
+    link::{Counts, Link, Quality},
+    shell::run,
+};
 
 /// Nobody has it.
 const NOBODY: &str = "02:00:00:00:00:ff";
@@ -22,8 +28,8 @@ pub(crate) struct Network {
     /// How often each node has changed its address.
     moves: Vec<u8>,
     cuts: BTreeSet<(usize, usize)>,
-    slowed: BTreeSet<usize>,
-    has_netem: bool,
+    /// The bad links, by the node whose they are.
+    bad: BTreeMap<usize, Link>,
 }
 
 impl Network {
@@ -40,12 +46,8 @@ impl Network {
             run(&format!("ip -n n{node} link set lo up"))?;
             run(&format!("ip -n n{node} link set eth0 up"))?;
         }
-        let has_netem = run("tc qdisc add dev lo root netem delay 1ms").is_ok();
-        if has_netem {
-            run("tc qdisc del dev lo root")?;
-        }
-        let (cuts, slowed) = (BTreeSet::new(), BTreeSet::new());
-        let network = Self { moves: vec![0; nodes], cuts, slowed, has_netem };
+        let (cuts, bad) = (BTreeSet::new(), BTreeMap::new());
+        let network = Self { moves: vec![0; nodes], cuts, bad };
         for node in 0..nodes {
             run(&format!("ip -n n{node} addr add {}/16 dev eth0", network.address(node)))?;
         }
@@ -83,30 +85,31 @@ impl Network {
         ))
     }
 
-    /// Makes what a node sends slow, and loses some of it; says how.
-    pub(crate) fn slow(&mut self, node: usize, delay_ms: u32, loss: u32) -> Result<String, Error> {
-        self.slowed.insert(node);
-        let on = format!("tc -n n{node} qdisc replace dev eth0 root");
-        if self.has_netem {
-            let jitter = delay_ms / 2;
-            run(&format!("{on} netem delay {delay_ms}ms {jitter}ms loss {loss}%"))?;
-            return Ok(format!("netem: {delay_ms} ms ± {jitter} ms, {loss} % lost"));
-        }
-        // A thin link delays what queues up before it, and loses what finds no room there.
-        let rate = 10 * loss + 40;
-        run(&format!("{on} tbf rate {rate}kbit burst 2000 latency {delay_ms}ms"))?;
-        Ok(format!("no netem here: {rate} kbit/s, at most {delay_ms} ms queued, the rest lost"))
+    /// Makes the link of a node a bad one.
+    pub(crate) fn worsen(&mut self, node: usize, quality: Quality, seed: u64) -> Result<(), Error> {
+        let names = [format!("a{node}"), format!("b{node}")];
+        let link = Link::start(names, quality, seed)?;
+        run(&format!("ip link add s{node} type bridge"))?;
+        run(&format!("ip link set s{node} up"))?;
+        run(&format!("ip link set a{node} master s{node}"))?;
+        run(&format!("ip link set b{node} master br0"))?;
+        run(&format!("ip link set v{node} master s{node}"))?;
+        self.bad.insert(node, link);
+        Ok(())
     }
 
-    /// All links are whole and fast again.
-    pub(crate) fn heal(&mut self) -> Result<(), Error> {
+    /// All links are whole and good again; what became of the frames on bad ones, by node.
+    pub(crate) fn heal(&mut self) -> Result<Vec<(usize, Counts)>, Error> {
         for (from, to) in std::mem::take(&mut self.cuts) {
             run(&format!("ip -n n{from} neigh del {} dev eth0", self.address(to)))?;
         }
-        for node in std::mem::take(&mut self.slowed) {
-            run(&format!("tc -n n{node} qdisc del dev eth0 root"))?;
+        let mut counts = Vec::new();
+        for (node, link) in std::mem::take(&mut self.bad) {
+            run(&format!("ip link set v{node} master br0"))?;
+            counts.push((node, link.stop()?));
+            run(&format!("ip link del s{node}"))?;
         }
-        Ok(())
+        Ok(counts)
     }
 
     /// Nobody hears anybody.

@@ -31,7 +31,8 @@ pub(crate) struct Node {
     pub(crate) listen: String,
     /// The network namespace to run in, if it has one.
     namespace: Option<PathBuf>,
-    program: PathBuf,
+    /// What the next start runs.
+    pub(crate) program: PathBuf,
     config: PathBuf,
     ready: PathBuf,
     log: PathBuf,
@@ -159,6 +160,19 @@ impl Node {
             child.wait()?;
         }
         Ok(())
+    }
+
+    /// Asks it to end; how it did, if it does in time.
+    pub(crate) fn terminate(&mut self, patience: Duration) -> Result<Option<ExitStatus>, Error> {
+        self.signal(Signal::SIGTERM)?;
+        let deadline = Instant::now() + patience;
+        while Instant::now() < deadline {
+            if let Some(status) = self.exited()? {
+                return Ok(Some(status));
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        Ok(None)
     }
 
     pub(crate) fn pause(&mut self) -> Result<(), Error> {

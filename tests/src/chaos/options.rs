@@ -30,6 +30,10 @@ pub(crate) struct Options {
     /// Jobs per second
     #[arg(long, default_value_t = 15.0)]
     pub(crate) rate: f64,
+    /// No faults: replace the nodes one after another instead, from this program to the one that was
+    /// built with this
+    #[arg(long, value_name = "PROGRAM", conflicts_with_all = ["minutes", "faults", "seed"])]
+    pub(crate) upgrade_from: Option<PathBuf>,
     /// Do without namespaces: fewer faults, over loopback
     #[arg(long)]
     pub(crate) reduced: bool,

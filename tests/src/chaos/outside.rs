@@ -23,7 +23,7 @@ use crate::options::Options;
 const PREFIX: &str = "carbonmesh-chaos-";
 
 /// A user who may do nothing outside may do all this inside.
-const ISOLATE: [&str; 9] = [
+pub(crate) const ISOLATE: [&str; 9] = [
     "unshare",
     "--map-root-user",
     "--mount",
@@ -94,7 +94,8 @@ async fn stop(child: &mut Child) -> Result<std::process::ExitStatus, Error> {
     Ok(child.wait().await?)
 }
 
-fn can_isolate() -> bool {
+/// Whether this user may make all that a run needs.
+pub(crate) fn can_isolate() -> bool {
     let script = "mount -t tmpfs none /run && ip netns add x && ip link add br0 type bridge";
     let probe = Command::new(ISOLATE[0])
         .args(&ISOLATE[1..])

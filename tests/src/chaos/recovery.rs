@@ -27,11 +27,9 @@ pub(crate) struct Recovery {
 
 /// By kind of fault, and whether it hit the coordinator.
 pub(crate) fn measure(history: &History) -> BTreeMap<(Kind, bool), Recovery> {
-    let acks = history.ops.iter().filter(|op| matches!(op.outcome, Outcome::Ok { .. }));
-    let mut acks: Vec<u64> = acks.map(|op| op.at_ms).collect();
+    let acks = acknowledgements(history);
     let starts = history.runs.iter().filter(|run| run.moment == Moment::Start);
     let mut starts: Vec<(u64, &str)> = starts.map(|run| (run.at_ms, run.node.as_str())).collect();
-    acks.sort_unstable();
     starts.sort_unstable();
     let times: Vec<u64> = starts.iter().map(|(at_ms, _)| *at_ms).collect();
     let mut all: BTreeMap<(Kind, bool), Recovery> = BTreeMap::new();
@@ -45,6 +43,24 @@ pub(crate) fn measure(history: &History) -> BTreeMap<(Kind, bool), Recovery> {
         recovery.returned.extend(back.map(|(at_ms, _)| at_ms - fault.until_ms));
     }
     all
+}
+
+/// When clients were told that a job is kept, in order.
+fn acknowledgements(history: &History) -> Vec<u64> {
+    let acks = history.ops.iter().filter(|op| matches!(op.outcome, Outcome::Ok { .. }));
+    let mut acks: Vec<u64> = acks.map(|op| op.at_ms).collect();
+    acks.sort_unstable();
+    acks
+}
+
+/// The longest time in a span in which no client anywhere was told that a job is kept, in ms; nothing
+/// if none ever was.
+pub(crate) fn longest_pause(history: &History, from_ms: u64, until_ms: u64) -> Option<u64> {
+    let mut times = acknowledgements(history);
+    // What comes after the last one counts too.
+    times.last()?;
+    times.push(until_ms.max(*times.last()?));
+    longest_gap(&times, from_ms, until_ms)
 }
 
 /// The time in which the effects are this fault's: until the next one begins.

@@ -10,9 +10,10 @@ use crate::{
 /// back, an election, and what a request may take.
 pub(super) const SLACK_MS: u64 = 10_000;
 
-/// Whether a fault, with its effects, touches a span of time.
+/// Whether a fault, with its effects, touches a span of time. What is done to a node that is asked to
+/// end excuses nothing: it has the time to end what it runs.
 fn touches(fault: &Fault, from_ms: u64, until_ms: u64) -> bool {
-    fault.from_ms <= until_ms && from_ms <= fault.until_ms + SLACK_MS
+    fault.kind != Kind::Replace && fault.from_ms <= until_ms && from_ms <= fault.until_ms + SLACK_MS
 }
 
 /// What explains that a phase started again after an earlier run of it: its worker was hit, or

@@ -256,6 +256,9 @@ fn an_extra_run_needs_a_fault() {
     // Another node was killed: that is no reason.
     history.faults.push(fault(Kind::Kill, "n0", 1100, 1300));
     assert_eq!(crimes(&history), vec![Crime::ExtraRun]);
+    // Nor is that its worker was asked to end.
+    history.faults.push(fault(Kind::Replace, "n1", 1100, 1300));
+    assert_eq!(crimes(&history), vec![Crime::ExtraRun]);
     history.faults.push(fault(Kind::Kill, "n1", 1100, 1300));
     let verdict = check(&history);
     assert_eq!(verdict.violations, vec![]);

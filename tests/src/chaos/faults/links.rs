@@ -4,7 +4,7 @@ use carbonmesh_examples::api::Error;
 use rand::{RngExt, seq::SliceRandom};
 use rand_chacha::ChaCha8Rng;
 
-use crate::{fault::Kind, net::Network};
+use crate::{fault::Kind, link::Quality, net::Network};
 
 /// Breaks links; those whom it hits.
 pub(super) fn separate(
@@ -18,8 +18,10 @@ pub(super) fn separate(
     let mut others: Vec<usize> = (0..count).filter(|other| *other != node).collect();
     others.shuffle(rng);
     match kind {
-        Kind::Slow => {
-            *note = network.slow(node, rng.random_range(50..400), rng.random_range(2..20))?;
+        Kind::Slow | Kind::Lossy => {
+            let quality = quality(rng, kind);
+            network.worsen(node, quality, rng.random())?;
+            *note = quality.to_string();
             Ok(vec![node])
         }
         Kind::Partition => {
@@ -44,5 +46,22 @@ pub(super) fn separate(
             *note = format!("n{node} {verb} {}", names.join(", "));
             Ok(std::iter::once(node).chain(to.iter().copied()).collect())
         }
+    }
+}
+
+/// How bad a link is.
+fn quality(rng: &mut ChaCha8Rng, kind: Kind) -> Quality {
+    if kind == Kind::Slow {
+        let delay_ms = rng.random_range(50..400);
+        let jitter_ms = rng.random_range(0..=delay_ms / 2);
+        return Quality { delay_ms, jitter_ms, ..Quality::default() };
+    }
+    let delay_ms = rng.random_range(1..20);
+    Quality {
+        delay_ms,
+        jitter_ms: delay_ms / 2,
+        lost: rng.random_range(2..20),
+        twice: rng.random_range(1..10),
+        overtaken: rng.random_range(2..25),
     }
 }
