@@ -313,6 +313,14 @@ fn the_bytes_of_this_release() {
     with.controls.insert(1, Control { session: Some(Box::new("{}".into())), ..control() });
     let with = with.component(FIRST_CONTROL + 1).expect("it is there");
     current.push(format!("control-with-session {}", hex(with.bytes)));
+    let module = Handler {
+        language: Language::Wasm,
+        requires: BTreeSet::new(),
+        slots: 2,
+        source: Bytes::from_static(b"\0asm\x01\0\0\0"),
+    };
+    let module = HandlerEntry::new(name("a")).changed(Some(module), 1_700_000_000_000);
+    current.push(format!("handler-in-wasm {}", hex(codec::encode(&module))));
     let current = current.join("\n") + "\n";
     assert_eq!(current, golden, "the encoding has changed");
 }
