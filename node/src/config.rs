@@ -47,7 +47,8 @@ use crate::{
     notify::TargetSettings,
     otlp,
     phase::{
-        ExecPhase, HostSettings, OfferedPhase, PhaseRegistry, Registered, RunningHost, host::sdk,
+        ExecPhase, HostSettings, OfferedPhase, Phase, PhaseRegistry, Registered, RunningHost,
+        host::sdk, wasm,
     },
     scope::Scopes,
     trust::{Invitation, joined_rights},
@@ -115,6 +116,9 @@ pub struct UpArgs {
     /// Offer only these phases, each with so many slots
     #[arg(long, env = "CARBONMESH_PHASE", value_name = "NAME=SLOTS", value_delimiter = ',')]
     phase: Vec<String>,
+    /// Offer a phase that is a WebAssembly module (WASI preview 1), which can do nothing but compute
+    #[arg(long, env = "CARBONMESH_WASM", value_name = "NAME=FILE", value_delimiter = ',')]
+    wasm: Vec<String>,
     /// Offer the phases in these namespaces [default: that of --namespace]
     #[arg(long, env = "CARBONMESH_NAMESPACES", value_name = "NAMES", value_delimiter = ',')]
     namespaces: Vec<String>,
@@ -171,7 +175,7 @@ pub struct UpArgs {
     /// Send traces of jobs to this collector, such as http://127.0.0.1:4318 (OTLP over HTTP)
     #[arg(long, env = "CARBONMESH_OTLP_ENDPOINT", value_name = "URL")]
     otlp_endpoint: Option<String>,
-    /// Run handlers that the cluster keeps, in these languages: python, javascript, shell [default: all]
+    /// Run handlers that the cluster keeps, in these languages: python, javascript, shell, wasm [default: all]
     #[arg(
         long,
         env = "CARBONMESH_ACCEPT_HANDLERS",
@@ -470,7 +474,7 @@ impl UpArgs {
         registry: &PhaseRegistry,
         secret: Option<String>,
     ) -> Result<Settings, ConfigError> {
-        let file = self.read_file()?;
+        let mut file = self.read_file()?;
         let data_dir = self.data_dir(&file)?;
         let (limits, free_bytes) = file.limits.resolve()?;
         let timing = file.timing.resolve()?;
@@ -510,6 +514,10 @@ impl UpArgs {
             Some(Take::Phases(names)) => chosen.extend(names),
             Some(Take::All | Take::Pipeline(_)) | None => {}
         }
+        if !self.wasm.is_empty() && !roles.worker {
+            return Err(wrong("--wasm", "this node is no worker: add worker to --role"));
+        }
+        modules(&self.wasm, &mut file.phases)?;
         let phases = match roles.worker {
             true => phases(&chosen, &file.phases, &with_results(&file.results, registry)?)?,
             false if !chosen.is_empty() => {
@@ -645,8 +653,12 @@ fn accepted_languages(names: &[String], roles: Roles) -> Result<BTreeSet<Languag
             "all" => accepted.extend(Language::ALL),
             name => {
                 let language = name.parse();
-                accepted
-                    .insert(language.map_err(|error: String| wrong("--accept-handlers", error))?);
+                let language =
+                    language.map_err(|error: String| wrong("--accept-handlers", error))?;
+                if language == Language::Wasm && !wasm::IS_BUILT_IN {
+                    return Err(wrong("--accept-handlers", wasm::NOT_BUILT_IN));
+                }
+                accepted.insert(language);
             }
         }
     }
@@ -724,9 +736,13 @@ fn phases(
     }
     for (text, section) in configured {
         let name = phase_name(text)?;
-        match (&section.command, known.get_mut(&name)) {
-            (Some(_), _) => {
-                let phase = Arc::new(ExecPhase::new(section.exec(text)?));
+        let runs: Option<Arc<dyn Phase>> = match (&section.wasm, &section.command) {
+            (Some(file), _) => Some(Arc::new(section.module(text, file)?)),
+            (None, Some(_)) => Some(Arc::new(ExecPhase::new(section.exec(text)?))),
+            (None, None) => None,
+        };
+        match (runs, known.get_mut(&name)) {
+            (Some(phase), _) => {
                 let slots = section.slots.unwrap_or(DEFAULT_SLOTS);
                 let timeout = section.timeout(text)?;
                 known.insert(name.clone(), OfferedPhase { name, slots, timeout, phase });
@@ -737,7 +753,9 @@ fn phases(
             }
             (None, None) => {
                 let setting = format!("phases.{text}.command");
-                return Err(wrong(setting, "is missing: give the program and its arguments"));
+                let reason =
+                    "is missing: give the program and its arguments, or a module as `wasm`";
+                return Err(wrong(setting, reason));
             }
         }
     }
@@ -826,6 +844,26 @@ fn in_namespaces(phases: &[OfferedPhase], namespaces: &BTreeSet<Namespace>) -> V
     };
     let each = namespaces.iter();
     each.flat_map(|namespace| phases.iter().map(move |phase| within(namespace, phase))).collect()
+}
+
+/// Puts the modules that flags name beside those of the file.
+fn modules(
+    flags: &[String],
+    sections: &mut BTreeMap<String, PhaseSection>,
+) -> Result<(), ConfigError> {
+    for text in flags {
+        let named = text.trim().split_once('=').filter(|(_, file)| !file.is_empty());
+        let (name, file) = named.ok_or_else(|| {
+            let reason = format!("`{text}` is no module: write NAME=FILE, as in shout=shout.wasm");
+            wrong("--wasm", reason)
+        })?;
+        let section = sections.entry(name.to_owned()).or_default();
+        if section.by_flag {
+            return Err(wrong("--wasm", format!("`{name}` is given twice")));
+        }
+        (section.wasm, section.by_flag) = (Some(PathBuf::from(file)), true);
+    }
+    Ok(())
 }
 
 /// Reads `NAME` or `NAME=SLOTS`.

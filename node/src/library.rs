@@ -1,7 +1,7 @@
 //! Handlers that the cluster keeps, run on this node because its operator said that it may.
 //!
 //! ```text
-//! core: all handlers ─► those that fit here ─► a pool of processes, or a script ─► phases it offers
+//! core: all handlers ─► those that fit here ─► a pool of processes, a script, a module ─► phases it offers
 //! ```
 //! A handler fits where its language is accepted and on the path, and the node has what it requires. One
 //! that changes takes over for attempts to come; those that run end with the source that they began with.
@@ -36,7 +36,7 @@ use crate::{
     handle::NodeHandle,
     phase::{
         ExecPhase, ExecSettings, OfferedPhase, Phase, PhaseRegistry, Registered, RunningHost,
-        host::sdk,
+        WasmPhase, WasmSettings, host::sdk, wasm,
     },
 };
 
@@ -230,18 +230,24 @@ impl Terms {
     /// Whether a handler may be run here.
     fn fit(&self, handler: &Handler) -> bool {
         self.accept.contains(&handler.language)
-            && is_on_path(processor(handler.language))
+            && is_runnable(handler.language)
             && handler.requires.iter().all(|requirement| requirement.is_met_by(&self.labels))
     }
 }
 
-/// What runs a language.
-pub(crate) fn processor(language: Language) -> &'static str {
+/// What runs a language; nothing where this program does it by itself.
+pub(crate) fn processor(language: Language) -> Option<&'static str> {
     match language {
-        Language::Python => "python3",
-        Language::JavaScript => "node",
-        Language::Shell => "sh",
+        Language::Python => Some("python3"),
+        Language::JavaScript => Some("node"),
+        Language::Shell => Some("sh"),
+        Language::Wasm => None,
     }
+}
+
+/// Whether there is here what runs a language.
+fn is_runnable(language: Language) -> bool {
+    processor(language).map_or(wasm::IS_BUILT_IN, is_on_path)
 }
 
 /// Whether there is such a program.
@@ -256,10 +262,14 @@ pub(crate) fn extension(language: Language) -> &'static str {
         Language::Python => "py",
         Language::JavaScript => "mjs",
         Language::Shell => "sh",
+        Language::Wasm => "wasm",
     }
 }
 
 async fn start(phase: &Name, handler: &Handler, folder: &Path) -> Result<OfferedPhase, String> {
+    if handler.language == Language::Wasm {
+        return start_module(phase, handler).await;
+    }
     let file = unpack(handler, folder)
         .map_err(|error| format!("cannot write it into {}: {error}", folder.display()))?;
     let offered = |phase_impl: Arc<dyn Phase>| OfferedPhase {
@@ -293,6 +303,16 @@ async fn start(phase: &Name, handler: &Handler, folder: &Path) -> Result<Offered
             host.phases().join(", ")
         )),
     }
+}
+
+/// A module needs no file and no folder: it is granted nothing.
+async fn start_module(phase: &Name, handler: &Handler) -> Result<OfferedPhase, String> {
+    let (settings, module) = (WasmSettings::new(phase.local()), handler.source.clone());
+    // Compiling may take seconds, for which nothing else may wait.
+    let loaded = tokio::task::spawn_blocking(move || WasmPhase::load(settings, &module)).await;
+    let loaded = loaded.map_err(|error| format!("compiling it has failed: {error}"))??;
+    let (name, slots) = (phase.clone(), handler.slots);
+    Ok(OfferedPhase { name, slots, timeout: None, phase: Arc::new(loaded) })
 }
 
 /// Writes a source where its language finds what it needs.
@@ -352,6 +372,21 @@ mod tests {
         shell.requires.insert("gpu".parse().unwrap());
         assert!(!terms(&Language::ALL, &[]).fit(&shell));
         assert!(terms(&Language::ALL, &[("gpu", "amd")]).fit(&shell));
+    }
+
+    #[cfg(feature = "wasm")]
+    #[tokio::test]
+    async fn a_module_that_cannot_run_does_not_start_and_says_why() {
+        let start = async |text: &str| {
+            let source = Bytes::from(wat::parse_str(text).unwrap());
+            let module = Handler { source, ..handler(Language::Wasm, "") };
+            assert!(terms(&Language::ALL, &[]).fit(&module));
+            start(&"a".parse().unwrap(), &module, Path::new("/no/such/folder")).await
+        };
+        let offered = start("(module (func (export \"_start\")))").await.unwrap();
+        assert_eq!((offered.name.as_str(), offered.slots), ("a", 2));
+        let error = start("(module)").await.unwrap_err();
+        assert!(error.contains("`_start`"), "{error}");
     }
 
     #[tokio::test]

@@ -27,6 +27,9 @@ pub const MAX_VERSIONS: usize = 16;
 /// How many attempts of one handler a node may be told to run at once.
 pub const MAX_SLOTS: u32 = 10_000;
 
+/// How each WebAssembly module begins; components begin otherwise, and are not run.
+const WASM_MODULE: &[u8] = b"\0asm\x01\0\0\0";
+
 /// More changes than there can have been: an entry that claims more must not bring sums to overflow.
 const LAST_GENERATION: u64 = 1 << 48;
 
@@ -40,11 +43,13 @@ pub enum Language {
     JavaScript,
     /// A script for `sh`: one process for each attempt.
     Shell,
+    /// A WebAssembly module, as its bytes: one instance for each attempt.
+    Wasm,
 }
 
 impl Language {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Python, Self::JavaScript, Self::Shell];
+    pub const ALL: [Self; 4] = [Self::Python, Self::JavaScript, Self::Shell, Self::Wasm];
 
     /// Its name in documents and on the command line.
     pub const fn name(self) -> &'static str {
@@ -52,7 +57,13 @@ impl Language {
             Self::Python => "python",
             Self::JavaScript => "javascript",
             Self::Shell => "shell",
+            Self::Wasm => "wasm",
         }
+    }
+
+    /// Whether its sources are text, in UTF-8.
+    pub const fn is_text(self) -> bool {
+        !matches!(self, Self::Wasm)
     }
 }
 
@@ -127,8 +138,11 @@ impl Handler {
                  larger on the nodes, and import it"
             ));
         }
-        if std::str::from_utf8(&self.source).is_err() {
+        if self.language.is_text() && std::str::from_utf8(&self.source).is_err() {
             return Err("source: it is no UTF-8 text".to_owned());
+        }
+        if self.language == Language::Wasm && !self.source.starts_with(WASM_MODULE) {
+            return Err("source: it is no WebAssembly module: it begins otherwise".to_owned());
         }
         if !(1..=MAX_SLOTS).contains(&self.slots) {
             return Err(format!("slots: {} is not possible: 1 to {MAX_SLOTS} are", self.slots));
@@ -254,6 +268,20 @@ mod tests {
             assert!(error.starts_with(field), "{error}");
         }
         assert_eq!(handler("x").check(), Ok(()));
+    }
+
+    #[test]
+    fn a_module_is_kept_as_its_bytes_and_must_be_one() {
+        let module = |source: &'static [u8]| Handler {
+            language: Language::Wasm,
+            source: Bytes::from_static(source),
+            ..handler("x")
+        };
+        assert_eq!(module(b"\0asm\x01\0\0\0\0\x02\x01\xff").check(), Ok(()));
+        for other in [b"(module)" as &[u8], b"\0asm\x0d\0\x01\0", b"\0asm"] {
+            let error = module(other).check().expect_err("no module");
+            assert!(error.contains("no WebAssembly module"), "{error}");
+        }
     }
 
     #[test]

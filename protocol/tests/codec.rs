@@ -324,6 +324,14 @@ fn the_bytes_of_this_release() {
     current.push(format!("control-with-session {}", hex(with.bytes)));
     let traced = JobRecord::new(spec()).traced(Some(trace()));
     current.push(format!("trace {}", hex(traced.component(TRACE).expect("it is there").bytes)));
+    let module = Handler {
+        language: Language::Wasm,
+        requires: BTreeSet::new(),
+        slots: 2,
+        source: Bytes::from_static(b"\0asm\x01\0\0\0"),
+    };
+    let module = HandlerEntry::new(name("a")).changed(Some(module), 1_700_000_000_000);
+    current.push(format!("handler-in-wasm {}", hex(codec::encode(&module))));
     let current = current.join("\n") + "\n";
     assert_eq!(current, golden, "the encoding has changed");
 }

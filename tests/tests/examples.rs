@@ -22,8 +22,9 @@ async fn start(name: &str, options: NodeOptions) -> World {
     let folder = example(name);
     let config = fs::read_to_string(folder.join("node.toml")).unwrap();
     // The page says to start the node in the folder; here it is started elsewhere.
-    let config =
-        config.replace("directory = \".\"", &format!("directory = {:?}", folder.display()));
+    let config = config
+        .replace("directory = \".\"", &format!("directory = {:?}", folder.display()))
+        .replace("wasm = \"", &format!("wasm = \"{}/", folder.display()));
     let mut world = World::default();
     world.cluster.start("a", NodeOptions { config, ..options }).unwrap();
     let pipeline = fs::read_to_string(folder.join("pipeline.toml")).unwrap();
@@ -55,6 +56,21 @@ async fn lines_of_shell_make_a_pipeline() {
     let dead = run(&world, "backup", &json!({ "folder": "/no/such/folder" })).await;
     assert_eq!(dead["invocations"][0]["attempt_count"], 1, "{dead}");
     assert!(dead.to_string().contains("there is no folder /no/such/folder"), "{dead}");
+}
+
+#[tokio::test]
+async fn a_module_says_the_checksum_of_its_instructions() {
+    let folder = example("wasm");
+    let made = wat::parse_file(folder.join("checksum.wat")).unwrap();
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        fs::write(folder.join("checksum.wasm"), &made).unwrap();
+    }
+    let kept = fs::read(folder.join("checksum.wasm")).unwrap();
+    assert!(kept == made, "checksum.wasm is not made of checksum.wat: run this with UPDATE_DOCS=1");
+    let world = start("wasm", NodeOptions::default()).await;
+    let done = run(&world, "checksum", &json!({ "text": "hello" })).await;
+    // As zlib has it, of the instructions without white space.
+    assert_eq!(done["result"]["crc32"], "89dcaa3c", "{done}");
 }
 
 #[tokio::test]

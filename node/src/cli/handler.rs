@@ -26,8 +26,9 @@ use super::{
     output::{Output, clean, joined, table, values},
 };
 use crate::{
-    http::view::{HandlerDoc, HandlerPutDoc, HandlersDoc},
+    http::view::{HandlerDoc, HandlerPutDoc, HandlersDoc, source_text},
     library::{is_on_path, processor},
+    phase::{WasmPhase, WasmSettings, wasm},
 };
 
 /// How many digits of a hash are shown.
@@ -45,7 +46,7 @@ pub(super) enum Command {
         /// Which phase it runs [default: the file's name without its ending]
         #[arg(long)]
         phase: Option<Typed>,
-        /// python, javascript or shell [default: by the file's ending]
+        /// python, javascript, shell or wasm [default: by the file's ending]
         #[arg(long)]
         language: Option<Language>,
         /// What a node must have to run it, such as gpu or memory>=8GiB
@@ -72,7 +73,7 @@ pub(super) enum Command {
     },
     /// Make the cluster's handlers those of a folder: each file is the handler of the phase of its name
     Sync {
-        /// Files that end in .py, .js, .mjs or .sh
+        /// Files that end in .py, .js, .mjs, .sh or .wasm
         folder: PathBuf,
         /// Only say what would be done
         #[arg(long)]
@@ -125,7 +126,7 @@ struct Source {
     file: PathBuf,
     phase: Name,
     language: Language,
-    text: String,
+    bytes: Vec<u8>,
 }
 
 impl Source {
@@ -145,7 +146,7 @@ impl Source {
                  on the nodes, and import it"
             )));
         }
-        let text = fs::read_to_string(file).map_err(|error| wrong(error.to_string()))?;
+        let bytes = fs::read(file).map_err(|error| wrong(error.to_string()))?;
         let phase = match phase {
             Some(phase) => phase,
             None => {
@@ -159,16 +160,37 @@ impl Source {
         let language = language.or_else(|| language_of(file)).ok_or_else(|| {
             wrong("its ending tells no language: give one with --language".to_owned())
         })?;
-        Ok(Self { file: file.to_owned(), phase, language, text })
+        if language.is_text() && std::str::from_utf8(&bytes).is_err() {
+            return Err(wrong(format!("it is no UTF-8 text, as a source in {language} is")));
+        }
+        Ok(Self { file: file.to_owned(), phase, language, bytes })
     }
 
     fn hash(&self) -> String {
-        SourceHash::of(self.text.as_bytes()).to_string()
+        SourceHash::of(&self.bytes).to_string()
+    }
+
+    /// As documents have it.
+    fn text(&self) -> String {
+        source_text(self.language, &self.bytes)
+    }
+
+    /// Compiles a module, as nodes would.
+    fn check_module(&self, out: &Output) -> Result<(), Failure> {
+        let shown = self.file.display();
+        if !wasm::IS_BUILT_IN {
+            if !out.is_json() {
+                eprintln!("note: {}: {shown} is not checked", wasm::NOT_BUILT_IN);
+            }
+            return Ok(());
+        }
+        let loaded = WasmPhase::load(WasmSettings::new(self.phase.local()), &self.bytes);
+        loaded.map(drop).map_err(|why| Failure::Usage(format!("{shown}: {why}")))
     }
 
     /// Has the language's own program read it, without running it.
     fn check(&self, out: &Output) -> Result<(), Failure> {
-        let program = processor(self.language);
+        let Some(program) = processor(self.language) else { return self.check_module(out) };
         if !is_on_path(program) {
             if !out.is_json() {
                 eprintln!(
@@ -183,6 +205,7 @@ impl Source {
             Language::Python => command.args(["-c", CHECK_PYTHON]),
             Language::JavaScript => command.arg("--check"),
             Language::Shell => command.arg("-n"),
+            Language::Wasm => return self.check_module(out),
         };
         let done = command.arg(&self.file).output();
         let done =
@@ -204,6 +227,7 @@ fn language_of(file: &Path) -> Option<Language> {
         "py" => Some(Language::Python),
         "js" | "mjs" => Some(Language::JavaScript),
         "sh" => Some(Language::Shell),
+        "wasm" => Some(Language::Wasm),
         _ => None,
     }
 }
@@ -216,7 +240,7 @@ async fn put(
 ) -> Result<HandlerPutDoc, Failure> {
     let document = json!({
         "language": source.language,
-        "source": source.text,
+        "source": source.text(),
         "requires": requires,
         "slots": slots,
     });
@@ -358,6 +382,9 @@ fn show(handler: &HandlerDoc) -> String {
         [one.change.to_string(), one.sha256.chars().take(SHORT_HASH).collect(), clean(&one.put_at)]
     });
     let versions = table(["CHANGE", "SHA256", "PUT"], versions);
+    if !handler.language.is_text() {
+        return format!("{head}\n\n{versions}\n\na module is not shown: -o json has it in Base64");
+    }
     // As it is, but for what a terminal would take for an order.
     let source = handler.source.as_deref().unwrap_or_default();
     let source: Vec<String> = source.lines().map(clean).collect();

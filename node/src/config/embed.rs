@@ -134,8 +134,8 @@ impl NodeBuilder {
         self
     }
 
-    /// A language of the cluster's handlers that it runs: `python`, `javascript`, `shell` or `all`; none
-    /// unless given.
+    /// A language of the cluster's handlers that it runs: `python`, `javascript`, `shell`, `wasm` or `all`;
+    /// none unless given.
     pub fn accept_handlers(mut self, language: &str) -> Self {
         self.args.accept_handlers.push(language.to_owned());
         self

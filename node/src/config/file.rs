@@ -13,7 +13,7 @@ use serde::Deserialize;
 use super::{ConfigError, access::ApiSection, notify::NotifySection, wrong};
 use crate::{
     document::parse_duration,
-    phase::{ExecSettings, HostSettings, host::sdk},
+    phase::{ExecSettings, HostSettings, WasmPhase, WasmSettings, host::sdk, wasm::read_module},
     results::{FileSettings, MailSettings, MailTls, PostSettings, ResultSettings},
 };
 
@@ -87,11 +87,18 @@ pub(super) struct MailSection {
 pub(super) struct PhaseSection {
     pub(super) slots: Option<u32>,
     pub(super) command: Option<Vec<String>>,
+    pub(super) wasm: Option<PathBuf>,
     timeout: Option<String>,
     max_output: Option<usize>,
     no_retry_codes: Option<Vec<i32>>,
     directory: Option<PathBuf>,
     env: BTreeMap<String, String>,
+    max_memory: Option<usize>,
+    read_folders: BTreeMap<String, PathBuf>,
+    write_folders: BTreeMap<String, PathBuf>,
+    /// Whether its module was named by a flag.
+    #[serde(skip)]
+    pub(super) by_flag: bool,
 }
 
 /// One phase host.
@@ -169,21 +176,70 @@ impl PhaseSection {
             let reason = "is empty: give the program and its arguments";
             return Err(wrong(format!("phases.{name}.command"), reason));
         }
-        if self.max_output == Some(0) {
-            let reason = "must be at least 1 byte";
-            return Err(wrong(format!("phases.{name}.max_output"), reason));
+        for (key, is_given) in [
+            ("max_memory", self.max_memory.is_some()),
+            ("read_folders", !self.read_folders.is_empty()),
+            ("write_folders", !self.write_folders.is_empty()),
+        ] {
+            if is_given {
+                let reason = "is for WebAssembly modules, and a command does what its user may do";
+                return Err(wrong(format!("phases.{name}.{key}"), reason));
+            }
         }
         Ok(ExecSettings {
             command,
             directory: self.directory.clone(),
             env: self.env.clone(),
-            max_output: self.max_output.unwrap_or(ExecSettings::MAX_OUTPUT),
+            max_output: self.max_output(name)?,
             clean: false,
-            no_retry_codes: self
-                .no_retry_codes
-                .clone()
-                .unwrap_or_else(|| ExecSettings::NO_RETRY_CODES.to_vec()),
+            no_retry_codes: self.no_retry_codes(),
         })
+    }
+
+    /// The module of the file, compiled.
+    pub(super) fn module(&self, name: &str, file: &Path) -> Result<WasmPhase, ConfigError> {
+        let key = |key: &str| format!("phases.{name}.{key}");
+        let setting = if self.by_flag { "--wasm".to_owned() } else { key("wasm") };
+        if self.command.is_some() {
+            return Err(wrong(setting, format!("{name} has a command too: give one of both")));
+        }
+        if self.directory.is_some() {
+            let reason = "is for commands: a module sees the folders that read_folders and \
+                          write_folders grant";
+            return Err(wrong(key("directory"), reason));
+        }
+        if self.max_memory == Some(0) {
+            return Err(wrong(key("max_memory"), "must be at least 1 byte"));
+        }
+        let twice = self.read_folders.keys().find(|name| self.write_folders.contains_key(*name));
+        if let Some(twice) = twice {
+            let reason = format!("`{twice}` is in read_folders too: give it once");
+            return Err(wrong(key("write_folders"), reason));
+        }
+        let settings = WasmSettings {
+            env: self.env.clone(),
+            max_memory: self.max_memory.unwrap_or(WasmSettings::MAX_MEMORY),
+            max_output: self.max_output(name)?,
+            no_retry_codes: self.no_retry_codes(),
+            read_folders: self.read_folders.clone(),
+            write_folders: self.write_folders.clone(),
+            ..WasmSettings::new(name)
+        };
+        let module = read_module(file).map_err(|why| wrong(setting.clone(), why))?;
+        WasmPhase::load(settings, &module)
+            .map_err(|why| wrong(setting, format!("{}: {why}", file.display())))
+    }
+
+    fn max_output(&self, name: &str) -> Result<usize, ConfigError> {
+        match self.max_output {
+            Some(0) => Err(wrong(format!("phases.{name}.max_output"), "must be at least 1 byte")),
+            given => Ok(given.unwrap_or(ExecSettings::MAX_OUTPUT)),
+        }
+    }
+
+    fn no_retry_codes(&self) -> Vec<i32> {
+        let given = self.no_retry_codes.clone();
+        given.unwrap_or_else(|| ExecSettings::NO_RETRY_CODES.to_vec())
     }
 
     pub(super) fn timeout(&self, name: &str) -> Result<Option<Duration>, ConfigError> {

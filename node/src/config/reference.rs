@@ -28,7 +28,7 @@ use super::{
 };
 use crate::{
     document::parse_duration,
-    phase::{ExecSettings, HostSettings},
+    phase::{ExecSettings, HostSettings, WasmSettings},
 };
 
 const PAGE: &str = include_str!("../../../docs/config.md");
@@ -273,6 +273,7 @@ fn defaults_are_those_of_the_code() {
         ("timing.tombstones", time(timing.tombstones)),
         ("phases.NAME.slots", DEFAULT_SLOTS.into()),
         ("phases.NAME.max_output", ExecSettings::MAX_OUTPUT as u128),
+        ("phases.NAME.max_memory", WasmSettings::MAX_MEMORY as u128),
         ("hosts.NAME.slots", 1),
         ("hosts.NAME.max_frame", HostSettings::new("h", vec![]).max_frame as u128),
         ("hosts.NAME.start_timeout", time(HostSettings::START_TIMEOUT)),

@@ -97,6 +97,57 @@ fn phases_are_chosen_from_what_there_is() {
     assert!(none.phases.is_empty());
 }
 
+#[cfg(feature = "wasm")]
+#[test]
+fn modules_are_phases_with_the_limits_of_the_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str, bytes: &[u8]| {
+        let path = folder.path().join(name);
+        fs::write(&path, bytes).unwrap();
+        path.display().to_string()
+    };
+    let module = at("m.wasm", &wat::parse_str("(module (func (export \"_start\")))").unwrap());
+    let (garbage, none) = (at("g.wasm", b"garbage"), format!("{}/none", folder.path().display()));
+    let file = "[phases.b]\nslots = 3\ntimeout = '2s'\nmax_memory = 65536\n";
+    let flag = |value: &str| format!("--wasm={value}");
+    let (a, b) = (flag(&format!("a={module}")), flag(&format!("b={module}")));
+    let both = given(&[&a, &b]).file(file).resolve().unwrap();
+    assert_eq!(format!("{:?}", both.phases), "[a=1, b=3]");
+    assert_eq!(both.phases[1].timeout, Some(std::time::Duration::from_secs(2)));
+    let in_file = format!("[phases.c]\nwasm = '{module}'\nwrite_folders = {{ '/out' = '/tmp' }}\n");
+    let chosen = given(&["--phase", "c=4"]).file(&in_file).resolve().unwrap();
+    assert_eq!(format!("{:?}", chosen.phases), "[c=4]");
+
+    let of_file = |more: &str| format!("[phases.c]\nwasm = '{module}'\n{more}\n");
+    for (flags, file, parts) in [
+        (vec![flag("a")], String::new(), ["--wasm", "NAME=FILE"]),
+        (vec![flag(&format!("a={none}"))], String::new(), ["--wasm", "No such file"]),
+        (vec![flag(&format!("a={garbage}"))], String::new(), ["--wasm", "no valid WebAssembly"]),
+        (vec![a.clone(), a.clone()], String::new(), ["--wasm", "given twice"]),
+        (vec![a.clone(), "--role=gateway".to_owned()], String::new(), ["--wasm", "no worker"]),
+        (vec![a], "[phases.a]\ncommand = ['x']".to_owned(), ["--wasm", "command too"]),
+        (vec![], format!("[phases.c]\nwasm = '{garbage}'"), ["phases.c.wasm", "g.wasm"]),
+        (vec![], of_file("directory = '/'"), ["phases.c.directory", "read_folders"]),
+        (vec![], of_file("max_memory = 0"), ["phases.c.max_memory", "at least 1"]),
+        (vec![], of_file("max_output = 0"), ["phases.c.max_output", "at least 1"]),
+        (vec![], of_file("read_folders = { '/i' = '/no/such' }"), ["phases.c.wasm", "/no/such"]),
+        (
+            vec![],
+            of_file("read_folders = { '/i' = '/' }\nwrite_folders = { '/i' = '/' }"),
+            ["phases.c.write_folders", "`/i`"],
+        ),
+        (
+            vec![],
+            "[phases.c]\ncommand = ['x']\nmax_memory = 1".to_owned(),
+            ["phases.c.max_memory", "WebAssembly"],
+        ),
+    ] {
+        let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+        let error = given(&flags).file(&file).error();
+        assert!(parts.iter().all(|part| error.contains(part)), "{parts:?}: {error}");
+    }
+}
+
 #[test]
 fn wrong_settings_are_named_with_the_way_out() {
     for (args, file, parts) in [

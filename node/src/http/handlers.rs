@@ -14,6 +14,7 @@ use carbonmesh_protocol::{
     name::Name,
     requirement::Requirement,
 };
+use data_encoding::BASE64;
 use serde::Deserialize;
 use utoipa::{IntoParams, ToSchema};
 
@@ -34,7 +35,7 @@ pub(super) struct PutDoc {
     /// In what it is written.
     #[schema(schema_with = schemas::language)]
     language: Language,
-    /// It: UTF-8 text of at most 256 KiB.
+    /// It, of at most 256 KiB: text, or a module in Base64.
     source: String,
     /// What a node must have to offer it.
     #[serde(default)]
@@ -116,6 +117,12 @@ pub(super) async fn put(
     let requires = requires
         .collect::<Result<BTreeSet<Requirement>, _>>()
         .map_err(|error| Refusal::InvalidHandler(format!("requires: {error}")))?;
+    let source = match language.is_text() {
+        true => source.into_bytes(),
+        false => BASE64.decode(source.as_bytes()).map_err(|error| {
+            Refusal::InvalidHandler(format!("source: it is no Base64, as a module is: {error}"))
+        })?,
+    };
     let handler = Box::new(Handler { language, requires, slots, source: source.into() });
     match api.ask(Request::PutHandler { phase: phase.clone(), handler }).await? {
         Answer::HandlerPut { version, changed, copies } => {

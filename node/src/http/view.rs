@@ -26,6 +26,7 @@ pub use cluster::{
 pub(crate) use event::node_of;
 pub use event::{AttemptLogDoc, EndDoc, EventDoc, LineOfLogDoc, LogsDoc};
 pub use explain::{ExplainDoc, ExplainNodeDoc, ExplainPhaseDoc};
+pub(crate) use handler::source_text;
 pub use handler::{HandlerDoc, HandlerPutDoc, HandlerVersionDoc, HandlersDoc};
 pub use history::{HistoryDoc, HistoryPointDoc};
 pub use job::{

@@ -123,13 +123,7 @@ impl ExecPhase {
         }
         command
             .args(arguments)
-            .env("CARBONMESH_JOB_ID", context.job().to_string())
-            .env("CARBONMESH_PIPELINE", context.pipeline())
-            .env("CARBONMESH_STEP", context.step())
-            .env("CARBONMESH_ATTEMPT", context.attempt().to_string())
-            .env("CARBONMESH_TOKEN", context.token())
-            .env("CARBONMESH_IDEMPOTENCY_KEY", context.idempotency_key())
-            .env("TRACEPARENT", context.traceparent())
+            .envs(job_env(context))
             // It would be of whatever has started the node.
             .env_remove("TRACESTATE")
             .env_remove("CARBONMESH_SECRET")
@@ -227,14 +221,32 @@ impl ExecPhase {
         if status.success() {
             return parse(output);
         }
-        let (log, ended) = (log.trim(), ended_how(status));
-        let error = if log.is_empty() { ended } else { format!("{ended}: {log}") };
         let fatal = status.code().is_some_and(|code| self.0.no_retry_codes.contains(&code));
-        Err(match (fatal, retry_after(output)) {
-            (true, _) => PhaseError::Fatal(error),
-            (false, Some(after)) => PhaseError::RetryAfter(error, after),
-            (false, None) => PhaseError::Retry(error),
-        })
+        Err(failed(ended_how(status), fatal, output, log))
+    }
+}
+
+/// What an attempt knows of itself, as environment variables.
+pub(super) fn job_env(context: &PhaseContext) -> [(&'static str, String); 7] {
+    [
+        ("CARBONMESH_JOB_ID", context.job().to_string()),
+        ("CARBONMESH_PIPELINE", context.pipeline().to_owned()),
+        ("CARBONMESH_STEP", context.step().to_owned()),
+        ("CARBONMESH_ATTEMPT", context.attempt().to_string()),
+        ("CARBONMESH_TOKEN", context.token()),
+        ("CARBONMESH_IDEMPOTENCY_KEY", context.idempotency_key()),
+        ("TRACEPARENT", context.traceparent()),
+    ]
+}
+
+/// What becomes of an attempt whose program has failed: how it ended, with the end of its log.
+pub(super) fn failed(ended: String, fatal: bool, output: &[u8], log: &str) -> PhaseError {
+    let log = log.trim();
+    let error = if log.is_empty() { ended } else { format!("{ended}: {log}") };
+    match (fatal, retry_after(output)) {
+        (true, _) => PhaseError::Fatal(error),
+        (false, Some(after)) => PhaseError::RetryAfter(error, after),
+        (false, None) => PhaseError::Retry(error),
     }
 }
 

@@ -3,7 +3,8 @@
 //! ```text
 //! PhaseRegistry (Rust)  ─┐
 //! [hosts.*] programs    ─┼─► OfferedPhase ─► PhaseRunner: one task for each attempt
-//! [phases.*] commands   ─┘
+//! [phases.*] commands,   │
+//!   WebAssembly modules ─┘
 //! ```
 //! Which attempt runs where and when is the core's to decide; a phase only knows its own.
 
@@ -16,6 +17,7 @@ mod runner;
 mod session;
 mod typed;
 mod voice;
+pub(crate) mod wasm;
 
 use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
@@ -32,6 +34,7 @@ pub(crate) use runner::{News, PhaseRunner};
 pub use session::Session;
 pub use typed::{Failure, NamedPhase, OrFail, TypedPhase, phase_fn};
 pub(crate) use voice::Heard;
+pub use wasm::{WasmPhase, WasmSettings};
 
 /// A JSON object: what a phase gets, and what it gives.
 pub type Fields = Map<String, Value>;

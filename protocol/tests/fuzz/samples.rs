@@ -66,12 +66,15 @@ fn rare() -> Vec<Message> {
         slots: 1,
         source: Bytes::from_static(b"pass"),
     };
+    let source = Bytes::from_static(b"\0asm\x01\0\0\0");
+    let module = Handler { language: Language::Wasm, source, ..handler.clone() };
+    let module = HandlerEntry::new(name("two")).changed(Some(module), 1);
     let handler = HandlerEntry::new(name("one")).changed(Some(handler), 1);
     vec![
         Message::CatalogPull,
         Message::HandlersAck(vec![(name("one"), handler.digest())]),
         Message::HandlersPull(vec![(name("one"), 7)]),
-        Message::Handlers(vec![handler]),
+        Message::Handlers(vec![handler, module]),
         Message::Stale { pipeline, term: token.term },
         Message::Admit { pipeline, term: token.term, disk: DiskId(1), copy: 1 },
         Message::Vote { pipeline, term: token.term, founding: true },

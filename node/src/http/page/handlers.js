@@ -22,7 +22,7 @@ export function handlersView(ctx) {
         ['Size', bytes(whole.bytes ?? 0)],
         ['SHA-256', h('span', { class: 'mono small' }, whole.sha256)],
       ]),
-      h('div', { class: 'line' }, h('h3', {}, 'Source'), copyButton(() => whole.source ?? '', 'the source')),
+      h('div', { class: 'line' }, h('h3', {}, whole.language === 'wasm' ? 'Module, in Base64' : 'Source'), copyButton(() => whole.source ?? '', 'the source')),
       longText(whole.source ?? '', `source ${whole.sha256}`),
       h('h3', {}, 'Sources that it has and had'),
       h('ul', { class: 'versions' }, (whole.versions ?? []).map((version) => h('li', { key: version.change },

@@ -1,6 +1,7 @@
 //! Documents of handlers.
 
 use carbonmesh_protocol::handler::{HandlerEntry, HandlerVersion, Language};
+use data_encoding::BASE64;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -32,7 +33,7 @@ pub struct HandlerDoc {
     pub requires: Vec<String>,
     /// The sources that it has and had, the latest first.
     pub versions: Vec<HandlerVersionDoc>,
-    /// The source, if one handler is asked for.
+    /// The source, if one handler is asked for: text, or a module in Base64.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
 }
@@ -72,10 +73,19 @@ pub struct HandlerPutDoc {
     pub copies: u32,
 }
 
+/// A source as documents have it: text, or Base64 where it is none.
+pub(crate) fn source_text(language: Language, source: &[u8]) -> String {
+    match language.is_text() {
+        true => String::from_utf8_lossy(source).into_owned(),
+        false => BASE64.encode(source),
+    }
+}
+
 impl HandlerDoc {
     /// All of it; nothing if it was removed.
     pub(crate) fn with_source(entry: &HandlerEntry) -> Option<Self> {
-        let source = String::from_utf8_lossy(&entry.handler.as_ref()?.source).into_owned();
+        let handler = entry.handler.as_ref()?;
+        let source = source_text(handler.language, &handler.source);
         Some(Self { source: Some(source), ..Self::without_source(entry)? })
     }
 
