@@ -504,7 +504,7 @@ fn make_root(args: &RotateArgs) -> Result<(), Failure> {
     let passphrase = passphrase(typed, true)?;
     let new = ed25519::Keypair::generate();
     let times = (now_s(), now_s().saturating_add(args.ends.as_secs()));
-    let one = Succession::new(&old, &new, times, statements.clone()).map_err(usage)?;
+    let one = Succession::new(&old, &new, times, statements).map_err(usage)?;
     roots.learn(one).map_err(usage)?;
     make_folder(&args.dir)?;
     roots.write(&args.dir.join(ROOTS)).map_err(usage)?;

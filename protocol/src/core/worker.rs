@@ -81,6 +81,7 @@ impl Worker {
             given: BTreeMap::new(),
             began: 0,
             tails: Tails::default(),
+            traced: None,
         }
     }
 
