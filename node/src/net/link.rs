@@ -24,7 +24,7 @@ use libp2p::{PeerId, Stream};
 use libp2p_stream::Control;
 use tokio::{
     sync::{mpsc, watch},
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 use tracing::{debug, warn};
 
@@ -63,6 +63,13 @@ pub(super) struct Link {
     pub(super) dead: mpsc::Sender<Dead>,
     pub(super) counters: NetCounters,
 }
+
+/// How many messages that are not understood are passed over in [`STRANGE_IN`]: a peer of a later release
+/// says something new now and then, and others nonsense all the time.
+const STRANGE_MESSAGES: u32 = 200;
+
+/// See [`STRANGE_MESSAGES`].
+const STRANGE_IN: Duration = Duration::from_secs(60);
 
 /// Whose connection has to end, and why.
 pub(super) type Dead = (PeerId, Fault);
@@ -156,11 +163,12 @@ impl Link {
 
     pub(super) async fn read(&self, reader: impl AsyncRead + Unpin) -> io::Result<()> {
         let mut reader = BufReader::with_capacity(BUFFER_BYTES, reader);
+        let mut strange = Strange::default();
         loop {
             let mut frame = read_frame(&mut reader).await?;
             self.counters.received(frame.len());
             while !frame.is_empty() {
-                let messages = self.decode(&mut frame)?;
+                let messages = self.decode(&mut frame, &mut strange)?;
                 self.counters.messages_received.inc_by(messages.len() as u64);
                 let event = NetEvent::Messages { from: self.node, messages };
                 // Waiting here lets TCP hold the sender back.
@@ -172,7 +180,7 @@ impl Link {
     }
 
     /// The next messages of a frame.
-    fn decode(&self, frame: &mut Bytes) -> io::Result<Vec<Message>> {
+    fn decode(&self, frame: &mut Bytes, strange: &mut Strange) -> io::Result<Vec<Message>> {
         let damaged = |error: DecodeError| {
             warn!(peer = %self.peer, node = %self.node, %error, "unreadable frame");
             io::Error::new(io::ErrorKind::InvalidData, error)
@@ -186,10 +194,32 @@ impl Link {
                 Err(DecodeError::Unknown { kind, schema }) => {
                     debug!(peer = %self.peer, kind, schema, "skipped an unknown message");
                 }
+                // The same within a kind that is known. Its checksum holds: it came as it was sent.
+                Err(error @ DecodeError::Body { .. }) if strange.note(Instant::now()) => {
+                    warn!(peer = %self.peer, node = %self.node, %error, "skipped a message that is not understood");
+                }
                 Err(error) => return Err(damaged(error)),
             }
         }
         Ok(messages)
+    }
+}
+
+/// Counts messages of a session that are not understood.
+#[derive(Debug, Default)]
+struct Strange {
+    since: Option<Instant>,
+    count: u32,
+}
+
+impl Strange {
+    /// Notes one. Says whether a later release would send so many.
+    fn note(&mut self, now: Instant) -> bool {
+        if self.since.is_none_or(|since| now - since > STRANGE_IN) {
+            (self.since, self.count) = (Some(now), 0);
+        }
+        self.count += 1;
+        self.count <= STRANGE_MESSAGES
     }
 }
 
