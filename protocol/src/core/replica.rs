@@ -128,11 +128,7 @@ impl Core {
         let mut record = JobRecord::default();
         for (key, bytes) in &rows {
             let Some((_, _, tag)) = parse_key(key) else { continue };
-            let component = Component { tag, bytes: bytes.clone() };
-            record.merge(&component).map_err(|error| ReadError {
-                table: Table::Jobs.name(),
-                reason: format!("component {tag:#x} of job {job} is damaged: {error}"),
-            })?;
+            join(&mut record, job, Component { tag, bytes: bytes.clone() })?;
         }
         Ok((!rows.is_empty()).then_some(record))
     }
@@ -203,7 +199,7 @@ impl Core {
                 }
                 read += bytes_of.len();
                 if let Some((_, record)) = jobs.last_mut() {
-                    let _ = record.merge(&Component { tag, bytes: bytes_of });
+                    join(record, job, Component { tag, bytes: bytes_of })?;
                 }
             }
             match last {
@@ -636,6 +632,14 @@ impl Core {
         (bytes >= limits.waiting_bytes)
             .then_some(Refusal::MemoryFull { bytes, limit: limits.waiting_bytes })
     }
+}
+
+/// Joins a component from the disk.
+fn join(record: &mut JobRecord, job: JobId, component: Component) -> Result<(), ReadError> {
+    record.merge(&component).map(drop).map_err(|error| ReadError {
+        table: Table::Jobs.name(),
+        reason: format!("component {:#x} of job {job} is damaged: {error}", component.tag),
+    })
 }
 
 /// Where records come from that are joined with what is here.

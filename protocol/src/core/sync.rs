@@ -311,7 +311,6 @@ impl Core {
         from: JobId,
         to: JobId,
     ) -> Result<Listing, ReadError> {
-        // Damage shows as a difference, and the other's copy mends it.
         let (jobs, upto) = self.jobs_on_disk(pipeline, from..=to, PAGE, RECORDS_BYTES)?;
         let hashed = jobs.iter().map(|(job, record)| (*job, record.digest() ^ job_hash(*job)));
         Ok((hashed.collect(), upto))

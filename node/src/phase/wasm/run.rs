@@ -139,11 +139,8 @@ impl Phase for WasmPhase {
             }
         };
         let log = async {
-            let heard = |line: &str| {
-                context.heartbeat();
-                context.say(LogLevel::Info, line);
-            };
-            read_log(stderr, LogBudget::once(), heard).await
+            let heard = |line: &str| context.say(LogLevel::Info, line);
+            read_log(stderr, LogBudget::once(), || context.heartbeat(), heard).await
         };
         tokio::pin!(output, log);
         let (mut printed, mut logged) = (None, None);
