@@ -184,6 +184,8 @@ class Checks:
 
     def shot(self, page, name):
         if self.out:
+            # What stays at the top of the window would lie across the picture.
+            page.evaluate("scrollTo({ top: 0, behavior: 'instant' })")
             page.screenshot(path=self.out / f"{name}.png", full_page=True)
         width = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
         assert width <= 0, f"{name} is {width} px wider than the window"

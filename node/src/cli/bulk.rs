@@ -290,6 +290,7 @@ mod tests {
             job: format!("@{}", file.path().display()),
             wait: None,
             id: None,
+            traceparent: None,
             ndjson: true,
             key: key.map(str::to_owned),
             delay: None,

@@ -22,7 +22,7 @@ use tokio::runtime::Runtime;
 
 use super::{HttpLimits, Router, fake, router};
 
-const WORDS: [&str; 31] = [
+const WORDS: [&str; 32] = [
     "GET ",
     "POST ",
     "PUT ",

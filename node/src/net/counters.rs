@@ -98,7 +98,7 @@ impl NetCounters {
         own.register("network_hole_punches", help, self.punched.clone());
         // None yet is a number too.
         for outcome in ["direct", "failed"] {
-            self.punched.get_or_create(&OutcomeLabels { outcome });
+            self.punched.get_or_create(&OutcomeLabels { outcome }).inc_by(0);
         }
         let help = "Pairs of nodes that this node relays for";
         own.register("relay_circuits", help, self.circuits.clone());
