@@ -28,7 +28,8 @@ fn prints(version: u32) -> String {
 }
 
 const SPINS: &str = r#"(module (func (export "_start") (loop $on (br $on))))"#;
-const TRAPS: &str = r#"(module (func $settle unreachable) (func (export "_start") (call $settle)))"#;
+const TRAPS: &str =
+    r#"(module (func $settle unreachable) (func (export "_start") (call $settle)))"#;
 const GROWS: &str = r#"(module (memory (export "memory") 1) (func (export "_start")
     (loop $more (br_if $more (i32.ne (memory.grow (i32.const 16)) (i32.const -1)))) unreachable))"#;
 
@@ -139,9 +140,7 @@ async fn a_file_that_is_no_module_keeps_the_node_from_starting() {
 #[tokio::test]
 async fn a_module_is_a_handler_where_its_language_is_accepted() {
     let mut world = World::default();
-    for (name, accepts) in
-        [("a", "--accept-handlers=shell"), ("b", "--accept-handlers=wasm")]
-    {
+    for (name, accepts) in [("a", "--accept-handlers=shell"), ("b", "--accept-handlers=wasm")] {
         let args = vec![accepts.to_owned()];
         world.cluster.start(name, NodeOptions { args, ..NodeOptions::default() }).unwrap();
     }
