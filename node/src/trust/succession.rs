@@ -86,7 +86,7 @@ impl Encoded for Listed {
 
 /// A succession that does not count. Nothing was changed.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-pub(crate) enum SuccessionError {
+pub enum SuccessionError {
     /// Its old root is none that is known here, or has a successor already.
     #[error(
         "it follows another root than this cluster's present one, or another root follows that already"
@@ -457,7 +457,7 @@ mod tests {
     #[test]
     fn an_issuer_that_may_do_less_under_the_new_root_is_not_taken_over_with_what_it_gave() {
         let old = Operator::new();
-        let chain = old.invite(Rights::ALL, 1, false).issuer.chain;
+        let chain = old.invite(Rights::ALL, 1, false).issuer.chain.clone();
         let mut less = old.issuer.statement().unwrap().clone();
         less = Statement { issues: 1, ..less };
         let new = ed25519::Keypair::generate();
