@@ -502,7 +502,7 @@ fn follow(old: &Operator, ends_in_s: u64) -> (Operator, Succession) {
 
 /// An invitation as it is under a root that has followed others.
 fn with_roots(invitation: Invitation, roots: &[&Succession]) -> Invitation {
-    let roots = roots.iter().map(|one| Succession::clone(one)).collect();
+    let roots = roots.iter().copied().cloned().collect();
     Invitation { roots, ..invitation }
 }
 
