@@ -31,7 +31,7 @@ fn check(input: &[u8]) {
 }
 
 fn check_log(input: &[u8]) {
-    let tail = block_on(read_log(input, LogBudget::once(), |_| ()));
+    let tail = block_on(read_log(input, LogBudget::once(), || (), |_| ()));
     // A byte that is no text becomes a character of three.
     assert!(tail.len() <= 3 * TAIL_BYTES);
     if let Ok(text) = std::str::from_utf8(input) {
