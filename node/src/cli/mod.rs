@@ -320,7 +320,7 @@ mod tests {
         };
         let parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
         assert!(parse(parent).is_ok());
-        let error = parse("00-4bf9-00f0-01").err().expect("it is refused").to_string();
+        let error = parse("00-4bf9-00f0-01").expect_err("it is refused").to_string();
         assert!(
             error.contains("--traceparent") && error.contains("00-TRACE-SPAN-FLAGS"),
             "{error}"
