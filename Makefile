@@ -98,7 +98,7 @@ test: verify
 	@./.ci/setup-examples
 	cargo build --locked --workspace --all-targets
 	cargo test --locked --workspace
-	@$(MAKE) --no-print-directory test-sdk test-docs test-quick
+	@$(MAKE) --no-print-directory test-sdk test-docs
 	cargo test --locked -p carbonmesh-simulations --features mutants --test mutants --test model_mutants
 	@$(MAKE) --no-print-directory upgrade FROM=
 	@$(MAKE) --no-print-directory chaos SEED=$(or $(SEED),1)
