@@ -228,7 +228,7 @@ impl World {
         self.make_peace();
         let mut unfinished = self.unfinished();
         let (mut progress, mut progress_at) = (self.attempts, self.now);
-        let latest = self.now + PEACE * 10;
+        let latest = self.now + PEACE * 30;
         while self.invariants.hold()
             && unfinished.is_some()
             && self.now.since(progress_at) < PEACE
