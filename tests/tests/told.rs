@@ -77,8 +77,8 @@ impl Receiver {
     /// All that a node told of this kind.
     fn notices(&self, node: &str, kind: &str) -> Vec<Value> {
         let got = self.got.lock().expect("not poisoned");
-        let of = got.iter().filter(|(path, it)| path[1..] == *node && it["kind"] == kind);
-        of.map(|(_, notice)| notice.clone()).collect()
+        let told = got.iter().filter(|(path, _)| path[1..] == *node).map(|(_, it)| &it["data"]);
+        told.filter(|notice| notice["kind"] == kind).cloned().collect()
     }
 
     /// All spans that name a job, with who told them.

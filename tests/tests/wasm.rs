@@ -109,7 +109,7 @@ async fn modules_that_behave_badly_fail_alone_and_say_how() {
     assert_eq!(run("good").await["result"]["version"], 1);
 
     // One that computes when its node is told to end does not keep it.
-    api.apply(&json!({ "name": "long", "phases": [{ "phase": "spins", "timeout": "1h" }] }))
+    api.apply(&json!({ "name": "long", "phases": [{ "name": "only", "phase": "spins", "timeout": "1h" }] }))
         .await
         .unwrap();
     let job = api.enqueue("long", &json!({})).await.unwrap().body;

@@ -56,9 +56,11 @@ impl WasmPhase {
             return Err(format!("it is a component, and only modules are run: {AS_PROGRAM}"));
         }
         let machine = Machine::get()?;
-        let module = machine
-            .compile(module)
-            .map_err(|error| format!("it is no valid WebAssembly module: {error:#}"))?;
+        let module = machine.compile(module).map_err(|error| {
+            // What the engine says may go over several lines.
+            let why = format!("{error:#}").split_whitespace().collect::<Vec<_>>().join(" ");
+            format!("it is no valid WebAssembly module: {why}")
+        })?;
         check(&module, &settings)?;
         for folder in settings.read_folders.values().chain(settings.write_folders.values()) {
             check_folder(folder)?;
