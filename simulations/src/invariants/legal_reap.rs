@@ -32,6 +32,8 @@ pub(super) struct LegalReap {
     /// Those that were seen to be forgotten, and on which disks.
     reaped: BTreeMap<JobId, BTreeSet<DiskId>>,
     strict: bool,
+    /// Whether marks run out, so that what an old copy brings back is set aside.
+    expires: bool,
     /// Whether any disk was lost.
     lost_disk: bool,
     last_fault: Option<Timestamp>,
@@ -50,6 +52,7 @@ impl LegalReap {
             jobs: Vec::new(),
             reaped: BTreeMap::new(),
             strict: options.is_strict(),
+            expires: options.expires(),
             lost_disk: false,
             last_fault: None,
             retried: BTreeSet::new(),
@@ -149,7 +152,9 @@ impl Invariant for LegalReap {
                 if !record.is_some_and(|record| record.is_reaped()) {
                     continue;
                 }
-                if !self.may_be_over.contains(job) {
+                // Only an old copy had it: it may have ended there after that, and been forgotten.
+                let set_aside = self.expires && self.lost_disk;
+                if !set_aside && !self.may_be_over.contains(job) {
                     return Err(format!("n{at} has forgotten job {job}, which never ended"));
                 }
                 self.reaped.entry(*job).or_default().insert(disk);
