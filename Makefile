@@ -118,7 +118,7 @@ test-page: build
 	@./.ci/setup-page "$(PAGE_TOOLS)"
 	@$(PAGE) $(if $(OUT),--out $(OUT))
 
-# The same and what operators install, in about a minute each: part of `make test`. What cannot be
+# The same and what operators install, in about a minute each. What cannot be
 # installed is left out, and said to be. None may take for ever.
 test-quick: build
 	@if ./.ci/setup-api "$(API_TOOLS)"; then timeout 600 python3 tests/api/check.py --program $(BIN)/carbonmesh \
