@@ -55,7 +55,7 @@ export function handlersView(ctx) {
           h('div', { class: 'panel-head' }, h('h2', { id: 'h-handlers' }, 'Kept by the cluster'), h('span', { class: 'muted' }, 'run by the nodes whose operators allow the language')),
           table({
             label: 'Handlers', rows: found, key: (one) => one.phase,
-            empty: all.length ? 'No handler fits.' : ['The cluster keeps no handler. ', h('code', {}, 'carbonmesh handler put PHASE FILE'), ' gives it one.'],
+            empty: all.length ? 'No handler fits.' : ['The cluster keeps no handler. ', h('code', {}, 'carbonmesh handler put FILE --phase PHASE'), ' gives it one.'],
             columns: [
               { label: 'Phase', cell: (one) => h('strong', {}, short(one.phase, 48)) },
               { label: 'Language', cell: (one) => one.language },
