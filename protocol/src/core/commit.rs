@@ -471,6 +471,14 @@ impl Core {
         oldest.is_some_and(|it| self.now.since(it.sealed_at) > self.config.timing.lease)
     }
 
+    /// Whether more of a job is being written than what has settled. Strict groups take no other's
+    /// word, so what they have committed stays as it is.
+    fn is_being_written(&self, pipeline: PipelineId, job: JobId) -> bool {
+        let Some(group) = self.groups.get(&pipeline) else { return false };
+        let pending = group.jobs.get(&job).is_some_and(|entry| entry.pending > 0);
+        (pending || self.batch.dirty.contains_key(&(pipeline, job))) && !self.is_strict(pipeline)
+    }
+
     /// When the oldest batch will have waited too long.
     pub(super) fn lagging_at(&self) -> Option<Timestamp> {
         let oldest = self.commits.iter().find(|commit| !commit.waiting.is_empty())?;
@@ -546,6 +554,11 @@ impl Core {
             // A retry that came in beside it may make it the attempt that counts: its worker tells the
             // end again, to that generation.
             Held::Completed { token, of, .. } if self.is_running_as(of, token) => {}
+            // What came in beside it may still have the attempt running on disk, though it is over by
+            // what is being written now.
+            Held::Completed { of: (pipeline, job, _), .. } if self.is_being_written(pipeline, job) => {
+                self.hold_until_durable(pipeline, held);
+            }
             Held::Completed { worker, token, .. } => {
                 if worker == self.me() {
                     self.worker_forget(token);
