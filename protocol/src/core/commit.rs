@@ -556,7 +556,9 @@ impl Core {
             Held::Completed { token, of, .. } if self.is_running_as(of, token) => {}
             // What came in beside it may still have the attempt running on disk, though it is over by
             // what is being written now.
-            Held::Completed { of: (pipeline, job, _), .. } if self.is_being_written(pipeline, job) => {
+            Held::Completed { of: (pipeline, job, _), .. }
+                if self.is_being_written(pipeline, job) =>
+            {
                 self.hold_until_durable(pipeline, held);
             }
             Held::Completed { worker, token, .. } => {

@@ -383,7 +383,7 @@ impl Core {
 
     /// Elected: merges what each voter holds before anything else.
     fn take_over(&mut self, pipeline: PipelineId) {
-        let me = self.me();
+        let (me, now) = (self.me(), self.now);
         let Some(group) = self.groups.get_mut(&pipeline) else { return };
         let Role::Candidate(candidacy) = mem::replace(&mut group.role, Role::Follower) else {
             return;
@@ -394,7 +394,7 @@ impl Core {
         group.leader = None;
         let voters: BTreeSet<NodeId> =
             candidacy.granted.into_iter().filter(|node| *node != me).collect();
-        let mut reign = Reign::new(candidacy.term, voters.clone());
+        let mut reign = Reign::new(candidacy.term, voters.clone(), now);
         reign.strict.voter_disks = candidacy.disks;
         group.role = Role::TakingOver(reign);
         for voter in voters {
@@ -483,6 +483,7 @@ impl Core {
         group.role = Role::Follower;
         group.election_at = None;
         group.stood = 0;
+        group.made_way = 0;
         if changed {
             self.tell_leader(pipeline, node, term);
             self.drop_offers(pipeline);

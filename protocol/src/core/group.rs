@@ -225,6 +225,8 @@ pub(super) struct Candidacy {
 #[derive(Clone, Debug)]
 pub(super) struct Reign {
     pub(super) term: Term,
+    /// When it was elected.
+    pub(super) since: Timestamp,
     /// The last sequence used in this term; those of attempts are no other pipeline's either.
     pub(super) sequence: u64,
     /// Those whose votes elected it, itself left out.
@@ -362,9 +364,10 @@ impl Running {
 }
 
 impl Reign {
-    pub(super) fn new(term: Term, voters: BTreeSet<NodeId>) -> Self {
+    pub(super) fn new(term: Term, voters: BTreeSet<NodeId>, since: Timestamp) -> Self {
         Self {
             term,
+            since,
             sequence: 0,
             unmerged: voters.clone(),
             peers: voters.iter().map(|voter| (*voter, PeerSync::Syncing)).collect(),
@@ -417,6 +420,9 @@ pub(super) struct Group {
     pub(super) election_at: Option<Timestamp>,
     /// How often it stood since somebody coordinated last.
     pub(super) stood: u32,
+    /// How often it coordinated in place of those whose task it is, and made way, since it heard of
+    /// another coordinator.
+    pub(super) made_way: u32,
     pub(super) jobs: Jobs,
     pub(super) live: Digest,
     pub(super) finished: Finished,
@@ -480,6 +486,7 @@ impl Group {
             leaderless_since: now,
             election_at: None,
             stood: 0,
+            made_way: 0,
             jobs: Jobs::default(),
             live: Digest::default(),
             finished: Finished::default(),

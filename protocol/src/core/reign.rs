@@ -28,6 +28,9 @@ use super::{
 /// How many resting jobs are queued before it is looked for the next.
 const QUEUED_AT_ONCE: usize = 1000;
 
+/// How often the time is doubled for which a node coordinates in place of others: to minutes.
+const MOST_DOUBLED: u32 = 6;
+
 impl Core {
     /// All is merged and on disk: from now on this node coordinates.
     pub(super) fn on_adopted(&mut self, pipeline: PipelineId, term: Term) {
@@ -200,8 +203,11 @@ impl Core {
     pub(super) fn maintain_replicas(&mut self, pipeline: PipelineId) {
         let now = self.now;
         let mut keepers = self.keepers(pipeline);
-        if !keepers.contains(&self.me()) && self.is_replaceable(pipeline) {
+        if !keepers.contains(&self.me()) && self.may_make_way(pipeline) {
             // It was elected for want of anybody else; by now, those whose task it is can do it.
+            if let Some(group) = self.groups.get_mut(&pipeline) {
+                group.made_way += 1;
+            }
             return self.step_down(pipeline);
         }
         keepers.retain(|node| *node != self.me());
@@ -229,6 +235,17 @@ impl Core {
         for peer in start {
             self.start_live_sync(peer, pipeline, Purpose::Reign(term));
         }
+    }
+
+    /// Whether those whose task it is can coordinate in place of this node. If it was elected again
+    /// when it made way, it gives them longer each time: their links may be too slow for an election,
+    /// and meanwhile jobs have to go on.
+    fn may_make_way(&self, pipeline: PipelineId) -> bool {
+        let Some(group) = self.groups.get(&pipeline) else { return false };
+        let Role::Coordinator(reign) = &group.role else { return false };
+        let times = (1u32 << group.made_way.min(MOST_DOUBLED)) - 1;
+        self.now.since(reign.since) >= self.config.timing.lease * times
+            && self.is_replaceable(pipeline)
     }
 
     /// Whether this node coordinates, and all who should keep a copy have one that is complete and

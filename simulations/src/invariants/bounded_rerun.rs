@@ -11,12 +11,21 @@ use carbonmesh_protocol::{
 use super::{Fact, Invariant, Seen, Verdict};
 use crate::Options;
 
+/// How much longer than others a slow link takes.
+const SLOWEST: u64 = 10;
+
+/// How long a coordinator may go without an answer, less what nodes need for one.
+const LEASE_MS: u64 = 2_500;
+
 pub(super) struct BoundedRerun {
     faultless: bool,
     last: BTreeMap<(JobId, String), (Token, Timestamp)>,
     failed: BTreeMap<Token, bool>,
     last_fault: Option<Timestamp>,
     timed: bool,
+    /// Whether some links take about as long as a lease, there and back: then coordinators lose theirs
+    /// without a fault.
+    slow: bool,
 }
 
 impl BoundedRerun {
@@ -27,6 +36,7 @@ impl BoundedRerun {
             failed: BTreeMap::new(),
             last_fault: None,
             timed: options.timed,
+            slow: options.slow_links_per_mille > 0 && 2 * SLOWEST * options.delay_ms >= LEASE_MS,
         }
     }
 
@@ -56,8 +66,9 @@ impl Invariant for BoundedRerun {
                 let before = self.last.insert(what.clone(), (attempt.token, seen.now));
                 let Some((token, since)) = before else { return Ok(()) };
                 let failed = self.failed.get(&token) == Some(&true);
+                let deposed = self.slow && attempt.token.term != token.term;
                 // Where phases have time-outs, its worker may have kept it for too long.
-                if !failed && !self.timed && !self.blames_fault(since) {
+                if !failed && !self.timed && !deposed && !self.blames_fault(since) {
                     return Err(format!("{what:?} ran again without a reason, after {token}"));
                 }
             }

@@ -1,7 +1,10 @@
 //! SCHEDULES: every run that a schedule names while it is in force is a job, whoever coordinates; its
 //! key makes it one.
 
-use carbonmesh_protocol::{id::JobId, time::Timestamp};
+use carbonmesh_protocol::{
+    id::{JobId, NodeId, Term},
+    time::Timestamp,
+};
 
 use super::{Fact, Invariant, Seen, Verdict};
 use crate::{Options, world::WALL_START_MS};
@@ -12,12 +15,19 @@ const SLACK_MS: u64 = 30_000;
 /// How often the worlds' schedule has a run.
 const EVERY_MS: u64 = 5000;
 
+/// How long a coordinator needs to see to what its predecessors left.
+const BEGINS_MS: u64 = 5000;
+
 pub(super) struct Schedules {
     /// Whether there is one, and no disk is lost with what it held.
     checked: bool,
     applied: Option<Timestamp>,
     lost_disk: bool,
     faults_ms: u64,
+    /// A node that coordinates, in which term, and since when.
+    reign: Option<(NodeId, Term, Timestamp)>,
+    /// Until when somebody coordinated for long enough: links may be too slow for any election.
+    led_until_ms: u64,
 }
 
 impl Schedules {
@@ -27,6 +37,8 @@ impl Schedules {
             applied: None,
             lost_disk: false,
             faults_ms: options.faults_ms,
+            reign: None,
+            led_until_ms: 0,
         }
     }
 }
@@ -45,12 +57,29 @@ impl Invariant for Schedules {
         Ok(())
     }
 
+    fn inspect(&mut self, seen: &Seen<'_>) -> Verdict {
+        if !self.checked || seen.now.as_millis() > self.faults_ms {
+            return Ok(());
+        }
+        let mut reigns = seen
+            .groups()
+            .filter_map(|(node, group)| Some((node.config.node, group.coordinates?)))
+            .collect::<Vec<_>>();
+        let known = self.reign.filter(|(node, term, _)| reigns.contains(&(*node, *term)));
+        self.reign = known.or_else(|| reigns.pop().map(|(node, term)| (node, term, seen.now)));
+        let led_ms = self.reign.map_or(0, |(_, _, since)| seen.now.since(since).as_millis() as u64);
+        if led_ms >= BEGINS_MS {
+            self.led_until_ms = seen.now.as_millis() - BEGINS_MS;
+        }
+        Ok(())
+    }
+
     fn finish(&mut self, seen: &Seen<'_>) -> Verdict {
         let Some(applied) = self.applied.filter(|_| self.checked && !self.lost_disk) else {
             return Ok(());
         };
         let first = WALL_START_MS + applied.as_millis() + 2 * EVERY_MS;
-        let last = (WALL_START_MS + self.faults_ms).saturating_sub(SLACK_MS);
+        let last = WALL_START_MS + self.faults_ms.saturating_sub(SLACK_MS).min(self.led_until_ms);
         for at_ms in (first..last).filter(|at_ms| at_ms.is_multiple_of(EVERY_MS)) {
             let schedule = crate::world::schedule();
             let job: JobId = schedule.job(seen.pipeline, at_ms);

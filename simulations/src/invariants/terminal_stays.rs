@@ -24,8 +24,9 @@ pub(super) struct TerminalStays {
     committed: BTreeMap<(JobId, u16), Token>,
     /// Phases of whose end a client was told.
     told: BTreeSet<(JobId, u16)>,
-    /// Phases that had ended on a disk.
-    ended: BTreeMap<(DiskId, JobId, u16), u32>,
+    /// Phases that had ended on a disk, by how often it was emptied: whoever stood in for others
+    /// drops its copy when they are back, and may begin another.
+    ended: BTreeMap<(DiskId, u32, JobId, u16), u32>,
     /// Jobs that were to be tried again, from the start perhaps: what ended may begin again.
     retried: BTreeSet<JobId>,
     /// Jobs that were taken: those whose disks are looked at.
@@ -176,16 +177,24 @@ impl TerminalStays {
     fn look(&mut self, seen: &Seen<'_>, at: usize, job: JobId) -> Verdict {
         let node = &seen.nodes[at];
         let Some(record) = seen.on_disk(at, job) else { return Ok(()) };
+        let disk = (node.config.disk, node.disk.emptied());
         for (step, control) in &record.controls {
-            self.stays(node.config.disk, job, *step, control)?;
+            self.stays(disk, job, *step, control)?;
         }
         Ok(())
     }
 
-    fn stays(&mut self, disk: DiskId, job: JobId, step: u16, control: &Control) -> Verdict {
-        let ended = self.ended.get(&(disk, job, step)).copied();
+    fn stays(
+        &mut self,
+        (disk, emptied): (DiskId, u32),
+        job: JobId,
+        step: u16,
+        control: &Control,
+    ) -> Verdict {
+        let key = (disk, emptied, job, step);
+        let ended = self.ended.get(&key).copied();
         if control.is_terminal() {
-            self.ended.insert((disk, job, step), control.generation);
+            self.ended.insert(key, control.generation);
         } else if ended.is_some_and(|generation| control.generation <= generation) {
             return Err(format!("disk {}: job {job} step {step} is unfinished again", disk.0));
         }

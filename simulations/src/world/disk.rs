@@ -21,6 +21,8 @@ pub(crate) struct Disk {
     storage: Arc<MemoryStorage>,
     /// Whether something on it cannot be read.
     damaged: bool,
+    /// How often all jobs were taken off it, since others hold them.
+    emptied: u32,
     /// Jobs that were read; those that are not there as well.
     read: RefCell<Records>,
 }
@@ -31,6 +33,7 @@ impl Disk {
         Self {
             storage: self.storage.copy().into(),
             damaged: self.damaged,
+            emptied: self.emptied,
             read: RefCell::default(),
         }
     }
@@ -43,6 +46,11 @@ impl Disk {
     /// Whether something on it cannot be read.
     pub(crate) fn is_damaged(&self) -> bool {
         self.damaged
+    }
+
+    /// How often all jobs were taken off it.
+    pub(crate) fn emptied(&self) -> u32 {
+        self.emptied
     }
 
     /// Makes writes durable.
@@ -60,6 +68,7 @@ impl Disk {
         });
         if forgotten.is_break() {
             read.clear();
+            self.emptied += 1;
         }
         self.storage.write(writes, true).expect("memory takes it");
     }
