@@ -22,6 +22,8 @@
 export CARGO_TARGET_DIR ?= $(HOME)/.cache/carbonmesh/target
 SEEDS ?= 10000
 JOBS ?= 2
+# With --all-targets what programs are linked with is the same as for tests, so that nothing is built twice.
+TARGETS ?=
 # What is given to the model checker: scenarios, bounds in place of theirs; `--help` lists them.
 MODEL ?= --wide
 SECONDS ?= 60
@@ -61,7 +63,7 @@ setup:
 
 build: setup
 	@./.ci/announce-build "$(CARGO_TARGET_DIR)"
-	@cargo build --locked --workspace
+	@cargo build --locked --workspace $(TARGETS)
 
 demo: build
 	@$(BIN)/demo
@@ -99,9 +101,10 @@ test: verify
 	cargo build --locked --workspace --all-targets
 	cargo test --locked --workspace
 	@$(MAKE) --no-print-directory test-sdk test-docs
+	@$(MAKE) --no-print-directory test-quick TARGETS=--all-targets
 	cargo test --locked -p carbonmesh-simulations --features mutants --test mutants --test model_mutants
-	@$(MAKE) --no-print-directory upgrade FROM=
-	@$(MAKE) --no-print-directory chaos SEED=$(or $(SEED),1)
+	@$(MAKE) --no-print-directory upgrade FROM= TARGETS=--all-targets
+	@$(MAKE) --no-print-directory chaos SEED=$(or $(SEED),1) TARGETS=--all-targets
 
 test-sdk:
 	PYTHONPATH=sdk/python python3 -m unittest discover -s sdk/python/tests

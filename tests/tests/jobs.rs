@@ -38,6 +38,19 @@ async fn await_state(api: &Api, id: &str, state: &str) -> Value {
     }
 }
 
+/// Waits until so many jobs are in a state.
+async fn await_jobs(api: &Api, state: &str, count: usize) -> Vec<Value> {
+    let began = Instant::now();
+    loop {
+        let jobs = api.jobs("p", state).await.unwrap();
+        if jobs.len() >= count {
+            return jobs;
+        }
+        assert!(began.elapsed() < PATIENCE, "{} of {count} jobs are {state}", jobs.len());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
 /// Asks until it is done: while a coordinator is being elected nobody can.
 async fn posted(api: &Api, path: &str, body: &Value) -> Value {
     let began = Instant::now();
@@ -274,6 +287,35 @@ async fn a_schedule_skips_and_doubles_no_run_when_its_coordinator_is_killed() {
     // The last ones may still be on their way.
     let whole = &seconds[..seconds.len() - 2];
     assert!(whole.windows(2).all(|pair| pair[1] == pair[0] + 1), "{keys:?}");
+}
+
+#[tokio::test]
+async fn runs_beside_one_that_is_unfinished_are_left_out_whoever_coordinates() {
+    let mut world = World::default();
+    let gate = world.cluster.folder().join("gate");
+    world.start_all(
+        &NAMES,
+        &format!("until [ -e {} ]; do sleep 0.01; done; echo '{{}}'", gate.display()),
+    );
+    world.await_members("a", 3).await;
+    let tick = json!({ "name": "tick", "cron": "* * * * * *", "overlap": "skip" });
+    applied(&world, json!({ "schedules": [tick], "phases": ["step"] })).await;
+    await_jobs(&world.api("a"), "cancelled", 2).await;
+    let survivor = without_coordinator(&mut world).await;
+    let api = world.api(survivor);
+    let left_out = api.jobs("p", "cancelled").await.unwrap().len();
+    let left_out = await_jobs(&api, "cancelled", left_out + 3).await;
+    let running = await_jobs(&api, "running", 1).await;
+    assert_eq!(running.len(), 1, "one at a time: {running:?}");
+    for job in &left_out {
+        assert!(job["key"].as_str() > running[0]["key"].as_str(), "{job} is before {running:?}");
+        let job = self::job(&api, job["id"].as_str().unwrap()).await;
+        let reason = job["invocations"][0]["note"].as_str().unwrap_or_default();
+        assert!(reason.contains("left out"), "{job}");
+    }
+    std::fs::write(&gate, "").unwrap();
+    let done = await_jobs(&api, "succeeded", 2).await;
+    assert!(done.iter().any(|job| job["id"] == running[0]["id"]), "{done:?}");
 }
 
 #[tokio::test]
