@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -19,7 +19,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::{history::History, local::Local, metrics::Metrics, trust::Trust};
+use crate::{history::History, local::Local, metrics::Metrics, otlp::Tells, trust::Trust};
 
 /// The node has stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -55,14 +55,16 @@ pub struct NodeHandle {
     history: History,
     local: Arc<Local>,
     trust: Option<Trust>,
+    /// Who is told of jobs that are taken, if anybody.
+    taken: Arc<OnceLock<Tells>>,
 }
 
 impl NodeHandle {
     /// A handle that feeds `calls`.
     pub(crate) fn new(node: NodeId, calls: mpsc::Sender<Call>) -> Self {
         let (metrics, history) = (Metrics::default(), History::default());
-        let (next, local) = (Arc::default(), Arc::default());
-        Self { node, calls, next, metrics, history, local, trust: None }
+        let (next, local, taken) = (Arc::default(), Arc::default(), Arc::default());
+        Self { node, calls, next, metrics, history, local, trust: None, taken }
     }
 
     /// The same, of a node that can do and tell this by itself.
@@ -83,6 +85,11 @@ impl NodeHandle {
     /// The node's certificates, if its cluster has any.
     pub(crate) fn trust(&self) -> Option<&Trust> {
         self.trust.as_ref()
+    }
+
+    /// Jobs that are taken from now on are told of. Only the first who asks for that is told.
+    pub(crate) fn tell_taken(&self, tells: Tells) {
+        self.taken.get_or_init(|| tells);
     }
 
     /// What the node counts.
@@ -116,11 +123,15 @@ impl NodeHandle {
     /// The node has stopped.
     pub async fn request(&self, request: Request) -> Result<Response, Stopped> {
         let id = RequestId(self.next.fetch_add(1, Ordering::Relaxed));
+        let taking = self.taken.get().and_then(|tells| tells.begin(&request));
         let (answer, answered) = oneshot::channel();
         self.calls.send(Call::Ask { id, request, answer }).await.map_err(|_| Stopped::Before)?;
         let forget = Forget { id, calls: &self.calls, armed: true };
         let response = answered.await.map_err(|_| Stopped::Unanswered);
         forget.disarm();
+        if let (Some(taking), Ok(response)) = (taking, &response) {
+            taking.end(response);
+        }
         response
     }
 }

@@ -1,5 +1,5 @@
-//! Sends the traces of jobs that have ended, in batches; what the collector does not take is dropped and
-//! counted, and nothing waits for it.
+//! Sends the traces of jobs that have ended, and of those that were taken here, in batches; what the collector
+//! does not take is dropped and counted, and nothing waits for it.
 
 use std::time::Duration;
 
@@ -18,7 +18,10 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::spans;
+use super::{
+    spans,
+    taken::{Taken, Tells},
+};
 use crate::{
     follow,
     handle::NodeHandle,
@@ -26,7 +29,7 @@ use crate::{
 };
 
 /// How many jobs may wait to be told.
-const WAITING: usize = 2048;
+pub(super) const WAITING: usize = 2048;
 
 /// How many jobs one request tells, and for how long more are waited for.
 const BATCH: usize = 64;
@@ -40,7 +43,17 @@ const BACKOFF: Duration = Duration::from_millis(500);
 /// The longest wait between two tries.
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
-/// Begins to tell a collector of the jobs that end while this node coordinates their pipelines.
+/// What a collector is to be told of.
+#[derive(Debug)]
+pub(super) enum Told {
+    /// A job that has ended.
+    Ended(JobId),
+    /// One that was taken here.
+    Taken(Box<Taken>),
+}
+
+/// Begins to tell a collector of the jobs that end while this node coordinates their pipelines, and of those
+/// that come through it.
 ///
 /// # Errors
 /// There is no HTTP client to be had.
@@ -56,12 +69,13 @@ pub(crate) fn start(
     let exporter =
         Exporter { http: post::client(TIMEOUT)?, endpoint, handle: handle.clone(), failing: false };
     tokio::spawn(cancel.clone().run_until_cancelled_owned(exporter.run(waiting)));
+    handle.tell_taken(Tells::new(ended.clone(), handle.metrics().clone()));
     let kinds = [EventKind::Succeeded, EventKind::Dead, EventKind::Cancelled];
     let (node, metrics) = (handle.node(), handle.metrics().clone());
     let told = move |_: &Name, event: &Event| {
         // Each job is told once: by the node that coordinated its end.
         let Some(job) = event.about.job.filter(|_| event.token.term.node == node) else { return };
-        if ended.try_send(job).is_err() {
+        if ended.try_send(Told::Ended(job)).is_err() {
             metrics.traced("dropped", 1);
         }
     };
@@ -84,20 +98,27 @@ struct Exporter {
 }
 
 impl Exporter {
-    async fn run(mut self, mut waiting: mpsc::Receiver<JobId>) {
+    async fn run(mut self, mut waiting: mpsc::Receiver<Told>) {
         while let Some(first) = waiting.recv().await {
-            let mut jobs = vec![first];
+            let mut told = vec![first];
             let gather = async {
-                while jobs.len() < BATCH
-                    && let Some(job) = waiting.recv().await
+                while told.len() < BATCH
+                    && let Some(next) = waiting.recv().await
                 {
-                    jobs.push(job);
+                    told.push(next);
                 }
             };
             // Whether the time is over or the batch is full: it goes.
             let _ = timeout(GATHER, gather).await;
-            let mut views = Vec::with_capacity(jobs.len());
-            for job in jobs {
+            let (mut views, mut taken) = (Vec::new(), Vec::new());
+            for one in told {
+                let job = match one {
+                    Told::Taken(one) => {
+                        taken.push(one);
+                        continue;
+                    }
+                    Told::Ended(job) => job,
+                };
                 match self.handle.request(Request::Job { job, wait: None }).await {
                     // Whoever began the trace does not keep it: parts of it alone are of no use.
                     Ok(Response::Job(view)) if view.trace.is_some_and(|it| !it.is_sampled()) => {
@@ -108,15 +129,15 @@ impl Exporter {
                     Err(_) => return,
                 }
             }
-            if !views.is_empty() {
-                self.send(&views).await;
+            if !views.is_empty() || !taken.is_empty() {
+                self.send(&views, &taken).await;
             }
         }
     }
 
-    async fn send(&mut self, jobs: &[Box<JobView>]) {
+    async fn send(&mut self, jobs: &[Box<JobView>], taken: &[Box<Taken>]) {
         let node = format!("{:#}", self.handle.node());
-        let body = spans::request(&node, jobs).to_string();
+        let body = spans::request(&node, jobs, taken).to_string();
         let mut tries = 1;
         let failed = loop {
             let request = self.http.post(self.endpoint.clone());

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! events: a job has ended, here coordinated ─► queue ─► export.rs asks for the job ─► spans.rs ─► POST
+//! taken.rs: a job was taken here and is durable ┘
 //! ```
 //! The ids of a trace are made of what everybody knows: of the job's id, and of an attempt's token; and of
 //! the trace that whoever enqueued it was in, which is kept with the job (`protocol/src/trace.rs`). So a
@@ -14,10 +15,12 @@
 pub(crate) mod context;
 mod export;
 mod spans;
+mod taken;
 #[cfg(test)]
 mod tests;
 
 pub(crate) use export::start;
+pub(crate) use taken::Tells;
 
 use reqwest::Url;
 

@@ -3,6 +3,7 @@
 //! ```text
 //! (the span of whoever enqueued it)
 //! └─ job PIPELINE ─┬─ enqueue            its moment
+//!                  ├─ replicate          until its copies were durable; told by the node that took it
 //!                  ├─ wait               until the first attempt was given out
 //!                  └─ STEP (each attempt that has ended; parent of what the phase itself tells)
 //! ```
@@ -15,7 +16,10 @@ use carbonmesh_protocol::{
 };
 use serde_json::{Value, json};
 
-use super::context::{attempt_span, job_span, span_id, trace_id};
+use super::{
+    context::{attempt_span, job_span, span_id, trace_id},
+    taken::Taken,
+};
 
 /// The longest text that is told of an error, in bytes.
 const TEXT_BYTES: usize = 1024;
@@ -30,8 +34,9 @@ const OK: u8 = 1;
 const ERROR: u8 = 2;
 
 /// A request's body with the spans of these jobs, told by one node.
-pub(super) fn request(node: &str, jobs: &[Box<JobView>]) -> Value {
-    let spans: Vec<Value> = jobs.iter().flat_map(|job| of_job(job)).collect();
+pub(super) fn request(node: &str, jobs: &[Box<JobView>], taken: &[Box<Taken>]) -> Value {
+    let ended = jobs.iter().flat_map(|job| of_job(job));
+    let spans: Vec<Value> = ended.chain(taken.iter().map(|job| of_taken(job))).collect();
     let version = env!("CARGO_PKG_VERSION");
     json!({ "resourceSpans": [{
         "resource": { "attributes": [
@@ -125,6 +130,22 @@ fn of_job(job: &JobView) -> Vec<Value> {
         spans.push(told);
     }
     spans
+}
+
+/// From when a job came to when it was durable on as many disks as its pipeline asks for.
+fn of_taken(taken: &Taken) -> Value {
+    let (id, from_ms) = (taken.job, taken.from_ms);
+    json!({
+        "traceId": trace_id(id, taken.trace), "spanId": span_id(id, &["replicate"]),
+        "parentSpanId": job_span(id), "name": "replicate", "kind": INTERNAL,
+        "startTimeUnixNano": nanos(from_ms), "endTimeUnixNano": nanos(taken.to_ms.max(from_ms)),
+        "attributes": [
+            text("carbonmesh.job", &id.to_string()),
+            text("carbonmesh.pipeline", taken.pipeline.as_str()),
+            number("carbonmesh.copies", taken.copies.into()),
+            number("carbonmesh.copies.target", taken.target.into()),
+        ],
+    })
 }
 
 fn of_attempt(job: &JobView, phase: &InvocationView, attempt: &AttemptView) -> Vec<Value> {
