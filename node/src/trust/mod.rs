@@ -20,6 +20,8 @@ mod succession;
 mod vault;
 
 #[cfg(test)]
+mod frozen;
+#[cfg(test)]
 pub(crate) mod tests;
 
 pub(crate) use certificate::{Chain, ChainError, MAX_CHAIN_BYTES, PublicKey, Statement};
