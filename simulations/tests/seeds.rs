@@ -30,6 +30,7 @@ fn invariants_hold_where_they_once_did_not() {
     let seeds = [
         19, 2158, 2255, 4972, 5204, 7113, 8442, 12114, 13065, 14233, 14984, 17167, 18065, 18580,
         23164, 27379, 28920, 39809, 57286, 64999, 103768, 105068, 106035, 114569, 117818, 118114,
+        151971,
     ];
     seeds.into_iter().for_each(|seed| check(&Options::of_size(seed, Some(5))));
 }

@@ -29,8 +29,9 @@ pub(super) struct LegalReap {
     /// Jobs that may be over: their last phase ended, or one failed, or a client had a hand in it.
     may_be_over: BTreeSet<JobId>,
     jobs: Vec<JobId>,
-    /// Those that were seen to be forgotten, and on which disks.
-    reaped: BTreeMap<JobId, BTreeSet<DiskId>>,
+    /// Those that were seen to be forgotten, and on which disks, by how often these were emptied: whoever
+    /// stood in for others drops its copy when they are back, and may begin another.
+    reaped: BTreeMap<JobId, BTreeSet<(DiskId, u32)>>,
     strict: bool,
     /// Whether marks run out, so that what an old copy brings back is set aside.
     expires: bool,
@@ -69,7 +70,7 @@ impl LegalReap {
         }
         // A coordinator beyond a cut may not have heard of the end; where only one can act, it has.
         let forgotten = self.reaped.get(&job);
-        let here = forgotten.is_some_and(|disks| disks.contains(&seen.nodes[at].config.disk));
+        let here = forgotten.is_some_and(|disks| disks.contains(&seen.nodes[at].copy()));
         // Marks may be lost with all disks that have them.
         let known = forgotten.is_some() && !self.lost_disk;
         if here || known && (self.strict || self.is_calm(seen)) {
@@ -144,7 +145,7 @@ impl Invariant for LegalReap {
         }
         for at in (0..seen.nodes.len()).filter(|at| !seen.nodes[*at].disk.is_damaged()) {
             for job in &self.jobs {
-                let disk = seen.nodes[at].config.disk;
+                let disk = seen.nodes[at].copy();
                 if self.reaped.get(job).is_some_and(|disks| disks.contains(&disk)) {
                     continue;
                 }

@@ -87,6 +87,11 @@ impl Clock {
 }
 
 impl Node {
+    /// Which copy of the jobs it keeps: which disk, and how often that was emptied.
+    pub(crate) fn copy(&self) -> (DiskId, u32) {
+        (self.config.disk, self.disk.emptied())
+    }
+
     pub(super) fn new(index: usize, options: &Options, random: &mut Random) -> Self {
         let roles = options.roles[index];
         let steps = (0..options.phases).map(step_name).chain([ITEM_STEP.to_owned()]);
