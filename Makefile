@@ -93,7 +93,7 @@ verify: setup
 	cargo clippy --locked -p carbonmesh-simulations --features mutants --all-targets -- -D warnings
 	@./.ci/check-core
 	@./.ci/check-client
-	@./.ci/check-licences
+	@$(MAKE) --no-print-directory audit
 
 test: verify
 	@./.ci/setup-examples
@@ -143,13 +143,10 @@ deb: setup
 	@./packaging/deb/build "$(CARGO_TARGET_DIR)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))/carbonmesh" \
 		"$(or $(OUT),$(CARGO_TARGET_DIR)/deb)"
 
-# What cargo-deny and cargo-audit need beside themselves is the database of advisories, which they fetch.
+# Licences, sources and bans by deny.toml, and the advisories where they and what reads them can be had.
 audit:
 	@./.ci/check-licences
-	@if command -v cargo-deny >/dev/null; then cargo deny --locked check; \
-		else echo "not asked: cargo-deny is not installed (cargo install --locked cargo-deny)"; fi
-	@if command -v cargo-audit >/dev/null; then cargo audit --ignore RUSTSEC-2025-0141; \
-		else echo "not asked: cargo-audit is not installed (cargo install --locked cargo-audit)"; fi
+	@./.ci/audit "$(TOOLS)"
 
 sbom:
 	@mkdir -p "$(or $(OUT),$(CARGO_TARGET_DIR)/sbom)"

@@ -295,7 +295,8 @@ fn limits(runtime: &Runtime, bytes: usize) -> (f64, f64) {
     let (frame, (lane, mut outbox)) = (Bytes::from(vec![7; bytes]), lane());
     let counted = cost_of(FRAMES, || {
         lane.send(frame.clone());
-        outbox.taken(outbox.frames.try_recv().unwrap().len());
+        let taken = outbox.frames.try_recv().unwrap();
+        outbox.taken(taken.len());
     });
     let (sender, mut receiver) = mpsc::unbounded_channel();
     let uncounted = cost_of(FRAMES, || {
