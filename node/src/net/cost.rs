@@ -173,7 +173,9 @@ impl Used {
                 *sums.entry(name).or_insert(0.0) += value.parse().unwrap_or(0.0);
             }
         }
-        let sum = |name: &str| sums[&format!("carbonmesh_{name}_total")];
+        // What has a label is not told of before it was counted.
+        let sum =
+            |name: &str| sums.get(&format!("carbonmesh_{name}_total")).copied().unwrap_or(0.0);
         Self {
             frames: sum("stream_frames_received"),
             bytes: sum("stream_received_bytes"),
@@ -376,7 +378,7 @@ fn trust_takes_a_small_share_of_the_work() {
     let runtime = { runtime }.enable_time().build().unwrap();
     let (frames, messages) = (used.frames / each, used.messages / each);
     let cpu_ns = used.cpu_ns / each;
-    assert!(frames > 0.0 && messages >= frames, "{used:?}");
+    assert!(frames > 0.0 && messages >= frames && used.connections >= 3.0, "{used:?}");
 
     let operator = Operator::new();
     let phases = ["step", "other", "third"].map(|name| name.parse().unwrap());
