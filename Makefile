@@ -14,6 +14,7 @@
 # make test-ops  metrics, alerts, dashboard, service and package, tried on real nodes
 # make deb       builds the Debian package; OUT=folder, PROFILE=dev for the program as tests have it
 # make flood     nonsense at 10,000 frames a second, from a stranger and a member; SECONDS=n
+# make cost      what admission and the checks of each frame take of the work; JOBS=n
 # make audit     licences, advisories and sources of all that is built in; make sbom lists it (CycloneDX)
 # make book      builds docs/ as a book, with mdbook
 # make help      lists these and the long runs
@@ -52,7 +53,7 @@ BIN := $(CARGO_TARGET_DIR)/debug
 PAGE = "$(PAGE_TOOLS)/bin/python3" tests/page/check.py --program $(BIN)/carbonmesh \
 	$(addprefix --axe ,$(or $(AXE),$(shell ls "$(PAGE_TOOLS)/node_modules/axe-core/axe.min.js" 2>/dev/null)))
 
-.PHONY: help setup setup-peers build demo wordcount test test-sdk test-api test-page test-docs test-ops test-quick deb audit sbom book verify verify-peers bench bench-peers simulate model chaos upgrade fuzz doc clean flood
+.PHONY: help setup setup-peers build demo wordcount test test-sdk test-api test-page test-docs test-ops test-quick deb audit sbom book verify verify-peers bench bench-peers simulate model chaos upgrade fuzz doc clean flood cost
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -94,7 +95,7 @@ verify: setup
 	cargo clippy --locked -p carbonmesh-simulations --features mutants --all-targets -- -D warnings
 	@./.ci/check-core
 	@./.ci/check-client
-	@./.ci/check-licences
+	@$(MAKE) --no-print-directory audit
 
 test: verify
 	@./.ci/setup-examples
@@ -145,13 +146,10 @@ deb: setup
 	@./packaging/deb/build "$(CARGO_TARGET_DIR)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))/carbonmesh" \
 		"$(or $(OUT),$(CARGO_TARGET_DIR)/deb)"
 
-# What cargo-deny and cargo-audit need beside themselves is the database of advisories, which they fetch.
+# Licences, sources and bans by deny.toml, and the advisories where they and what reads them can be had.
 audit:
 	@./.ci/check-licences
-	@if command -v cargo-deny >/dev/null; then cargo deny --locked check; \
-		else echo "not asked: cargo-deny is not installed (cargo install --locked cargo-deny)"; fi
-	@if command -v cargo-audit >/dev/null; then cargo audit --ignore RUSTSEC-2025-0141; \
-		else echo "not asked: cargo-audit is not installed (cargo install --locked cargo-audit)"; fi
+	@./.ci/audit "$(TOOLS)"
 
 sbom:
 	@mkdir -p "$(or $(OUT),$(CARGO_TARGET_DIR)/sbom)"
@@ -179,6 +177,11 @@ fuzz: setup
 
 flood: setup
 	CARBONMESH_FLOOD_SECONDS=$(SECONDS) cargo test --locked -p carbonmesh --lib net::flood -- --nocapture
+
+# What trust takes of the cluster's CPU time: measured alone, so that nothing else is counted.
+cost: setup
+	CARBONMESH_COST_JOBS=$(if $(filter command% environment%,$(origin JOBS)),$(JOBS),30000) \
+		cargo test --locked --workspace --lib -- net::cost --nocapture
 
 chaos: build
 	@$(BIN)/carbonmesh-chaos --out "$(OUT_CHAOS)" \

@@ -1,4 +1,4 @@
-"""Holds the pages of docs/ together: links lead somewhere, the book has every page, and nothing names this machine."""
+"""Holds the pages of docs/ together: links lead somewhere, the book has every page, what stops an attack has its test."""
 
 import pathlib
 import re
@@ -44,6 +44,32 @@ def check(page):
             yield f"{page.relative_to(ROOT)}: {target}: there is no such heading"
 
 
+def tests():
+    """The functions that tests are, and what `make` knows."""
+    for folder in ("node", "protocol", "storage", "tests"):
+        for source in (ROOT / folder).rglob("*.rs"):
+            yield from re.findall(r"#\[(?:tokio::)?test\b[^\n]*\]\n(?:#\[[^\n]*\]\n|\s+#\[[^\n]*\]\n)*\s*(?:async )?fn (\w+)", source.read_text())
+    for target in re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M):
+        yield f"make {target}"
+
+
+def attacks(page, known):
+    """Each row of a table whose last column is of tests names one, and none that is not there."""
+    tested = False
+    for line in page.read_text().splitlines():
+        cells = [cell.strip() for cell in line.strip().strip("|").split("|")] if line.startswith("|") else []
+        if not cells or cells[-1] in ("test", "tried by"):
+            tested = bool(cells)
+        elif tested and not set(line) <= set("|- "):
+            named = re.findall(r"`([^`]+)`", cells[-1])
+            named = [name for name in named if "_" in name or "/" in name or name.startswith("make ")]
+            if not named:
+                yield f"{page.relative_to(ROOT)}: no test is named for: {cells[0]}"
+            for name in named:
+                if name not in known and not (ROOT / name).is_file():
+                    yield f"{page.relative_to(ROOT)}: there is no test {name}"
+
+
 def main():
     pages = sorted(DOCS.rglob("*.md"))
     wrong = [line for page in [*pages, ROOT / "README.md", ROOT / "ARCHITECTURE.md"] for line in check(page)]
@@ -55,6 +81,8 @@ def main():
             wrong.append(f"{page.relative_to(ROOT)}: the first line is no title")
         if page != summary and re.search(r"TODO|FIXME|\bTBD\b", page.read_text()):
             wrong.append(f"{page.relative_to(ROOT)}: something is left to be written")
+    known = set(tests())
+    wrong += [line for page in pages for line in attacks(page, known)]
     for line in wrong:
         print(f"error: {line}", file=sys.stderr)
     print(f"{len(pages)} pages, {len(wrong)} errors")

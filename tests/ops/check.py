@@ -393,6 +393,11 @@ class Checks:
         assert user and int(user[1]) > 0, "the program must not run as root"
         for target in re.findall(r"target: (\S+)", compose):
             assert target in stages, target
+        for service in ("x-node: &node", "  page:"):
+            hardened = compose.partition(f"\n{service}\n")[2].split("\n\n")[0]
+            for line in ("read_only: true", "cap_drop: [ALL]", 'security_opt: ["no-new-privileges:true"]'):
+                assert line in hardened, f"{service.strip()} lacks {line}"
+        assert "privileged:" not in compose and "cap_add:" not in compose
         services = re.findall(r"^  (node\d+):$", compose.partition("\nvolumes:")[0], re.M)
         assert services == ["node1", "node2", "node3"], services
         peers = re.search(r'CARBONMESH_PEER: "?([^"\n]+)"?', compose)

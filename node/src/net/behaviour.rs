@@ -25,7 +25,7 @@ const PENDING_INCOMING: u32 = 128;
 
 /// Both may dial at once, and again before the old connections are known to be dead; a member that
 /// makes many more than that means harm.
-const PER_PEER: u32 = 8;
+pub(super) const PER_PEER: u32 = 8;
 
 /// The largest advert: some thousand phases, labels and addresses.
 const ADVERT_BYTES: usize = 256 << 10;

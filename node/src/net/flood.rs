@@ -149,7 +149,7 @@ fn member(target: PeerId) -> Swarm<libp2p_stream::Behaviour> {
 }
 
 /// A swarm that passes the gate.
-fn swarm_of(keypair: Keypair) -> Swarm<libp2p_stream::Behaviour> {
+pub(super) fn swarm_of(keypair: Keypair) -> Swarm<libp2p_stream::Behaviour> {
     let noise = noise::Config::new(&keypair).expect("noise");
     let local = keypair.public().to_peer_id();
     let gate = Gate::new(noise, local, "test", Some(Secret::new(SECRET.as_bytes())));

@@ -52,7 +52,7 @@ const GREETING: Duration = Duration::from_secs(5);
 const REOPEN: Duration = Duration::from_millis(200);
 
 const MAGIC: [u8; 4] = *b"CMF1";
-const BUFFER_BYTES: usize = 64 << 10;
+pub(super) const BUFFER_BYTES: usize = 64 << 10;
 
 /// A link to one peer.
 pub(super) struct Link {
@@ -232,7 +232,7 @@ async fn greet(stream: &mut Stream) -> io::Result<()> {
     if theirs == MAGIC { Ok(()) } else { Err(io::Error::other("it speaks another protocol")) }
 }
 
-async fn read_frame(reader: &mut (impl AsyncRead + Unpin)) -> io::Result<Bytes> {
+pub(super) async fn read_frame(reader: &mut (impl AsyncRead + Unpin)) -> io::Result<Bytes> {
     let mut length = [0; 4];
     within_silence(reader.read_exact(&mut length)).await?;
     let length = u32::from_le_bytes(length) as usize;

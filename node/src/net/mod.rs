@@ -28,6 +28,8 @@ mod swarm;
 mod trust;
 
 #[cfg(test)]
+mod cost;
+#[cfg(test)]
 mod flood;
 #[cfg(test)]
 mod fuzz;

@@ -29,14 +29,20 @@ use libp2p::{
         upgrade::{InboundConnectionUpgrade, OutboundConnectionUpgrade},
     },
     identity::Keypair,
+    multiaddr::Protocol,
     noise, relay,
-    swarm::{NetworkBehaviour, Swarm, SwarmEvent},
+    swarm::{
+        NetworkBehaviour, Swarm, SwarmEvent,
+        dial_opts::{DialOpts, PeerCondition},
+    },
     tcp, yamux,
 };
 use libp2p_stream::Control;
 use tokio::time::timeout;
 
 use super::{
+    behaviour::PER_PEER,
+    flood::swarm_of,
     gate::{Gate, Role},
     tests::{Host, SECRET, advert, frame},
     *,
@@ -377,6 +383,60 @@ async fn a_client_without_the_secret_hears_nothing() {
     while let Ok(event) = host.events.try_recv() {
         assert!(matches!(event, NetEvent::Listening(_)), "{event:?}");
     }
+}
+
+/// Of what a stranger gets to hear most is what Noise needs, and TCP has proven where it is by then: nobody
+/// can have a node speak to others than itself.
+#[tokio::test]
+async fn a_stranger_cannot_make_a_node_say_much() {
+    let host = Host::start(SECRET, &[]).await;
+    let Some(Protocol::Tcp(port)) = host.address().iter().last() else { panic!("no port") };
+    let hello = b"\x13/multistream/1.0.0\n\x14/carbonmesh/1/noise\n".to_vec();
+    let key = [&hello[..], &[0, 32], &[9; 32]].concat();
+    let answered = hello.len() + 256;
+    let tries = [
+        ("nothing", Vec::new(), 0),
+        ("noise", vec![0xa5; 4000], 4000),
+        ("HTTP", b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n".to_vec(), 39),
+        ("what comes before Noise", hello.clone(), hello.len()),
+        ("the first of Noise", key.clone(), answered),
+        ("the same, and more", [&key[..], &[0xa5; 4000]].concat(), answered),
+    ];
+    let tries = tries.map(|(what, says, most)| async move {
+        let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+        // Who is refused may not get to say it all, and listens all the same.
+        let _ = tokio::io::AsyncWriteExt::write_all(&mut stream, &says).await;
+        let mut heard = Vec::new();
+        let end = tokio::io::AsyncReadExt::read_to_end(&mut stream, &mut heard);
+        // However it ends.
+        drop(timeout(Duration::from_secs(20), end).await.expect("it is cut off"));
+        (what, heard.len(), most)
+    });
+    for (what, heard, most) in futures::future::join_all(tries).await {
+        assert!(heard <= most, "{what}: {heard} bytes");
+        assert_eq!(heard > hello.len(), most == answered, "{what}: {heard} bytes");
+    }
+}
+
+#[tokio::test]
+async fn a_member_has_so_many_connections_and_no_more() {
+    let host = Host::start(SECRET, &[]).await;
+    let mut member = swarm_of(Keypair::generate_ed25519());
+    let more = 4;
+    for _ in 0..PER_PEER + more {
+        let whom = DialOpts::peer_id(host.peer()).addresses(vec![host.address()]);
+        member.dial(whom.condition(PeerCondition::Always).build()).expect("dialled");
+    }
+    let (mut made, mut cut) = (0, 0);
+    while made < PER_PEER + more || cut < more {
+        match timeout(Duration::from_secs(8), member.select_next_some()).await.expect("an event") {
+            SwarmEvent::ConnectionEstablished { .. } => made += 1,
+            SwarmEvent::ConnectionClosed { .. } => cut += 1,
+            SwarmEvent::OutgoingConnectionError { error, .. } => panic!("{error}"),
+            _ => {}
+        }
+    }
+    assert_eq!(member.network_info().connection_counters().num_established(), PER_PEER);
 }
 
 #[tokio::test]

@@ -4,7 +4,6 @@ use std::{
     collections::{BTreeSet, HashMap},
     net::{IpAddr, TcpListener},
     path::PathBuf,
-    sync::Arc,
     time::Instant,
 };
 
@@ -22,7 +21,7 @@ use libp2p::{
 };
 use libp2p_stream::{Control, IncomingStreams};
 use tokio::{
-    sync::{Semaphore, mpsc, watch},
+    sync::{mpsc, watch},
     time::{Duration, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
@@ -40,7 +39,7 @@ use super::{
     peers::Peers,
     penalty::Penalties,
     reach::Reach,
-    trust::{self, TRUST},
+    trust::{self, Answering, TRUST},
 };
 use crate::trust::{Denied, Trust};
 
@@ -59,9 +58,6 @@ const FIRST_WARNING: Duration = Duration::from_secs(60);
 
 /// How many addresses of one advert are heard.
 const TOLD: usize = 32;
-
-/// How many peers may ask about trust at once.
-const TRUST_STREAMS: usize = 32;
 
 /// Everything that the loop owns.
 pub(super) struct Network {
@@ -94,7 +90,7 @@ struct Certified {
     trust: Trust,
     incoming: IncomingStreams,
     changes: watch::Receiver<u64>,
-    answering: Arc<Semaphore>,
+    answering: Answering,
     /// Nodes that were reported as shut out.
     expelled: BTreeSet<NodeId>,
     /// Whom to ask next for a certificate.
@@ -109,8 +105,7 @@ impl Certified {
             reason: error.to_string(),
         })?;
         let changes = trust.changes();
-        let answering = Arc::new(Semaphore::new(TRUST_STREAMS));
-        let expelled = BTreeSet::new();
+        let (answering, expelled) = (Answering::default(), BTreeSet::new());
         // Whoever renews may have to be found first.
         let warn_at = Instant::now() + FIRST_WARNING;
         Ok(Self { trust, incoming, changes, answering, expelled, turn: 0, warn_at })
@@ -419,11 +414,11 @@ impl Network {
     fn on_trust_stream(&self, peer: PeerId, stream: libp2p::Stream) {
         let Some(certified) = &self.certified else { return };
         // A stream that cannot be taken is dropped: its opener asks again at the next change.
-        let Ok(permit) = certified.answering.clone().try_acquire_owned() else { return };
+        let Some(place) = certified.answering.enter(peer) else { return };
         let trust = certified.trust.clone();
         tokio::spawn(async move {
             trust::answer(stream, peer, trust).await;
-            drop(permit);
+            drop(place);
         });
     }
 

@@ -7,8 +7,15 @@
 //! ```
 //! Whoever hears of somebody who was shut out tells all its own peers: that is how it spreads. All
 //! that is told is signed, and checked by [`Trust`].
+//!
+//! Invariant: no member can keep the others from telling, however many streams it holds.
 
-use std::{io, time::Duration};
+use std::{
+    collections::BTreeMap,
+    io,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use carbonmesh_protocol::{
@@ -33,6 +40,46 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Room for as many entries as there may be, each with its signer's certificates.
 const FRAME_BYTES: usize = MAX_REVOCATIONS * (MAX_CHAIN_BYTES / 2) + MAX_SHOWN_BYTES + 4096;
+
+/// How many peers' streams are answered at once.
+const STREAMS: usize = 32;
+
+/// How many of them one peer may have: it opens one at each change, and when it comes.
+const OF_ONE: usize = 4;
+
+/// Who is being answered.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Answering(Arc<Mutex<BTreeMap<PeerId, usize>>>);
+
+/// A place among those who are answered; dropped, it is free again.
+#[derive(Debug)]
+pub(super) struct Place {
+    answering: Answering,
+    peer: PeerId,
+}
+
+impl Answering {
+    /// A place for one stream more of a peer; none if there are enough.
+    pub(super) fn enter(&self, peer: PeerId) -> Option<Place> {
+        let mut streams = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_one = streams.get(&peer).copied().unwrap_or_default();
+        if of_one >= OF_ONE || streams.values().sum::<usize>() >= STREAMS {
+            return None;
+        }
+        streams.insert(peer, of_one + 1);
+        Some(Place { answering: self.clone(), peer })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut streams = self.answering.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match streams.get_mut(&self.peer) {
+            Some(of_one @ 2..) => *of_one -= 1,
+            _ => drop(streams.remove(&self.peer)),
+        }
+    }
+}
 
 /// What is said.
 #[derive(Debug, Serialize, Deserialize)]
@@ -156,4 +203,26 @@ async fn read(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Saying> {
     let mut bytes = Vec::new();
     stream.take(length as u64).read_to_end(&mut bytes).await?;
     codec::decode(&bytes).map_err(io::Error::other)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_member_takes_the_places_of_those_who_tell_of_others() {
+        let (answering, [one, other]) = (Answering::default(), [(); 2].map(|()| PeerId::random()));
+        let mut held: Vec<Place> = std::iter::from_fn(|| answering.enter(one)).collect();
+        assert_eq!(held.len(), OF_ONE);
+        assert!(answering.enter(other).is_some());
+        held.pop();
+        held.extend(answering.enter(one));
+        assert!(held.len() == OF_ONE && answering.enter(one).is_none(), "a place is free again");
+        while let Some(place) = answering.enter(PeerId::random()) {
+            held.push(place);
+        }
+        assert_eq!(held.len(), STREAMS);
+        drop(held);
+        assert!(answering.0.lock().unwrap().is_empty());
+    }
 }

@@ -85,3 +85,37 @@ fn a_worker_that_does_it_again_is_left_out_for_longer() {
         }
     }
 }
+
+#[test]
+fn a_worker_that_lies_about_its_slots_holds_jobs_up_once_and_gets_one_at_a_time_then() {
+    let mut cluster = timed();
+    let coordinator = cluster.coordinator();
+    let liar = (0..3).find(|at| *at != coordinator).expect("another");
+    cluster.kill(liar);
+    cluster.nodes[liar].config.phases = [(name("a"), 1000)].into();
+    cluster.start(liar);
+    cluster.run_for(Duration::from_secs(2));
+    assert_eq!(cluster.coordinator(), coordinator);
+    let jobs = cluster.enqueue_many(coordinator, "p", 100);
+    cluster.run_for(Duration::from_millis(100));
+    let taken = cluster.nodes[liar].attempts.len();
+    assert!(taken > 80, "it was believed: {taken}");
+
+    // It ends none of them; all others do.
+    cluster.automatic = true;
+    for at in (0..3).filter(|at| *at != liar) {
+        for attempt in std::mem::take(&mut cluster.nodes[at].attempts) {
+            cluster.finish(at, attempt.token, Outcome::Succeeded("{}".into()));
+        }
+    }
+    let took = cluster.run_until("others run them", |it| it.all_succeeded(&jobs));
+    assert!(took < Duration::from_secs(18), "{took:?}");
+    assert!(left_out(&cluster, coordinator, liar).is_some());
+
+    // Whatever it says, it gets no more than it has shown to do.
+    cluster.run_until("it is over", |it| left_out(it, coordinator, liar).is_none());
+    cluster.automatic = false;
+    cluster.enqueue_many(coordinator, "p", 50);
+    cluster.run_for(Duration::from_secs(1));
+    assert_eq!(cluster.nodes[liar].attempts.len(), 1);
+}
