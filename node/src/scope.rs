@@ -23,7 +23,7 @@ use std::{
 
 use carbonmesh_protocol::{
     name::{DEFAULT_NAMESPACE, Name},
-    secret::{SecretEntry, check_name},
+    secret::{PlaceId, SecretEntry, check_name},
 };
 use serde::Deserialize;
 use tracing_subscriber::fmt::MakeWriter;
@@ -238,7 +238,10 @@ impl Scopes {
 
     /// Takes over what the cluster keeps now, for attempts that begin from now on; its secrets are hidden
     /// in all that this process logs for as long as an attempt has them.
-    pub(crate) fn look<'a>(&mut self, entries: impl Iterator<Item = &'a SecretEntry>) {
+    pub(crate) fn look<'a>(
+        &mut self,
+        entries: impl Iterator<Item = (PlaceId, u64, &'a SecretEntry)>,
+    ) {
         self.kept.look(entries);
     }
 
@@ -437,6 +440,10 @@ mod tests {
         SecretEntry::new(place).changed(sealed, 1)
     }
 
+    fn seen(entries: &[SecretEntry]) -> impl Iterator<Item = (PlaceId, u64, &SecretEntry)> {
+        entries.iter().map(|entry| (entry.place.id(), entry.digest(), entry))
+    }
+
     #[test]
     fn the_file_of_the_machine_comes_before_the_cluster_and_what_says_more_before_the_rest() {
         let own = "[[scope]]\nvalues = { BOTH = \"file\" }\n";
@@ -450,7 +457,7 @@ mod tests {
             // One that another key has sealed stops nothing.
             entry(&key(2), "*", ("LOST", "cluster-lost")),
         ];
-        scopes.look(entries.iter());
+        scopes.look(seen(&entries));
         let of = |scopes: &Scopes, pipeline: &str| {
             scopes.of(&pipeline.parse().unwrap(), &"book".parse().unwrap())
         };
@@ -461,13 +468,13 @@ mod tests {
         assert_eq!(of(&scopes, "others").get("TOKEN"), Some("cluster-all"));
         // Attempts that run keep what they began with.
         let changed = entries[2].changed(key(1).seal(&entries[2].place, true, "changed-eu"), 2);
-        scopes.look([&changed].into_iter());
+        scopes.look(seen(&[changed]));
         assert_eq!(here.get("TOKEN"), Some("cluster-eu"));
         let later = of(&scopes, "invoices-eu");
         assert_eq!((later.get("TOKEN"), later.get("REGION")), (Some("changed-eu"), None));
         assert!(!format!("{scopes:?} {later:?}").contains("changed-eu"));
         let mut without = Scopes::default();
-        without.look(entries.iter());
+        without.look(seen(&entries));
         assert_eq!(of(&without, "invoices-eu"), Scope::default());
     }
 
@@ -475,14 +482,14 @@ mod tests {
     fn a_secret_of_the_cluster_is_hidden_for_as_long_as_an_attempt_has_it() {
         let mut scopes = Scopes::default().with_key(key(3));
         let first = entry(&key(3), "*", ("TOKEN", "first-of-many-0"));
-        scopes.look([&first].into_iter());
+        scopes.look(seen(&[first.clone()]));
         let running = scopes.of(&"p".parse().unwrap(), &"book".parse().unwrap());
         assert_eq!(hidden("say first-of-many-0"), "say [hidden]");
         // More changes than are remembered: the attempt still has the first.
         for number in 1..FORMER + 20 {
             let value = format!("later-of-many-{number:05}");
             let later = first.changed(key(3).seal(&first.place, true, &value), number as u64);
-            scopes.look([&later].into_iter());
+            scopes.look(seen(&[later]));
             assert_eq!(hidden(&value), "[hidden]");
         }
         assert_eq!(hidden("say first-of-many-0"), "say [hidden]");
@@ -490,7 +497,7 @@ mod tests {
         assert_eq!(hidden("say later-of-many-00001"), "say later-of-many-00001", "long forgotten");
         drop(running);
         let value = entry(&key(3), "*", ("REGION", "some-region"));
-        scopes.look([&value].into_iter());
+        scopes.look(seen(&[value]));
         assert_eq!(hidden("in some-region"), "in some-region", "values are not hidden");
     }
 }

@@ -14,7 +14,7 @@ use carbonmesh_protocol::{
     id::Token,
     io::{Attempt, Outcome},
     name::Name,
-    secret::SecretEntry,
+    secret::{PlaceId, SecretEntry},
 };
 use futures::FutureExt;
 use tokio::{runtime::Runtime, sync::mpsc, time::timeout};
@@ -120,7 +120,10 @@ impl PhaseRunner {
     }
 
     /// What the cluster keeps for attempts that begin from now on.
-    pub(crate) fn look_at_secrets<'a>(&mut self, entries: impl Iterator<Item = &'a SecretEntry>) {
+    pub(crate) fn look_at_secrets<'a>(
+        &mut self,
+        entries: impl Iterator<Item = (PlaceId, u64, &'a SecretEntry)>,
+    ) {
         self.scopes.look(entries);
     }
 

@@ -36,12 +36,14 @@ impl Kept {
     }
 
     /// Takes over what there is now. Only what has changed is opened anew.
-    pub(super) fn look<'a>(&mut self, entries: impl Iterator<Item = &'a SecretEntry>) {
+    pub(super) fn look<'a>(
+        &mut self,
+        entries: impl Iterator<Item = (PlaceId, u64, &'a SecretEntry)>,
+    ) {
         let Some(key) = &self.key else { return };
         let mut before = std::mem::take(&mut self.all);
         let mut fresh = Vec::new();
-        for entry in entries {
-            let (id, digest) = (entry.place.id(), entry.digest());
+        for (id, digest, entry) in entries {
             let known = before.remove(&id).filter(|known| known.digest == digest);
             let opened = known.unwrap_or_else(|| {
                 let value = open(key, entry).map(Arc::new);

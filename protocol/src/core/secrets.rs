@@ -31,12 +31,19 @@ const BATCH: usize = 16;
 /// See the [module](self).
 #[derive(Clone, Debug, Default)]
 pub(super) struct Secrets {
-    all: BTreeMap<PlaceId, SecretEntry>,
+    all: BTreeMap<PlaceId, Known>,
     /// How many of them were not removed.
     there: usize,
     /// An order-free hash of them.
     digest: u64,
     waiting: BTreeMap<RequestId, Pending>,
+}
+
+/// An entry and its digest, which is asked for more often than it changes.
+#[derive(Clone, Debug)]
+struct Known {
+    entry: SecretEntry,
+    digest: u64,
 }
 
 /// A change that its client waits for.
@@ -67,35 +74,30 @@ impl Secrets {
         self.waiting.remove(&request);
     }
 
-    fn count_out(&mut self, entry: &SecretEntry) {
-        self.digest ^= entry.digest();
-        self.there -= usize::from(entry.sealed.is_some());
-    }
-
-    fn count_in(&mut self, entry: &SecretEntry) {
-        self.digest ^= entry.digest();
+    /// Puts an entry in the place of what was known there.
+    fn set(&mut self, id: PlaceId, entry: SecretEntry) {
+        let digest = entry.digest();
+        self.digest ^= digest;
         self.there += usize::from(entry.sealed.is_some());
+        if let Some(before) = self.all.insert(id, Known { entry, digest }) {
+            self.digest ^= before.digest;
+            self.there -= usize::from(before.entry.sealed.is_some());
+        }
     }
 
-    /// Takes over what an entry says; gives what is known from now on, if that is news.
-    fn learn(&mut self, entry: &SecretEntry) -> Option<SecretEntry> {
-        let id = entry.place.id();
-        let Some(known) = self.all.get(&id) else {
-            if self.all.len() >= MAX_SECRET_PLACES {
-                return None;
+    /// Takes over what an entry says. Says whether that was news.
+    fn learn(&mut self, id: PlaceId, entry: &SecretEntry) -> bool {
+        let merged = match self.all.get(&id) {
+            None if self.all.len() >= MAX_SECRET_PLACES => None,
+            None => Some(entry.clone()),
+            Some(known) => {
+                let mut merged = known.entry.clone();
+                merged.merge(entry).then_some(merged)
             }
-            self.count_in(entry);
-            self.all.insert(id, entry.clone());
-            return Some(entry.clone());
         };
-        let (before, mut after) = (known.clone(), known.clone());
-        if !after.merge(entry) {
-            return None;
-        }
-        self.count_out(&before);
-        self.count_in(&after);
-        self.all.insert(id, after.clone());
-        Some(after)
+        let is_news = merged.is_some();
+        merged.into_iter().for_each(|entry| self.set(id, entry));
+        is_news
     }
 }
 
@@ -106,8 +108,7 @@ impl Core {
                 table: Table::Meta.name(),
                 reason: format!("a value or secret is damaged: {error}"),
             })?;
-            self.secrets.count_in(&entry);
-            self.secrets.all.insert(entry.place.id(), entry);
+            self.secrets.set(entry.place.id(), entry);
         }
         Ok(())
     }
@@ -117,15 +118,17 @@ impl Core {
         self.secrets.digest
     }
 
-    /// The values and secrets that the cluster keeps, as this node knows them.
-    pub fn secrets(&self) -> impl Iterator<Item = &SecretEntry> {
-        self.secrets.all.values().filter(|entry| entry.sealed.is_some())
+    /// The values and secrets that the cluster keeps, as this node knows them, each with a digest of it.
+    pub fn secrets(&self) -> impl Iterator<Item = (PlaceId, u64, &SecretEntry)> {
+        let all = self.secrets.all.iter();
+        let all = all.map(|(place, known)| (*place, known.digest, &known.entry));
+        all.filter(|(_, _, entry)| entry.sealed.is_some())
     }
 
     /// A peer has others. A node that never heard of any asks too: it knows nothing of what it misses.
     pub(super) fn pull_secrets(&mut self, from: NodeId) {
         let all = self.secrets.all.iter();
-        let known = all.map(|(place, entry)| (*place, entry.digest())).collect();
+        let known = all.map(|(place, known)| (*place, known.digest)).collect();
         self.send(from, Message::SecretsPull(known));
     }
 
@@ -135,7 +138,7 @@ impl Core {
             return self.reply(request, Response::Refused(Refusal::InvalidSecret(reason)));
         }
         let there = self.secrets.there;
-        let known = self.secrets.all.get(&place.id());
+        let known = self.secrets.all.get(&place.id()).map(|known| &known.entry);
         let room =
             there < MAX_SECRETS && (known.is_some() || self.secrets.all.len() < MAX_SECRET_PLACES);
         let entry = match known {
@@ -155,8 +158,8 @@ impl Core {
 
     /// A client wants nothing to be kept at a place any more.
     pub(super) fn remove_secret(&mut self, request: RequestId, place: &Place) {
-        let entry = self.secrets.all.get(&place.id()).filter(|entry| entry.sealed.is_some());
-        let Some(entry) = entry.cloned() else {
+        let entry = self.secrets.all.get(&place.id()).map(|known| &known.entry);
+        let Some(entry) = entry.filter(|entry| entry.sealed.is_some()).cloned() else {
             let refusal = Refusal::UnknownSecret(place.to_string());
             return self.reply(request, Response::Refused(refusal));
         };
@@ -166,7 +169,7 @@ impl Core {
 
     /// A client wants to see all of them.
     pub(super) fn show_secrets(&mut self, request: RequestId) {
-        let mut all: Vec<SecretEntry> = self.secrets().cloned().collect();
+        let mut all: Vec<SecretEntry> = self.secrets().map(|(_, _, it)| it.clone()).collect();
         all.sort_by(|a, b| a.place.cmp(&b.place));
         self.reply(request, Response::Secrets(all));
     }
@@ -174,7 +177,7 @@ impl Core {
     fn spread_secret(&mut self, request: RequestId, entry: SecretEntry) {
         let (place, digest) = (entry.place.id(), entry.digest());
         let put_ms = entry.sealed.is_some().then_some(entry.changed_ms);
-        self.learn_secret(&entry);
+        self.learn_secret(place, &entry);
         let waiting: BTreeSet<NodeId> = self.reachable().into_iter().collect();
         for &peer in &waiting {
             self.send(peer, Message::Secrets(vec![entry.clone()]));
@@ -185,10 +188,12 @@ impl Core {
         self.arm(self.config.timing.ack_timeout, Timer::Apply(request));
     }
 
-    fn learn_secret(&mut self, entry: &SecretEntry) {
-        if let Some(known) = self.secrets.learn(entry) {
-            let key = [&[SECRET], known.place.id().as_bytes().as_slice()].concat();
-            let value = codec::encode(&known);
+    fn learn_secret(&mut self, place: PlaceId, entry: &SecretEntry) {
+        if self.secrets.learn(place, entry)
+            && let Some(known) = self.secrets.all.get(&place)
+        {
+            let key = [&[SECRET], place.as_bytes().as_slice()].concat();
+            let value = codec::encode(&known.entry);
             self.write(Write::Put { table: Table::Meta, key: Bytes::from(key), value });
         }
     }
@@ -198,14 +203,14 @@ impl Core {
         let mut known = Vec::new();
         for entry in entries.into_iter().filter(SecretEntry::is_valid) {
             let place = entry.place.id();
-            let here = self.secrets.all.get(&place).map_or(0, |known| known.generation);
+            let here = self.secrets.all.get(&place).map_or(0, |known| known.entry.generation);
             if entry.generation > here.saturating_add(LARGEST_STEP) {
                 // Nobody changes it as often: it would leave no room for a later change.
                 continue;
             }
-            self.learn_secret(&entry);
-            if let Some(entry) = self.secrets.all.get(&place) {
-                known.push((place, entry.digest()));
+            self.learn_secret(place, &entry);
+            if let Some(here) = self.secrets.all.get(&place) {
+                known.push((place, here.digest));
             }
         }
         let ack = Effect::Send { to: from, message: Message::SecretsAck(known) };
@@ -216,8 +221,8 @@ impl Core {
     pub(super) fn on_secrets_pull(&mut self, from: NodeId, known: &[(PlaceId, u64)]) {
         let known: BTreeMap<&PlaceId, u64> = known.iter().map(|(place, it)| (place, *it)).collect();
         let all = self.secrets.all.iter();
-        let differ = all.filter(|(place, entry)| known.get(place) != Some(&entry.digest()));
-        let differ: Vec<SecretEntry> = differ.map(|(_, entry)| entry.clone()).collect();
+        let differ = all.filter(|(place, here)| known.get(place) != Some(&here.digest));
+        let differ: Vec<SecretEntry> = differ.map(|(_, here)| here.entry.clone()).collect();
         for entries in differ.chunks(BATCH) {
             self.send(from, Message::Secrets(entries.to_vec()));
         }

@@ -95,7 +95,7 @@ enum Event {
 pub(super) struct Node {
     pub(super) core: Option<Core>,
     pub(super) config: Config,
-    disk: Disk,
+    pub(super) disk: Disk,
     pub(super) attempts: Vec<Attempt>,
     pub(super) started: u32,
 }

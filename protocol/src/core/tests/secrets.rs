@@ -158,7 +158,7 @@ fn what_cannot_be_kept_is_refused() {
 fn what_a_peer_says_that_no_node_can_have_made_is_passed_over() {
     let mut cluster = Cluster::new(2, &[]);
     put(&mut cluster, 0, "KEY", "one");
-    let known = core(&cluster, 0).secrets().next().cloned().expect("it is there");
+    let known = core(&cluster, 0).secrets().next().expect("it is there").2.clone();
     let digest = core(&cluster, 0).secrets_digest();
     let far = SecretEntry { generation: 1 << 40, ..known.changed(Some(sealed("two")), 1) };
     let misplaced = SecretEntry { place: place("PATH"), ..known.clone() };
