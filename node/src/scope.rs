@@ -89,7 +89,7 @@ struct Guarded {
 
 impl Guarded {
     fn new(value: &str, hidden: bool) -> Self {
-        let forms = if hidden { forms(value).map(Arc::from).collect() } else { Vec::new() };
+        let forms = if hidden { forms(value).map(Arc::<str>::from).collect() } else { Vec::new() };
         Self { value: value.to_owned(), forms }
     }
 }
@@ -274,7 +274,7 @@ impl Scopes {
 pub(crate) fn hide<'a>(secrets: impl IntoIterator<Item = &'a str>) {
     let secrets = secrets.into_iter().filter(|secret| secret.len() >= SHORTEST_SECRET);
     let mut hidden = HIDDEN.write().unwrap_or_else(PoisonError::into_inner);
-    hidden.own.extend(secrets.flat_map(forms).map(Arc::from));
+    hidden.own.extend(secrets.flat_map(forms).map(Arc::<str>::from));
     hidden.own.sort();
     hidden.own.dedup();
     hidden.sort();

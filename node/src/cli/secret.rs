@@ -32,6 +32,9 @@ use crate::{
     scope::{SHORTEST_SECRET, ScopeKey},
 };
 
+/// How much of standard input is read, in bytes.
+const MOST_READ: u64 = 1 << 20;
+
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
     /// Make a key that seals values and secrets: a new file, which only you may read
@@ -172,9 +175,8 @@ fn read(place: &Place) -> Result<Zeroizing<String>, Failure> {
         return ask(&format!("{}: ", place.name));
     }
     let mut text = Zeroizing::new(String::new());
-    // One more than is possible, and a line end, are enough to tell that it is too long.
-    let most = MAX_SECRET_BYTES as u64 + 3;
-    let read = std::io::stdin().take(most).read_to_string(&mut text);
+    // Much more than is possible: what is cut off is told as too long.
+    let read = std::io::stdin().take(MOST_READ).read_to_string(&mut text);
     read.map_err(|error| Failure::Usage(format!("standard input: {error}")))?;
     let end = text
         .strip_suffix('\n')
@@ -236,10 +238,11 @@ mod tests {
     #[test]
     fn what_cannot_be_kept_is_told_without_it() {
         assert_eq!((check("hunter2", true), check("no", false)), (Ok(()), Ok(())));
+        let long = "x".repeat(MAX_SECRET_BYTES + 1);
         for (text, hidden, reason) in [
             ("short", true, "less than 6 bytes"),
             ("a\0bcdefgh", true, "no zeros"),
-            (&"x".repeat(MAX_SECRET_BYTES + 1), false, "at most 16384 bytes"),
+            (long.as_str(), false, "at most 16384 bytes"),
         ] {
             let error = check(text, hidden).unwrap_err();
             assert!(error.contains(reason) && !error.contains(text), "{error}");

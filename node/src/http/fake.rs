@@ -117,7 +117,7 @@ pub(crate) fn secret() -> SecretEntry {
         phase: Pattern::default(),
         name: "KEY".to_owned(),
     };
-    let bytes = vec![7; SEAL_BYTES + 6].into();
+    let bytes = vec![7_u8; SEAL_BYTES + 6].into();
     let sealed = Sealed { key: KeyId::from_bytes([1; 8]), hidden: true, bytes };
     SecretEntry::new(place).changed(Some(sealed), 1)
 }

@@ -69,7 +69,7 @@ fn place(
     };
     let (pipeline, phase) = (pattern("pipeline", pipeline)?, pattern("phase", phase)?);
     let place = Place { namespace, pipeline, phase, name };
-    place.check().map_err(Refusal::InvalidSecret)?;
+    place.check().map_err(|error| Problem::bad_request("bad-path", error))?;
     Ok(place)
 }
 
