@@ -67,7 +67,7 @@ pub(super) enum Command {
     },
 }
 
-/// Whose it is; of which namespace says `--namespace`.
+// No doc comment: it would be taken for what the commands are about. The namespace is `--namespace`.
 #[derive(Debug, Args)]
 pub(super) struct PlaceArgs {
     /// What phases know it by: an environment variable
