@@ -5,8 +5,8 @@
 use axum::{
     Json,
     body::Body,
-    extract::{Path, State},
-    http::{HeaderMap, StatusCode},
+    extract::{FromRequestParts, Path, State},
+    http::{HeaderMap, StatusCode, request::Parts},
 };
 use carbonmesh_protocol::{
     io::{Refusal, Request, Response as Answer},
@@ -31,7 +31,7 @@ const DOCUMENT_BYTES: usize = 2 * MAX_SECRET_BYTES + (4 << 10);
 /// A value or secret as a client hands it in: sealed.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub(super) struct PutDoc {
+pub(super) struct SealedDoc {
     /// What tells the key apart that it is sealed with.
     #[schema(pattern = "^[0-9a-f]{16}$")]
     key: String,
@@ -54,23 +54,32 @@ pub(super) struct PlaceParameters {
     phase: Option<String>,
 }
 
-/// Which place is meant.
-fn place(
-    (namespace, name): (String, String),
-    PlaceParameters { pipeline, phase }: PlaceParameters,
-) -> Result<Place, Problem> {
-    let namespace: Namespace =
-        namespace.parse().map_err(|error| Problem::bad_request("bad-path", format!("{error}")))?;
-    let pattern = |field: &str, text: Option<String>| match text {
-        None => Ok(Pattern::default()),
-        Some(text) => Pattern::new(&text).map_err(|error| {
-            Problem::bad_request("bad-query", format!("{field}: `{text}` is not possible: {error}"))
-        }),
-    };
-    let (pipeline, phase) = (pattern("pipeline", pipeline)?, pattern("phase", phase)?);
-    let place = Place { namespace, pipeline, phase, name };
-    place.check().map_err(|error| Problem::bad_request("bad-path", error))?;
-    Ok(place)
+/// Which place is meant, by path and query.
+pub(super) struct At(Place);
+
+impl<S: Send + Sync> FromRequestParts<S> for At {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let wrong = |reason: String| Problem::bad_request("bad-path", reason);
+        let Path((namespace, name)) = Path::<(String, String)>::from_request_parts(parts, state)
+            .await
+            .map_err(|rejection| wrong(rejection.body_text()))?;
+        let Parameters(PlaceParameters { pipeline, phase }) =
+            Parameters::from_request_parts(parts, state).await?;
+        let namespace: Namespace = namespace.parse().map_err(|error| wrong(format!("{error}")))?;
+        let pattern = |field: &str, text: Option<String>| match text {
+            None => Ok(Pattern::default()),
+            Some(text) => Pattern::new(&text).map_err(|error| {
+                let reason = format!("{field}: `{text}` is not possible: {error}");
+                Problem::bad_request("bad-query", reason)
+            }),
+        };
+        let (pipeline, phase) = (pattern("pipeline", pipeline)?, pattern("phase", phase)?);
+        let place = Place { namespace, pipeline, phase, name };
+        place.check().map_err(wrong)?;
+        Ok(Self(place))
+    }
 }
 
 /// `GET /v1/secrets`
@@ -97,10 +106,8 @@ pub(super) async fn list(
 )]
 pub(super) async fn show(
     State(api): State<Api>,
-    Path(path): Path<(String, String)>,
-    Parameters(parameters): Parameters<PlaceParameters>,
+    At(place): At,
 ) -> Result<Json<SecretDoc>, Problem> {
-    let place = place(path, parameters)?;
     let found = all(&api).await?.into_iter().find(|entry| entry.place == place);
     let found = found.as_ref().and_then(SecretDoc::of);
     found.map(Json).ok_or_else(|| Refusal::UnknownSecret(place.to_string()).into())
@@ -112,13 +119,12 @@ pub(super) async fn show(
     summary = "Give the cluster a sealed value or secret for phases",
     description = "Every node keeps it. Attempts that begin from now on get it, where the node has its key.",
     params(SecretPath, PlaceParameters),
-    request_body(content = PutDoc, content_type = "application/json"),
+    request_body(content = SealedDoc, content_type = "application/json"),
     responses((status = 200, description = "It is on disk", body = SecretPutDoc), schemas::Secret)
 )]
 pub(super) async fn put(
     State(api): State<Api>,
-    Path(path): Path<(String, String)>,
-    Parameters(parameters): Parameters<PlaceParameters>,
+    At(place): At,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<SecretPutDoc>, Problem> {
@@ -126,9 +132,8 @@ pub(super) async fn put(
         "application/json" => {}
         other => return Err(wrong_media_type(other, "application/json")),
     }
-    let place = place(path, parameters)?;
     let json = read_body(body, DOCUMENT_BYTES).await?;
-    let PutDoc { key, hidden, sealed } = serde_json::from_slice(&json)
+    let SealedDoc { key, hidden, sealed } = serde_json::from_slice(&json)
         .map_err(|error| Problem::bad_request("bad-json", error.to_string()))?;
     let key = KeyId::parse(&key).ok_or_else(|| {
         Refusal::InvalidSecret("key: it is no id of a key: 16 digits of 0-9 and a-f".to_owned())
@@ -153,13 +158,8 @@ pub(super) async fn put(
     params(SecretPath, PlaceParameters),
     responses((status = 204, description = "It is gone"), Missing)
 )]
-pub(super) async fn remove(
-    State(api): State<Api>,
-    Path(path): Path<(String, String)>,
-    Parameters(parameters): Parameters<PlaceParameters>,
-) -> Result<StatusCode, Problem> {
-    let place = Box::new(place(path, parameters)?);
-    match api.ask(Request::RemoveSecret(place)).await? {
+pub(super) async fn remove(State(api): State<Api>, At(place): At) -> Result<StatusCode, Problem> {
+    match api.ask(Request::RemoveSecret(Box::new(place))).await? {
         Answer::Removed => Ok(StatusCode::NO_CONTENT),
         other => Err(Problem::unexpected(&other)),
     }
