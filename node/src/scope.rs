@@ -482,7 +482,7 @@ mod tests {
     fn a_secret_of_the_cluster_is_hidden_for_as_long_as_an_attempt_has_it() {
         let mut scopes = Scopes::default().with_key(key(3));
         let first = entry(&key(3), "*", ("TOKEN", "first-of-many-0"));
-        scopes.look(seen(&[first.clone()]));
+        scopes.look(seen(std::slice::from_ref(&first)));
         let running = scopes.of(&"p".parse().unwrap(), &"book".parse().unwrap());
         assert_eq!(hidden("say first-of-many-0"), "say [hidden]");
         // More changes than are remembered: the attempt still has the first.
