@@ -36,6 +36,7 @@ use carbonmesh_protocol::{
 use carbonmesh_storage::{Files, OperatorKey};
 use libp2p::Multiaddr;
 use thiserror::Error;
+use zeroize::Zeroizing;
 
 use self::file::{ConfigFile, PhaseSection, ResultsSection};
 pub use self::{access::AccessArgs, embed::NodeBuilder, encryption::EncryptionArgs};
@@ -50,7 +51,7 @@ use crate::{
         ExecPhase, HostSettings, OfferedPhase, Phase, PhaseRegistry, Registered, RunningHost,
         host::sdk, wasm,
     },
-    scope::Scopes,
+    scope::{ScopeKey, Scopes},
     trust::{Invitation, joined_rights},
 };
 
@@ -189,6 +190,10 @@ pub struct UpArgs {
     /// A file of values and secrets for phases that run here (TOML, chmod 600)
     #[arg(long, env = "CARBONMESH_SECRETS_FILE", value_name = "FILE")]
     secrets_file: Option<PathBuf>,
+    /// The key of the values and secrets that the cluster keeps (`secret key` makes one), for phases that run
+    /// here (chmod 600)
+    #[arg(long, env = "CARBONMESH_SCOPE_KEY_FILE", value_name = "FILE")]
+    scope_key_file: Option<PathBuf>,
     /// Write where the node serves into this file, as JSON, once it does
     #[arg(long, env = "CARBONMESH_READY_FILE", value_name = "FILE")]
     ready_file: Option<PathBuf>,
@@ -544,6 +549,10 @@ impl UpArgs {
             Some(path) => Scopes::read(&path)
                 .map_err(|why| wrong(format!("--secrets-file {}", path.display()), why))?,
         };
+        let scopes = match self.scope_key_file.or(file.scope_key_file) {
+            None => scopes,
+            Some(path) => scopes.with_key(scope_key_in(&path)?),
+        };
         let http = self.http.or(file.http);
         let http_is_explicit = http.is_some();
         let http = http_address(http)?;
@@ -803,6 +812,17 @@ pub(crate) fn encryption_key(args: EncryptionArgs) -> Result<Option<OperatorKey>
 pub(crate) fn encryption_key_in(setting: &str, path: &Path) -> Result<OperatorKey, ConfigError> {
     let key = OperatorKey::new(private_text(setting, path)?.as_bytes());
     key.map_err(|error| wrong(format!("{setting} {}", path.display()), error.to_string()))
+}
+
+/// The key of the cluster's values and secrets, in a file that only its owner may read.
+///
+/// # Errors
+/// It cannot be used.
+pub(crate) fn scope_key_in(path: &Path) -> Result<ScopeKey, ConfigError> {
+    const SETTING: &str = "--scope-key-file";
+    let text = Zeroizing::new(private_text(SETTING, path)?);
+    let key = ScopeKey::new(text.as_bytes());
+    key.map_err(|error| wrong(format!("{SETTING} {}", path.display()), error.to_string()))
 }
 
 /// Reads a secret from a file that only its owner may read.

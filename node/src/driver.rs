@@ -131,6 +131,7 @@ pub(crate) fn spawn(
                 gossip: outputs.gossip,
                 runner: outputs.runner,
                 trust: outputs.trust,
+                secrets: 0,
                 refused_at: None,
                 disk,
                 lanes: BTreeMap::new(),
@@ -151,6 +152,8 @@ struct Driver {
     gossip: Gossip,
     runner: PhaseRunner,
     trust: Option<Trust>,
+    /// What stands for the values and secrets that attempts get.
+    secrets: u64,
     /// When a message that its sender may not send was logged last.
     refused_at: Option<Timestamp>,
     disk: disk::Queue,
@@ -317,14 +320,18 @@ impl Driver {
     /// Whether this node may do what its client asks for: others would not listen.
     fn may_serve(&self, request: &Request) -> bool {
         let Some(trust) = &self.trust else { return true };
-        matches!(request, Request::Cluster | Request::Revisions(_) | Request::Handlers)
-            || trust.rights().serve_clients()
+        matches!(
+            request,
+            Request::Cluster | Request::Revisions(_) | Request::Handlers | Request::Secrets
+        ) || trust.rights().serve_clients()
     }
 
     fn note_refused(&mut self, now: Timestamp, from: NodeId, error: &NotAllowed) {
         // A worker that is asked for the catalog answers: no harm is meant by that.
-        let expected =
-            matches!(error, NotAllowed::Kind { kind: "Catalog" | "Handlers" | "Stale", .. });
+        let expected = matches!(
+            error,
+            NotAllowed::Kind { kind: "Catalog" | "Handlers" | "Secrets" | "Stale", .. }
+        );
         let due = self.refused_at.is_none_or(|at| now.since(at) >= REFUSED_EVERY);
         if expected || !due {
             debug!(%from, %error, "refused a message");
@@ -359,7 +366,17 @@ impl Driver {
         Ok(())
     }
 
+    /// What begins in this round gets what the cluster keeps by now.
+    fn look_at_secrets(&mut self) {
+        let now = self.core.secrets_digest();
+        if now != self.secrets {
+            self.secrets = now;
+            self.runner.look_at_secrets(self.core.secrets());
+        }
+    }
+
     fn take_effects(&mut self) -> Result<(), DriverError> {
+        self.look_at_secrets();
         while let Some(effect) = self.core.poll_effect() {
             match effect {
                 Effect::Send { to, message } => {

@@ -17,6 +17,7 @@ use crate::{
     name::Name,
     pipeline::{Handling, MAX_PHASES, PipelineDef, Revision},
     record::JobOptions,
+    secret::{MAX_SECRET_PLACES, MAX_SECRETS, Place, Sealed, SecretEntry},
     store::Write,
     trace::TraceParent,
     view::{ClusterView, JobState, JobSummary, JobView, RevisionView, StepCounts},
@@ -272,6 +273,17 @@ pub enum Request {
     },
     /// All handlers.
     Handlers,
+    /// Keep a value or secret for phases, in place of the one before.
+    PutSecret {
+        /// Whose.
+        place: Box<Place>,
+        /// It.
+        sealed: Box<Sealed>,
+    },
+    /// Forget a value or secret.
+    RemoveSecret(Box<Place>),
+    /// All values and secrets, sealed as they are.
+    Secrets,
     /// What happens; with `wait` in the query, as soon as something does or that time is over.
     Events {
         /// To which pipeline and its jobs; otherwise in the cluster, as this node sees it.
@@ -410,6 +422,15 @@ pub enum Response {
     },
     /// All handlers, in order of their phases.
     Handlers(Vec<HandlerEntry>),
+    /// The value or secret is on disk.
+    SecretPut {
+        /// When it was put (ms since 1970).
+        changed_ms: u64,
+        /// On how many nodes it is on disk.
+        copies: u32,
+    },
+    /// All values and secrets, in order of their places.
+    Secrets(Vec<SecretEntry>),
     /// Events.
     Events(Box<EventPage>),
     /// What is kept of a job's logs.
@@ -614,6 +635,23 @@ pub enum Refusal {
         "there are {0} handlers already, at most {MAX_HANDLERS} are possible: remove one first"
     )]
     TooManyHandlers(usize),
+    /// The value or secret cannot be kept.
+    #[error("{0}")]
+    InvalidSecret(String),
+    /// No such value or secret.
+    #[error("nothing is kept for {0}: `carbonmesh secret ls` shows what is")]
+    UnknownSecret(String),
+    /// Too many values and secrets.
+    #[error(
+        "there are {there} values and secrets at {places} places, those with removed ones included; at most \
+         {MAX_SECRETS} are possible at {MAX_SECRET_PLACES}: remove some first, or take a place that had one"
+    )]
+    TooManySecrets {
+        /// How many there are.
+        there: usize,
+        /// At how many places something is or was.
+        places: usize,
+    },
 }
 
 /// What was to be done to a job, as its refusal says it.

@@ -26,6 +26,7 @@ pub mod record;
 pub mod requirement;
 pub mod rights;
 pub mod schedule;
+pub mod secret;
 pub mod store;
 pub mod time;
 pub mod trace;

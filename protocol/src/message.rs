@@ -29,6 +29,7 @@ use crate::{
     name::Name,
     pipeline::{Combine, Handling, MAX_PHASES, Revision},
     record::Component,
+    secret::{PlaceId, SecretEntry},
     trace::TraceParent,
     view::{Counts, JobState, JobSummary, JobView, StepCounts},
 };
@@ -205,6 +206,12 @@ pub enum Message {
         /// What the job was enqueued within.
         trace: TraceParent,
     },
+    /// Values and secrets that the sender knows. These three too are written as a version of their own.
+    Secrets(Vec<SecretEntry>),
+    /// The sender has these values and secrets on disk, at least in this state.
+    SecretsAck(Vec<(PlaceId, u64)>),
+    /// The sender has these values and secrets, and wants those that differ.
+    SecretsPull(Vec<(PlaceId, u64)>),
 }
 
 impl Message {
@@ -255,18 +262,22 @@ pub enum TraceOf {
 /// The version that traces are written as.
 const TRACE_SCHEMA: u8 = 2;
 
+/// The version that values and secrets are written as.
+const SECRETS_SCHEMA: u8 = 3;
+
 impl Encoded for Message {
     const KIND: Kind = 0x02;
 
     fn schema(&self) -> u8 {
         match self {
             Self::Trace { .. } => TRACE_SCHEMA,
+            Self::Secrets(_) | Self::SecretsAck(_) | Self::SecretsPull(_) => SECRETS_SCHEMA,
             _ => Self::SCHEMA,
         }
     }
 
     fn reads(schema: u8) -> bool {
-        schema == Self::SCHEMA || schema == TRACE_SCHEMA
+        [Self::SCHEMA, TRACE_SCHEMA, SECRETS_SCHEMA].contains(&schema)
     }
 }
 
@@ -284,7 +295,7 @@ fn step<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u16, D::Error> {
 pub struct Beat {
     /// Counts the sender's beats.
     pub sequence: u64,
-    /// A digest of the pipelines and the handlers that it knows.
+    /// A digest of the pipelines, the handlers, and the values and secrets that it knows.
     pub catalog: u64,
     /// What it coordinates.
     pub groups: Vec<BeatGroup>,

@@ -155,10 +155,14 @@ impl Message {
             Self::CatalogPull => ("CatalogPull", Senders::ANY),
             Self::HandlersAck(_) => ("HandlersAck", Senders::ANY),
             Self::HandlersPull(_) => ("HandlersPull", Senders::ANY),
+            Self::SecretsAck(_) => ("SecretsAck", Senders::ANY),
+            Self::SecretsPull(_) => ("SecretsPull", Senders::ANY),
             // Definitions come from clients, by way of a gateway, and from those who keep them.
             Self::Catalog(_) => ("Catalog", Senders::CLIENTS),
             // Code that others run above all.
             Self::Handlers(_) => ("Handlers", Senders::CLIENTS),
+            // What others put into the environment of what they run.
+            Self::Secrets(_) => ("Secrets", Senders::CLIENTS),
             // So do jobs: a coordinator enqueues what its pipeline's schedules say.
             Self::Store { .. } => ("Store", Senders::CLIENTS),
             Self::Query { .. } => ("Query", Senders::CLIENTS),

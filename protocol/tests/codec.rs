@@ -26,6 +26,7 @@ use carbonmesh_protocol::{
         Compensated, Component, Control, FIRST_CONTROL, JobOptions, JobRecord, JobSpec, Parent,
         Progress, Reaped, SPEC, TRACE,
     },
+    secret::{KeyId, Pattern, Place, SEAL_BYTES, Sealed, SecretEntry},
     trace::TraceParent,
 };
 use proptest::prelude::*;
@@ -131,6 +132,18 @@ fn completion() -> Completion {
         items: 9,
         session: None,
     }
+}
+
+fn secret() -> SecretEntry {
+    let place = Place {
+        namespace: "team".parse().expect("a valid name"),
+        pipeline: Pattern::new("p-*").expect("a pattern"),
+        phase: Pattern::default(),
+        name: "KEY".to_owned(),
+    };
+    let bytes = Bytes::from_static(&[9; SEAL_BYTES + 1]);
+    let sealed = Sealed { key: KeyId::from_bytes([8; 8]), hidden: true, bytes };
+    SecretEntry::new(place).changed(Some(sealed), 1_700_000_000_000)
 }
 
 fn handler() -> HandlerEntry {
@@ -246,6 +259,9 @@ fn messages() -> Vec<Message> {
         })),
         Message::Trace { of: TraceOf::Attempt(token()), trace: trace() },
         Message::Trace { of: TraceOf::Answer(6), trace: trace() },
+        Message::Secrets(vec![secret(), secret().changed(None, 1_700_000_000_001)]),
+        Message::SecretsAck(vec![(secret().place.id(), 7)]),
+        Message::SecretsPull(vec![(secret().place.id(), 7)]),
     ]
 }
 
@@ -332,6 +348,10 @@ fn the_bytes_of_this_release() {
     };
     let module = HandlerEntry::new(name("a")).changed(Some(module), 1_700_000_000_000);
     current.push(format!("handler-in-wasm {}", hex(codec::encode(&module))));
+    current.push(format!("secret {}", hex(codec::encode(&secret()))));
+    // What is authenticated with sealed bytes is as frozen as they are.
+    let associated = secret().place.associated(KeyId::from_bytes([8; 8]), true);
+    current.push(format!("secret-associated {}", hex(associated.into())));
     let current = current.join("\n") + "\n";
     assert_eq!(current, golden, "the encoding has changed");
 }
@@ -405,15 +425,19 @@ fn resealed(bytes: &[u8]) -> Bytes {
     [head, &crc.to_le_bytes(), body].concat().into()
 }
 
-/// An old node passes over an envelope of a version that it does not know, and lives on; it could not do
+/// Schemas of their own: an old node passes over an envelope of a version that it does not know, and lives on; it could not do
 /// so with a message that it does not know within one that it does.
 #[test]
-fn a_trace_is_of_a_version_that_older_nodes_pass_over() {
+fn what_came_later_is_of_versions_that_older_nodes_pass_over() {
     let schema = |message: &Message| {
         codec::split_envelope(&mut codec::encode(message)).expect("an envelope").schema
     };
     for message in messages() {
-        let is_trace = matches!(message, Message::Trace { .. });
-        assert_eq!(schema(&message), if is_trace { 2 } else { 1 }, "{message:?}");
+        let expected = match message {
+            Message::Trace { .. } => 2,
+            Message::Secrets(_) | Message::SecretsAck(_) | Message::SecretsPull(_) => 3,
+            _ => 1,
+        };
+        assert_eq!(schema(&message), expected, "{message:?}");
     }
 }

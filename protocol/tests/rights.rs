@@ -145,6 +145,9 @@ fn messages() -> Vec<Message> {
             completion: completion(token, pipeline, job),
             session: Bytes::from_static(b"{}"),
         })),
+        Message::Secrets(vec![]),
+        Message::SecretsAck(vec![]),
+        Message::SecretsPull(vec![]),
         Message::Trace { of: TraceOf::Attempt(token), trace: TRACE.parse().expect("valid") },
     ]
 }
@@ -259,7 +262,14 @@ fn a_worker_of_one_namespace_offers_nothing_of_another_and_reaches_no_jobs() {
     for message in messages() {
         let reaches_jobs = matches!(
             message.kind(),
-            "Store" | "Query" | "Catalog" | "Handlers" | "Replicate" | "SyncPage" | "Vote"
+            "Store"
+                | "Query"
+                | "Catalog"
+                | "Handlers"
+                | "Secrets"
+                | "Replicate"
+                | "SyncPage"
+                | "Vote"
         );
         let refused = rights.admit(&mut message.clone()).is_err();
         assert!(refused || !reaches_jobs, "{}", message.kind());

@@ -24,6 +24,7 @@ mod reach;
 mod recover;
 mod reference;
 mod rekey;
+mod secret;
 mod source;
 mod token;
 mod top;
@@ -116,6 +117,9 @@ enum Command {
     /// Keep sources of phases in the cluster, for nodes that accept them
     #[command(subcommand)]
     Handler(handler::Command),
+    /// Keep values and secrets for phases in the cluster, sealed with a key of yours
+    #[command(subcommand)]
+    Secret(secret::Command),
     /// Show nodes
     #[command(subcommand)]
     Node(cluster::NodeCommand),
@@ -219,6 +223,8 @@ async fn once(cli: Cli, out: &Output, phases: PhaseRegistry) -> Result<(), Failu
         Command::Enqueue(args) => enqueue::run(args, &client()?, out).await,
         Command::Job(command) => job::run(command, &client()?, out).await,
         Command::Handler(command) => handler::run(command, &client()?, out).await,
+        Command::Secret(secret::Command::Key { file }) => secret::make_key(&file, out),
+        Command::Secret(command) => secret::run(command, &client()?, out).await,
         Command::Node(command) => cluster::node_command(command, &client()?, out).await,
         Command::Phase(cluster::PhaseCommand::Ls) => cluster::phases(&client()?, out).await,
         Command::Phase(cluster::PhaseCommand::Show { phase }) => {

@@ -195,7 +195,8 @@ fn add(path: &Path, entry: &str) -> Result<(), Failure> {
     write_private(path, after.as_bytes()).map_err(|error| wrong(error.to_string()))
 }
 
-fn write_new(path: &Path, text: &str) -> Result<(), Failure> {
+/// Writes a file that was not there, which only its owner may read.
+pub(super) fn write_new(path: &Path, text: &str) -> Result<(), Failure> {
     let mut options = fs::OpenOptions::new();
     let opened = options.write(true).create_new(true).mode(0o600).open(path);
     opened

@@ -621,7 +621,8 @@ impl Drop for Raw {
     }
 }
 
-fn ask(prompt: &str) -> Result<Zeroizing<String>, Failure> {
+/// What is typed, without showing it.
+pub(super) fn ask(prompt: &str) -> Result<Zeroizing<String>, Failure> {
     if !io::stdin().is_terminal() {
         return Err(usage(
             "there is no terminal to ask for the passphrase: give --passphrase-file",

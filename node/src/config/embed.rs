@@ -134,6 +134,12 @@ impl NodeBuilder {
         self
     }
 
+    /// The key of the values and secrets that the cluster keeps, for phases that run here (chmod 600).
+    pub fn scope_key_file(mut self, path: impl Into<PathBuf>) -> Self {
+        self.args.scope_key_file = Some(path.into());
+        self
+    }
+
     /// A language of the cluster's handlers that it runs: `python`, `javascript`, `shell`, `wasm` or `all`;
     /// none unless given.
     pub fn accept_handlers(mut self, language: &str) -> Self {

@@ -43,6 +43,7 @@ pub(super) struct ConfigFile {
     pub(super) mdns: Option<bool>,
     pub(super) accept_handlers: Vec<String>,
     pub(super) secrets_file: Option<PathBuf>,
+    pub(super) scope_key_file: Option<PathBuf>,
     pub(super) phases: BTreeMap<String, PhaseSection>,
     pub(super) hosts: BTreeMap<String, HostSection>,
     pub(super) results: ResultsSection,

@@ -12,6 +12,7 @@ use carbonmesh_protocol::{
     name::Name,
     pipeline::{PhaseInput, PipelineDef},
     record::JobOptions,
+    secret::{KeyId, Pattern, Place, SEAL_BYTES, Sealed, SecretEntry},
     view::{
         AttemptView, ClusterView, InvocationView, JobState, JobView, Liveness, MemberView,
         PipelineView, RevisionView, StepCounts,
@@ -89,6 +90,9 @@ pub(crate) fn answer(request: Request) -> Response {
             Response::HandlerPut { version, changed: true, copies: 1 }
         }
         Request::RemoveHandler { .. } => Response::Removed,
+        Request::Secrets => Response::Secrets(vec![secret()]),
+        Request::PutSecret { .. } => Response::SecretPut { changed_ms: 1, copies: 1 },
+        Request::RemoveSecret(_) => Response::Removed,
         Request::Logs(_) => Response::Logs(Box::new(logs())),
         Request::Recover { lost, .. } => Response::Recovered { members: [].into(), lost },
         Request::Job { job, .. } => Response::Job(Box::new(self::job(job, JobState::Succeeded))),
@@ -103,6 +107,19 @@ pub(crate) fn answer(request: Request) -> Response {
         Request::Cluster => Response::Cluster(Box::new(cluster())),
         enqueue => accept(&enqueue),
     }
+}
+
+/// What is kept as `KEY` for all of the namespace `team`.
+pub(crate) fn secret() -> SecretEntry {
+    let place = Place {
+        namespace: "team".parse().expect("a valid name"),
+        pipeline: Pattern::default(),
+        phase: Pattern::default(),
+        name: "KEY".to_owned(),
+    };
+    let bytes = vec![7_u8; SEAL_BYTES + 6].into();
+    let sealed = Sealed { key: KeyId::from_bytes([1; 8]), hidden: true, bytes };
+    SecretEntry::new(place).changed(Some(sealed), 1)
 }
 
 /// The handler of the phase `p`.

@@ -32,6 +32,7 @@ mod pipelines;
 mod problem;
 mod reader;
 mod request_id;
+mod secrets;
 pub mod trust;
 pub mod view;
 
@@ -174,6 +175,11 @@ pub fn secured_router(handle: NodeHandle, limits: HttpLimits, security: Arc<Secu
         .route(
             "/v1/handlers/{phase}",
             get(handlers::show).put(handlers::put).delete(handlers::remove),
+        )
+        .route("/v1/secrets", get(secrets::list))
+        .route(
+            "/v1/secrets/{namespace}/{secret}",
+            get(secrets::show).put(secrets::put).delete(secrets::remove),
         )
         .route("/v1/pipelines/{name}/events", get(events::of_pipeline))
         .route("/v1/events", get(events::of_cluster))

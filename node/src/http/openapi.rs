@@ -19,7 +19,7 @@ use utoipa::OpenApi;
 
 use super::{
     bulk, changes, cluster, definitions, events, handlers, history, jobs, kinds, local, notify,
-    pipelines, trust, view,
+    pipelines, secrets, trust, view,
 };
 
 /// Problems that every path may end in.
@@ -72,6 +72,10 @@ const ALWAYS: [u16; 7] = [400, 401, 403, 429, 500, 503, 504];
         handlers::show,
         handlers::put,
         handlers::remove,
+        secrets::list,
+        secrets::show,
+        secrets::put,
+        secrets::remove,
         events::of_cluster,
         history::history,
         cluster::nodes,

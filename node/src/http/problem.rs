@@ -12,7 +12,7 @@ use axum::{
     },
     response::{IntoResponse, Response},
 };
-use carbonmesh_protocol::io::Refusal;
+use carbonmesh_protocol::{io::Refusal, secret::MAX_SECRETS};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -266,6 +266,16 @@ impl From<Refusal> for Problem {
                 problem(Status::CONFLICT, "too-many-handlers", "too many handlers")
                     .with("limit", *limit)
             }
+            Refusal::InvalidSecret(_) => {
+                problem(Status::UNPROCESSABLE_ENTITY, "invalid-secret", "invalid value or secret")
+            }
+            Refusal::UnknownSecret(_) => {
+                problem(Status::NOT_FOUND, "unknown-secret", "unknown value or secret")
+            }
+            Refusal::TooManySecrets { .. } => {
+                problem(Status::CONFLICT, "too-many-secrets", "too many values and secrets")
+                    .with("limit", MAX_SECRETS)
+            }
         }
     }
 }
@@ -329,6 +339,9 @@ mod tests {
                 "handler-in-use",
             ),
             (Refusal::TooManyHandlers(1), 409, "too-many-handlers"),
+            (Refusal::InvalidSecret("why".into()), 422, "invalid-secret"),
+            (Refusal::UnknownSecret("KEY".into()), 404, "unknown-secret"),
+            (Refusal::TooManySecrets { there: 1, places: 1 }, 409, "too-many-secrets"),
         ];
         for (refusal, status, slug) in cases {
             let again = ["no-replica", "no-coordinator", "unsettled"].contains(&slug);

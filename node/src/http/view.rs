@@ -10,6 +10,7 @@ mod explain;
 mod handler;
 mod history;
 mod job;
+mod secret;
 
 use std::collections::BTreeMap;
 
@@ -32,6 +33,7 @@ pub use history::{HistoryDoc, HistoryPointDoc};
 pub use job::{
     AttemptDoc, ChangedDoc, InvocationDoc, JobDoc, JobSummaryDoc, JobsDoc, LineDoc, ReceiptDoc,
 };
+pub use secret::{SecretDoc, SecretPutDoc, SecretsDoc};
 
 /// A node: its identity in full, and its name if the node that was asked knows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]

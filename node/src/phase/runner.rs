@@ -14,6 +14,7 @@ use carbonmesh_protocol::{
     id::Token,
     io::{Attempt, Outcome},
     name::Name,
+    secret::{PlaceId, SecretEntry},
 };
 use futures::FutureExt;
 use tokio::{runtime::Runtime, sync::mpsc, time::timeout};
@@ -116,6 +117,14 @@ impl PhaseRunner {
     pub(crate) fn with_scopes(mut self, scopes: Scopes) -> Self {
         self.scopes = scopes;
         self
+    }
+
+    /// What the cluster keeps for attempts that begin from now on.
+    pub(crate) fn look_at_secrets<'a>(
+        &mut self,
+        entries: impl Iterator<Item = (PlaceId, u64, &'a SecretEntry)>,
+    ) {
+        self.scopes.look(entries);
     }
 
     /// The same, whose attempts may leave so much in their sessions.

@@ -201,6 +201,7 @@ impl Core {
         if beat.catalog != self.shared_digest() {
             self.send(from, Message::CatalogPull);
             self.pull_handlers(from);
+            self.pull_secrets(from);
         }
         self.note_demand(from, beat.demand);
         let led: Vec<PipelineId> = beat.groups.iter().map(|group| group.pipeline).collect();

@@ -360,11 +360,13 @@ impl Core {
         }
         self.finish_applying(request, false);
         self.on_handler_here(request);
+        self.on_secret_here(request);
     }
 
     pub(super) fn on_apply_timer(&mut self, request: RequestId) {
         self.finish_applying(request, true);
         self.finish_handler(request, true);
+        self.finish_secret(request, true);
     }
 
     /// Answers once all have it, or, when time is up, once it is on this node's disk.

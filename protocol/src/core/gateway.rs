@@ -84,7 +84,10 @@ enum Progress {
 impl Core {
     /// A client asks.
     pub(super) fn on_request(&mut self, id: RequestId, request: Request) -> Result<(), ReadError> {
-        let waiting = self.gateway.waiting() + self.queries.waiting() + self.handlers.waiting();
+        let waiting = self.gateway.waiting()
+            + self.queries.waiting()
+            + self.handlers.waiting()
+            + self.secrets.waiting();
         if waiting >= self.config.limits.requests {
             self.reply(id, Response::Refused(Refusal::TooManyRequests(waiting)));
             return Ok(());
@@ -124,6 +127,9 @@ impl Core {
             Request::PutHandler { phase, handler } => self.put_handler(id, phase, *handler),
             Request::RemoveHandler { phase, force } => self.remove_handler(id, &phase, force),
             Request::Handlers => self.show_handlers(id),
+            Request::PutSecret { place, sealed } => self.put_secret(id, *place, *sealed),
+            Request::RemoveSecret(place) => self.remove_secret(id, &place),
+            Request::Secrets => self.show_secrets(id),
         }
         Ok(())
     }
@@ -132,6 +138,7 @@ impl Core {
         // Jobs that were sent are stored all the same; only the answer has no reader.
         self.gateway.applying.remove(&id);
         self.handlers.drop_request(id);
+        self.secrets.drop_request(id);
         self.queries.drop_request(id);
         self.drop_held_answers(id);
         self.drop_readers(|asker| *asker == Asker::Client(id));

@@ -80,7 +80,7 @@ impl Core {
 
     /// A digest of all that every node has.
     pub(super) fn shared_digest(&self) -> u64 {
-        self.catalog_digest ^ self.handlers.digest
+        self.catalog_digest ^ self.handlers.digest ^ self.secrets.digest()
     }
 
     /// A peer has other pipelines or handlers.

@@ -194,6 +194,7 @@ impl Core {
         self.drop_sessions_with(peer);
         self.gateway_lost(peer);
         self.handlers_lost(peer);
+        self.secrets_lost(peer);
         self.queries_lost(peer);
         self.reigns_lost(peer);
         self.leaders_lost(peer);

@@ -40,6 +40,7 @@ mod replica;
 mod retention;
 mod said;
 mod schedules;
+mod secrets;
 mod session;
 mod steps;
 mod strict;
@@ -86,6 +87,7 @@ use handlers::Handlers;
 use members::Member;
 use overdue::Avoided;
 use query::Queries;
+use secrets::Secrets;
 use sync::Session;
 use timer::Timer;
 use worker::Worker;
@@ -120,6 +122,7 @@ pub struct Core {
     catalog: BTreeMap<PipelineId, CatalogEntry>,
     catalog_digest: u64,
     handlers: Handlers,
+    secrets: Secrets,
     groups: BTreeMap<PipelineId, Group>,
 
     batch: Batch,
@@ -190,6 +193,7 @@ impl Core {
             catalog: BTreeMap::new(),
             catalog_digest: 0,
             handlers: Handlers::default(),
+            secrets: Secrets::default(),
             groups: BTreeMap::new(),
             batch: Batch::default(),
             commits: VecDeque::new(),
@@ -215,6 +219,7 @@ impl Core {
         core.load_members()?;
         core.load_catalog()?;
         core.load_handlers()?;
+        core.load_secrets()?;
         core.load_groups()?;
         core.grant_to_self();
         core.arm(Duration::ZERO, Timer::Beat);
@@ -374,6 +379,9 @@ impl Core {
             Message::Handlers(entries) => self.on_handlers(from, entries),
             Message::HandlersAck(known) => self.on_handlers_ack(from, &known),
             Message::HandlersPull(known) => self.on_handlers_pull(from, &known),
+            Message::Secrets(entries) => self.on_secrets(from, entries),
+            Message::SecretsAck(known) => self.on_secrets_ack(from, &known),
+            Message::SecretsPull(known) => self.on_secrets_pull(from, &known),
             // They were joined with what they carry.
             Message::AssignWith(_) | Message::CompletedWith(_) => {}
             Message::Trace { of, trace } => self.on_trace(from, of, trace),

@@ -20,6 +20,7 @@ use carbonmesh_protocol::{
     io::{Change, Changed, Outcome, Refusal},
     message::{Answer, Completion, Message, Question, SaidBatch, StoreResult, Which},
     record::{Control, JobOptions, JobRecord, JobSpec, Progress},
+    secret::{KeyId, Pattern, Place, SEAL_BYTES, Sealed, SecretEntry},
     trace::TraceParent,
     view::{AttemptView, JobState, JobSummary, StepCounts},
 };
@@ -69,12 +70,24 @@ fn rare() -> Vec<Message> {
     let source = Bytes::from_static(b"\0asm\x01\0\0\0");
     let module = Handler { language: Language::Wasm, source, ..handler.clone() };
     let module = HandlerEntry::new(name("two")).changed(Some(module), 1);
+    let place = Place {
+        namespace: "team".parse().expect("a name"),
+        pipeline: Pattern::new("p-*").expect("a pattern"),
+        phase: Pattern::default(),
+        name: "KEY".to_owned(),
+    };
+    let bytes = Bytes::from_static(&[9; SEAL_BYTES + 6]);
+    let sealed = Sealed { key: KeyId::from_bytes([1; 8]), hidden: true, bytes };
+    let secret = SecretEntry::new(place).changed(Some(sealed), 1);
     let handler = HandlerEntry::new(name("one")).changed(Some(handler), 1);
     vec![
         Message::CatalogPull,
         Message::HandlersAck(vec![(name("one"), handler.digest())]),
         Message::HandlersPull(vec![(name("one"), 7)]),
         Message::Handlers(vec![handler, module]),
+        Message::SecretsAck(vec![(secret.place.id(), secret.digest())]),
+        Message::SecretsPull(vec![(secret.place.id(), 7)]),
+        Message::Secrets(vec![secret.changed(None, 2), secret]),
         Message::Stale { pipeline, term: token.term },
         Message::Admit { pipeline, term: token.term, disk: DiskId(1), copy: 1 },
         Message::Vote { pipeline, term: token.term, founding: true },

@@ -334,6 +334,12 @@ async fn may(
             let named = event.pipeline.insert(pipeline);
             if allowed { Ok(()) } else { Err(forbidden(verb, Some(named))) }
         }
+        On::Namespace => {
+            let namespace = param(parts, "namespace").await?;
+            let allowed = scopes.allow_all_in(verb, &namespace);
+            let named = event.pipeline.insert(format!("{namespace}/*"));
+            if allowed { Ok(()) } else { Err(forbidden(verb, Some(named))) }
+        }
         On::Job => {
             let job = param(parts, "id").await?;
             event.job = Some(job.clone());

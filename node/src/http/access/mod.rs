@@ -266,6 +266,11 @@ impl Access {
         if self.0.allow_all(verb) { Ok(()) } else { Err(forbidden(verb, None)) }
     }
 
+    /// Whether all of a namespace may be seen.
+    pub(super) fn sees_all_of(&self, namespace: &str) -> bool {
+        self.0.allow_all_in(Verb::Read, namespace)
+    }
+
     /// Takes away the pipelines that may not be seen, and phases of namespaces in which none may.
     pub(super) fn leave(&self, mut cluster: Box<ClusterView>) -> Box<ClusterView> {
         cluster.pipelines.retain(|one| self.0.allow(Verb::Read, one.definition.name.as_str()));

@@ -19,6 +19,8 @@ pub enum On {
     Pipeline,
     /// On that of the job which the path names.
     Job,
+    /// On all of the namespace that the path names.
+    Namespace,
     /// On all of them.
     All,
 }
@@ -32,6 +34,7 @@ impl On {
             Self::Some => "what it covers",
             Self::Pipeline => "this pipeline",
             Self::Job => "the job's pipeline",
+            Self::Namespace => "all of this namespace",
             Self::All => "all pipelines",
         }
     }
@@ -86,6 +89,10 @@ pub const ROUTES: &[Route] = &[
     route("GET", "/v1/handlers/{phase}", Verb::Read, On::All),
     route("PUT", "/v1/handlers/{phase}", Verb::Admin, On::All),
     route("DELETE", "/v1/handlers/{phase}", Verb::Admin, On::All),
+    route("GET", "/v1/secrets", Verb::Read, On::Some),
+    route("GET", "/v1/secrets/{namespace}/{secret}", Verb::Read, On::Namespace),
+    route("PUT", "/v1/secrets/{namespace}/{secret}", Verb::Pipelines, On::Namespace),
+    route("DELETE", "/v1/secrets/{namespace}/{secret}", Verb::Pipelines, On::Namespace),
     route("GET", "/v1/events", Verb::Read, On::All),
     route("GET", "/v1/nodes", Verb::Read, On::Some),
     route("POST", "/v1/nodes/{id}/drain", Verb::Admin, On::All),
@@ -185,7 +192,7 @@ mod tests {
     fn what_is_not_in_the_table_is_for_admins() {
         let unlisted = needs(&Method::PATCH, Some("/v1/pipelines/{name}"));
         assert_eq!(unlisted, (Verb::Admin, On::All));
-        assert_eq!(needs(&Method::GET, Some("/v1/secrets")), (Verb::Admin, On::All));
+        assert_eq!(needs(&Method::GET, Some("/v1/unlisted")), (Verb::Admin, On::All));
         assert_eq!(needs(&Method::POST, Some("/")), (Verb::Admin, On::All));
         for path in crate::http::reader::paths() {
             assert_eq!(needs(&Method::GET, Some(path)), (Verb::Read, On::Open), "{path}");

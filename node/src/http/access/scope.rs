@@ -69,6 +69,15 @@ impl Pattern {
         }
     }
 
+    /// Whether it covers all of a namespace.
+    fn covers_all_of(&self, namespace: &str) -> bool {
+        match self {
+            Self::All => true,
+            Self::Prefix(within, prefix) => within.as_str() == namespace && prefix.is_empty(),
+            Self::One(_) => false,
+        }
+    }
+
     /// Whether it covers something in a namespace, or may.
     fn touches(&self, namespace: &str) -> bool {
         match self {
@@ -220,6 +229,11 @@ impl Scopes {
         self.of(verb).any(|pipelines| pipelines.touches(namespace))
     }
 
+    /// Whether the verb is allowed on every pipeline of this namespace.
+    pub fn allow_all_in(&self, verb: Verb, namespace: &str) -> bool {
+        self.of(verb).any(|pipelines| pipelines.covers_all_of(namespace))
+    }
+
     /// Whether the verb is allowed on some pipeline.
     pub fn allow_some(&self, verb: Verb) -> bool {
         self.of(verb).next().is_some()
@@ -271,6 +285,16 @@ mod tests {
         assert!(own.allow(Verb::Jobs, "p") && !own.allow(Verb::Jobs, "team/p"));
         assert!(own.allow(Verb::Enqueue, "x") && own.allow_in(Verb::Read, "default"));
         assert!(scopes(&["admin"]).allow_in(Verb::Read, "team"));
+        let some = scopes(&["read:*", "jobs:team/*", "pipelines:team/a*", "enqueue:team/x"]);
+        for (verb, namespace, expected) in [
+            (Verb::Read, "team", true),
+            (Verb::Jobs, "team", true),
+            (Verb::Jobs, "default", false),
+            (Verb::Pipelines, "team", false),
+            (Verb::Enqueue, "team", false),
+        ] {
+            assert_eq!(some.allow_all_in(verb, namespace), expected, "{verb:?} {namespace}");
+        }
     }
 
     #[test]

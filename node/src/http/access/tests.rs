@@ -213,6 +213,9 @@ fn concrete(node: &Node, method: &str, path: &str, token: Option<&str>) -> Reque
     concrete_of("p", node, method, path, token)
 }
 
+/// A value that nobody opens.
+const SEALED: &str = r#"{"key": "0101010101010101", "hidden": false, "sealed": "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"}"#;
+
 /// The same about another.
 fn concrete_of(
     pipeline: &str,
@@ -225,6 +228,8 @@ fn concrete_of(
     let path = path.replace("/signals/{name}", "/signals/s").replace("{name}", &part);
     let path = path.replace("/nodes/{id}", "/nodes/self").replace("{phase}", &part);
     let path = path.replace("{id}", &job_of(pipeline).to_string());
+    let namespace = pipeline.split_once('/').map_or("default", |(namespace, _)| namespace);
+    let path = path.replace("{namespace}", namespace).replace("{secret}", "KEY");
     let many = ["/cancel", "/retry", "/discard"].iter().any(|end| path.ends_with(end));
     let query = match path.as_str() {
         _ if many && path.contains("pipelines") => "?state=dead",
@@ -239,10 +244,12 @@ fn concrete_of(
     let body = match path.as_str() {
         _ if path.ends_with("/jobs") => "{}",
         _ if path.contains("/handlers") => r#"{"language": "shell", "source": "cat"}"#,
+        _ if path.contains("/v1/secrets/") => SEALED,
         _ => &format!(r#"{{"name": "{pipeline}", "phases": ["a"]}}"#),
     };
     let takes_none = many || ["pause", "resume", "recover"].iter().any(|end| path.ends_with(end));
-    let takes_one = path.contains("/pipelines") || path.contains("/handlers");
+    let takes_one =
+        ["/pipelines", "/handlers", "/v1/secrets/"].iter().any(|part| path.contains(part));
     match method {
         "POST" | "PUT" if takes_one && !takes_none => {
             request.header("content-type", "application/json").body(body.to_owned())
@@ -277,7 +284,7 @@ async fn every_route_takes_its_verb_and_no_other() {
                 On::Open | On::Known => true,
                 On::Some => has_verb && (covers || lists),
                 On::Pipeline | On::Job => has_verb && covers,
-                On::All => has_verb && (!verb.has_pipelines() || *on == "*"),
+                On::All | On::Namespace => has_verb && (!verb.has_pipelines() || *on == "*"),
             };
             let request = concrete(&node, route.method, route.path, Some(token));
             let (found, body) = answered(request).await;
@@ -294,6 +301,7 @@ async fn every_route_takes_its_verb_and_no_other() {
                 "foreign-logs",
                 "no-certificates",
                 "unknown-target",
+                "unknown-secret",
             ];
             let lacking = lacking.contains(&kind);
             assert!(refused || lacking || found < 300, "{of} as {}:{on}: {found}", verb.name());
@@ -315,11 +323,11 @@ async fn a_token_of_one_namespace_reaches_nothing_of_another_by_any_route() {
             let (found, body) = answered(request).await;
             let text = body.to_string();
             // What was asked for itself is named by a refusal.
-            let tells = text.contains("other/") || text.contains("secret");
+            let tells = text.contains("other/") || text.contains("secret\"");
             assert!(!is_own || !tells, "{of}: {text}");
             let has_verb = route.verb.has_pipelines();
             let expected = match route.on {
-                On::Pipeline | On::Job => has_verb && is_own,
+                On::Pipeline | On::Job | On::Namespace => has_verb && is_own,
                 // Lists leave out what is another's; the rest is about one pipeline, or is for admins.
                 On::Some if route.path == "/v1/history" || route.method == "POST" => is_own,
                 On::Some => has_verb,
@@ -337,8 +345,30 @@ async fn a_token_of_one_namespace_reaches_nothing_of_another_by_any_route() {
     let get = |path: &str| answered(node.as_token("GET", path, &token));
     assert_eq!(names(&get("/v1/pipelines").await.1, "pipelines", "name"), ["team/p"]);
     assert_eq!(names(&get("/v1/phases").await.1, "phases", "phase"), ["team/work"]);
+    assert_eq!(names(&get("/v1/secrets").await.1, "secrets", "name"), ["KEY"]);
     let others = get("/v1/pipelines?namespace=other").await;
     assert_eq!((others.0, names(&others.1, "pipelines", "name").len()), (200, 0));
+}
+
+#[tokio::test]
+async fn values_and_secrets_are_those_of_a_whole_namespace() {
+    let (some, other) = (make_token(), make_token());
+    let file = entry("some", &some, &["read:team/p*", "pipelines:team/p*"])
+        + &entry("other", &other, &["read:default/*", "pipelines:default/*"]);
+    let node = plain(&file).await;
+    for (method, path, on_other) in [
+        ("GET", "/v1/secrets/team/KEY", 403),
+        ("DELETE", "/v1/secrets/team/KEY", 403),
+        ("GET", "/v1/secrets/default/KEY", 404),
+        ("DELETE", "/v1/secrets/default/KEY", 204),
+    ] {
+        assert_eq!(status(node.as_token(method, path, &some)).await, 403, "{method} {path}");
+        assert_eq!(status(node.as_token(method, path, &other)).await, on_other, "{method} {path}");
+    }
+    for token in [&some, &other] {
+        let (found, body) = answered(node.as_token("GET", "/v1/secrets", token)).await;
+        assert_eq!((found, body["secrets"].as_array().map(Vec::len)), (200, Some(0)));
+    }
 }
 
 #[tokio::test]

@@ -221,6 +221,19 @@ pub(in crate::http) struct PhasePath {
     phase: String,
 }
 
+/// What is kept for a namespace, in a path.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Path)]
+#[expect(dead_code, reason = "it is read by the derive alone")]
+pub(in crate::http) struct SecretPath {
+    /// Of which namespace.
+    #[param(pattern = "^[a-zA-Z0-9][-_.a-zA-Z0-9]{0,62}$", example = "default")]
+    namespace: String,
+    /// What phases know it by.
+    #[param(pattern = "^[a-zA-Z_][_a-zA-Z0-9]{0,127}$", example = "LEDGER_KEY")]
+    secret: String,
+}
+
 /// A job's id in a path.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Path)]
@@ -274,6 +287,8 @@ refusals! {
     Form: [406];
     /// A handler may not do.
     Handler: [408, 409, 413, 415, 422, 507];
+    /// A value or secret may not do.
+    Secret: [408, 409, 413, 415, 422, 507];
     /// A backup may not be made.
     Backup: [408, 409, 413, 415, 507];
     /// Logs may not be the node's.

@@ -33,7 +33,7 @@ const LATENCY: Duration = Duration::from_millis(1);
 pub(super) struct Disk(Arc<Mutex<BTreeMap<(Table, Bytes), Bytes>>>);
 
 impl Disk {
-    fn apply(&self, writes: Vec<Write>) {
+    pub(super) fn apply(&self, writes: Vec<Write>) {
         let mut rows = self.0.lock().expect("not poisoned");
         for write in writes {
             match write {
@@ -95,7 +95,7 @@ enum Event {
 pub(super) struct Node {
     pub(super) core: Option<Core>,
     pub(super) config: Config,
-    disk: Disk,
+    pub(super) disk: Disk,
     pub(super) attempts: Vec<Attempt>,
     pub(super) started: u32,
 }

@@ -13,6 +13,7 @@ mod namespaces;
 mod overdue;
 mod resting;
 mod schedules;
+mod secrets;
 mod session;
 mod trace;
 
