@@ -166,8 +166,8 @@ async fn a_secret_is_put_once_had_where_the_key_is_and_seen_nowhere() {
     let ids = jobs["jobs"].as_array().unwrap().iter().map(|job| text(&job["id"]));
     let mut paths: Vec<String> = ids.map(|id| format!("/v1/jobs/{id}/logs")).collect();
     assert!(paths.len() >= 4, "{jobs}");
-    paths.extend(["/v1/secrets", "/v1/events", "/metrics"].map(str::to_owned));
-    paths.push("/v1/pipelines/check/events".to_owned());
+    paths.extend(["/v1/secrets", "/v1/events?follow=false", "/metrics"].map(str::to_owned));
+    paths.push("/v1/pipelines/check/events?follow=false".to_owned());
     let mut said = String::new();
     for path in paths {
         let url = format!("{}{path}", world.cluster.http("b").unwrap());

@@ -20,7 +20,9 @@ use crate::{
     codec::{self, Pieces},
     id::{DiskId, JobId, NodeId, PipelineId, Term, Token},
     io::{Effect, PersistId},
-    message::{Answer, Assignment, GroupUpdate, JobUpdate, Message, Replicate, StoreResult},
+    message::{
+        Answer, Assignment, Digest, GroupUpdate, JobUpdate, Message, Replicate, StoreResult,
+    },
     record::{Component, FIRST_CONTROL},
     store::{ReadError, Table, Write, ended_key, job_key, put_component_key},
     time::Timestamp,
@@ -50,6 +52,8 @@ pub(super) const FINISHED: u8 = 0x04;
 /// What waits for durability.
 #[derive(Clone, Debug)]
 pub(super) enum Held {
+    /// All jobs of a pipeline, of this digest of live and of finished ones, may go: this coordinator has them.
+    Drop { pipeline: PipelineId, to: (NodeId, Term), live: Digest, finished: Digest },
     /// The pipeline's jobs are gone from the disk.
     Dropped(PipelineId),
     /// An effect.
@@ -191,6 +195,11 @@ impl Core {
     pub(super) fn is_any_dirty(&self, pipeline: PipelineId) -> bool {
         let jobs = (pipeline, JobId::MIN)..=(pipeline, JobId::MAX);
         self.batch.dirty.range(jobs).next().is_some()
+    }
+
+    /// Whether something is still to be said that waits for this node's disk.
+    pub(super) fn is_answering(&self) -> bool {
+        !self.batch.on_disk.is_empty() || self.commits.iter().any(|commit| !commit.on_disk)
     }
 
     /// Something outside the job records changed.
@@ -540,6 +549,9 @@ impl Core {
                 } else {
                     self.send(worker, Message::ItemsAck { token, count });
                 }
+            }
+            Held::Drop { pipeline, to, live, finished } => {
+                self.drop_copies(pipeline, to, live, finished);
             }
             Held::Dropped(pipeline) => {
                 if let Some(group) = self.groups.get_mut(&pipeline) {

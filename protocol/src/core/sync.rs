@@ -722,8 +722,9 @@ impl Core {
         Some((scope, Purpose::Offer(term)))
     }
 
-    /// All is handed on and durable elsewhere: this node's copies go, if nothing came since.
-    fn drop_copies(
+    /// All is handed on and durable elsewhere: this node's copies go, if nothing came since, once nobody is
+    /// still to be told that they are here.
+    pub(super) fn drop_copies(
         &mut self,
         pipeline: PipelineId,
         to: (NodeId, Term),
@@ -745,6 +746,9 @@ impl Core {
             || (group.live, group.finished.digest) != (live, finished)
         {
             return;
+        }
+        if self.is_answering() {
+            return self.hold_until_on_disk(Held::Drop { pipeline, to, live, finished });
         }
         self.drop_group_data(pipeline);
     }
