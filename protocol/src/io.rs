@@ -17,7 +17,7 @@ use crate::{
     name::Name,
     pipeline::{Handling, MAX_PHASES, PipelineDef, Revision},
     record::JobOptions,
-    secret::{MAX_SECRET_PLACES, MAX_SECRETS, Place, Sealed, SecretEntry},
+    secret::{Place, Sealed, SecretEntry},
     store::Write,
     trace::TraceParent,
     view::{ClusterView, JobState, JobSummary, JobView, RevisionView, StepCounts},
@@ -643,14 +643,20 @@ pub enum Refusal {
     UnknownSecret(String),
     /// Too many values and secrets.
     #[error(
-        "there are {there} values and secrets at {places} places, those with removed ones included; at most \
-         {MAX_SECRETS} are possible at {MAX_SECRET_PLACES}: remove some first, or take a place that had one"
+        "{whose} has {there} values and secrets of at most {most}, at {places} places of at most {most_places}, \
+         those with removed ones included: remove some first, or take a place that had one"
     )]
     TooManySecrets {
+        /// The cluster, or one namespace.
+        whose: String,
         /// How many there are.
         there: usize,
+        /// How many there may be.
+        most: usize,
         /// At how many places something is or was.
         places: usize,
+        /// At how many it may be.
+        most_places: usize,
     },
 }
 

@@ -21,6 +21,11 @@ pub const MAX_SECRETS: usize = 1024;
 /// At how many places something may be or have been: what was removed leaves a mark.
 pub const MAX_SECRET_PLACES: usize = 8 * MAX_SECRETS;
 
+/// How many of each one namespace may have, so that none takes the others' places.
+pub const MAX_NAMESPACE_SECRETS: usize = MAX_SECRETS / 2;
+/// See [`MAX_NAMESPACE_SECRETS`].
+pub const MAX_NAMESPACE_PLACES: usize = MAX_SECRET_PLACES / 4;
+
 /// The longest, in bytes, before it is sealed.
 pub const MAX_SECRET_BYTES: usize = 16 << 10;
 
@@ -57,6 +62,35 @@ pub fn check_name(name: &str) -> Result<(), String> {
     }
     Ok(())
 }
+
+/// Variables by which a shell, the linker or a language runs code from elsewhere: whoever may put a value is
+/// not to run programs by it.
+const RUNS_CODE: [&str; 24] = [
+    "BASH_ENV",
+    "ENV",
+    "GCONV_PATH",
+    "GIT_EXEC_PATH",
+    "GIT_SSH_COMMAND",
+    "IFS",
+    "JAVA_TOOL_OPTIONS",
+    "JDK_JAVA_OPTIONS",
+    "LUA_INIT",
+    "NODE_OPTIONS",
+    "NODE_PATH",
+    "PERL5DB",
+    "PERL5LIB",
+    "PERL5OPT",
+    "PROMPT_COMMAND",
+    "PS4",
+    "PYTHONBREAKPOINT",
+    "PYTHONHOME",
+    "PYTHONPATH",
+    "PYTHONSTARTUP",
+    "PYTHONWARNINGS",
+    "RUBYLIB",
+    "RUBYOPT",
+    "SHELLOPTS",
+];
 
 /// A name within a namespace, or how such names begin: `NAME`, `BEGINNING*` or `*`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -140,7 +174,15 @@ impl Place {
         if self.name.len() > MAX_SECRET_NAME_BYTES {
             return Err(format!("name: at most {MAX_SECRET_NAME_BYTES} bytes are possible"));
         }
-        check_name(&self.name).map_err(|error| format!("name: `{}`: {error}", self.name))
+        check_name(&self.name).map_err(|error| format!("name: `{}`: {error}", self.name))?;
+        let linker = ["LD_", "DYLD_"].iter().any(|prefix| self.name.starts_with(prefix));
+        match linker || RUNS_CODE.contains(&self.name.as_str()) {
+            true => Err(format!(
+                "name: `{}`: it makes programs run other code: choose another",
+                self.name
+            )),
+            false => Ok(()),
+        }
     }
 
     /// Whether the attempts of this phase in this pipeline get it.
@@ -400,6 +442,8 @@ mod tests {
             (with("*", "1KEY"), "name"),
             (with("*", "PATH"), "name"),
             (with("*", "CARBONMESH_X"), "name"),
+            (with("*", "LD_AUDIT"), "name"),
+            (with("*", "BASH_ENV"), "name"),
             (with("*", &long), "name"),
         ] {
             let error = bad.check().expect_err(field);

@@ -341,7 +341,17 @@ mod tests {
             (Refusal::TooManyHandlers(1), 409, "too-many-handlers"),
             (Refusal::InvalidSecret("why".into()), 422, "invalid-secret"),
             (Refusal::UnknownSecret("KEY".into()), 404, "unknown-secret"),
-            (Refusal::TooManySecrets { there: 1, places: 1 }, 409, "too-many-secrets"),
+            (
+                Refusal::TooManySecrets {
+                    whose: "w".into(),
+                    there: 1,
+                    most: 1,
+                    places: 1,
+                    most_places: 1,
+                },
+                409,
+                "too-many-secrets",
+            ),
         ];
         for (refusal, status, slug) in cases {
             let again = ["no-replica", "no-coordinator", "unsettled"].contains(&slug);

@@ -134,7 +134,14 @@ pub(super) async fn put(
     }
     let json = read_body(body, DOCUMENT_BYTES).await?;
     let SealedDoc { key, hidden, sealed } = serde_json::from_slice(&json)
-        .map_err(|error| Problem::bad_request("bad-json", error.to_string()))?;
+        // What was sent is not told again: it may be a secret that somebody forgot to seal.
+        .map_err(|error| {
+            let (line, column) = (error.line(), error.column());
+            Problem::bad_request(
+                "bad-json",
+                format!("line {line}, column {column}: an object with key, hidden and sealed is expected"),
+            )
+        })?;
     let key = KeyId::parse(&key).ok_or_else(|| {
         Refusal::InvalidSecret("key: it is no id of a key: 16 digits of 0-9 and a-f".to_owned())
     })?;

@@ -180,6 +180,8 @@ impl PhaseRunner {
         attempt.timeout = attempt.timeout.or(offered.timeout);
         let result_bytes = self.result_bytes;
         let scope = self.scopes.of(&attempt.pipeline, &attempt.phase);
+        // What was a secret when the attempt began is hidden in all that it says, to its end.
+        let hidden = scope.clone();
         let span = info_span!(
             "attempt",
             job = %attempt.job,
@@ -201,6 +203,7 @@ impl PhaseRunner {
             };
             metrics.ended(&name, outcome_name(&outcome), began.elapsed());
             voice.end().await;
+            drop(hidden);
             let left = leaving.and_then(|leaving| leaving.close());
             if let Some(entries) = left.filter(|_| matches!(outcome, Outcome::Succeeded(_))) {
                 let _ = news.send(News::Session { token, entries }).await;

@@ -197,9 +197,19 @@ impl Core {
         self.batch.dirty.range(jobs).next().is_some()
     }
 
-    /// Whether something is still to be said that waits for this node's disk.
-    pub(super) fn is_answering(&self) -> bool {
-        !self.batch.on_disk.is_empty() || self.commits.iter().any(|commit| !commit.on_disk)
+    /// Says of a pipeline's jobs that they are here, once this batch is on disk.
+    pub(super) fn answer_when_on_disk(&mut self, pipeline: PipelineId, held: Held) {
+        if let Some(group) = self.groups.get_mut(&pipeline) {
+            group.answered_in = PersistId(self.next_persist + 1);
+        }
+        self.hold_until_on_disk(held);
+    }
+
+    /// Whether such an answer is still to be given.
+    pub(super) fn is_answering(&self, pipeline: PipelineId) -> bool {
+        let Some(group) = self.groups.get(&pipeline) else { return false };
+        let mut writing = self.commits.iter().filter(|commit| !commit.on_disk);
+        group.answered_in.0 > self.next_persist || writing.any(|it| it.id <= group.answered_in)
     }
 
     /// Something outside the job records changed.
@@ -551,7 +561,7 @@ impl Core {
                 }
             }
             Held::Drop { pipeline, to, live, finished } => {
-                self.drop_copies(pipeline, to, live, finished);
+                self.drop_handed_on(pipeline, to, live, finished);
             }
             Held::Dropped(pipeline) => {
                 if let Some(group) = self.groups.get_mut(&pipeline) {

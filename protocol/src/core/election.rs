@@ -41,6 +41,9 @@ use super::{
 /// No election gets here in the life of a cluster: a greater counter is nonsense from a peer.
 pub(super) const LAST_COUNTER: u64 = 1 << 48;
 
+/// After how long it is forgotten that a node made way, and was elected again.
+const FORGIVEN: Duration = Duration::from_secs(600);
+
 impl Core {
     /// Whether this node's copy of a group counts.
     pub(super) fn is_admitted(&self, pipeline: PipelineId) -> bool {
@@ -391,6 +394,9 @@ impl Core {
         self.counted.elections_won += 1;
         group.election_at = None;
         group.stood = 0;
+        if now.since(group.made_way.1) > FORGIVEN {
+            group.made_way.0 = 0;
+        }
         group.leader = None;
         let voters: BTreeSet<NodeId> =
             candidacy.granted.into_iter().filter(|node| *node != me).collect();
@@ -483,7 +489,6 @@ impl Core {
         group.role = Role::Follower;
         group.election_at = None;
         group.stood = 0;
-        group.made_way = 0;
         if changed {
             self.tell_leader(pipeline, node, term);
             self.drop_offers(pipeline);

@@ -18,6 +18,7 @@ use crate::{
     figures::Tally,
     group_view::GroupView,
     id::{DiskId, JobId, NodeId, PipelineId, Term, Token},
+    io::PersistId,
     message::{BeatGroup, Digest},
     name::Name,
     record::{Component, JobRecord, REAPED, Reaped},
@@ -420,9 +421,8 @@ pub(super) struct Group {
     pub(super) election_at: Option<Timestamp>,
     /// How often it stood since somebody coordinated last.
     pub(super) stood: u32,
-    /// How often it coordinated in place of those whose task it is, and made way, since it heard of
-    /// another coordinator.
-    pub(super) made_way: u32,
+    /// How often it coordinated in place of those whose task it is, and made way; and when it did so last.
+    pub(super) made_way: (u32, Timestamp),
     pub(super) jobs: Jobs,
     pub(super) live: Digest,
     pub(super) finished: Finished,
@@ -444,6 +444,8 @@ pub(super) struct Group {
     items: u64,
     /// Batches that drop all jobs and are not on disk yet.
     pub(super) dropping: u32,
+    /// The last batch on which an answer waits that says of jobs that they are here.
+    pub(super) answered_in: PersistId,
     /// The latest view of a strict group that is known here, if one was ever written.
     pub(super) view: Option<GroupView>,
     /// To whom a strict group's lease was granted, and until when nobody else gets it.
@@ -486,7 +488,7 @@ impl Group {
             leaderless_since: now,
             election_at: None,
             stood: 0,
-            made_way: 0,
+            made_way: (0, now),
             jobs: Jobs::default(),
             live: Digest::default(),
             finished: Finished::default(),
@@ -501,6 +503,7 @@ impl Group {
             running: 0,
             items: 0,
             dropping: 0,
+            answered_in: PersistId(0),
             view: None,
             pledge: None,
             copy: 0,

@@ -206,7 +206,7 @@ impl Core {
         if !keepers.contains(&self.me()) && self.may_make_way(pipeline) {
             // It was elected for want of anybody else; by now, those whose task it is can do it.
             if let Some(group) = self.groups.get_mut(&pipeline) {
-                group.made_way += 1;
+                group.made_way = (group.made_way.0 + 1, self.now);
             }
             return self.step_down(pipeline);
         }
@@ -243,7 +243,7 @@ impl Core {
     fn may_make_way(&self, pipeline: PipelineId) -> bool {
         let Some(group) = self.groups.get(&pipeline) else { return false };
         let Role::Coordinator(reign) = &group.role else { return false };
-        let times = (1u32 << group.made_way.min(MOST_DOUBLED)) - 1;
+        let times = (1u32 << group.made_way.0.min(MOST_DOUBLED)) - 1;
         self.now.since(reign.since) >= self.config.timing.lease * times
             && self.is_replaceable(pipeline)
     }

@@ -537,7 +537,7 @@ impl Core {
             let taken = Held::Taken { gateway: from, store, pipeline, results };
             self.hold_until_durable(pipeline, taken);
         } else if from == self.me() {
-            self.hold_until_on_disk(Held::Stored { store, results });
+            self.answer_when_on_disk(pipeline, Held::Stored { store, results });
         } else {
             let copies = u32::from(self.is_admitted(pipeline));
             let message = Message::Stored { store, copies, results };
@@ -545,7 +545,8 @@ impl Core {
                 self.send(from, message);
                 return Ok(());
             }
-            self.hold_until_on_disk(Held::Effect(Effect::Send { to: from, message }));
+            let stored = Held::Effect(Effect::Send { to: from, message });
+            self.answer_when_on_disk(pipeline, stored);
         }
         Ok(())
     }

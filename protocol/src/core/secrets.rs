@@ -13,7 +13,11 @@ use crate::{
     id::NodeId,
     io::{Effect, Refusal, RequestId, Response},
     message::Message,
-    secret::{MAX_SECRET_PLACES, MAX_SECRETS, Place, PlaceId, Sealed, SecretEntry},
+    name::Namespace,
+    secret::{
+        MAX_NAMESPACE_PLACES, MAX_NAMESPACE_SECRETS, MAX_SECRET_PLACES, MAX_SECRETS, Place,
+        PlaceId, Sealed, SecretEntry,
+    },
     store::{ReadError, Table, Write},
 };
 
@@ -85,6 +89,30 @@ impl Secrets {
         }
     }
 
+    /// Why no more can be kept for a namespace, if that is so; at a place that it had already, or at another.
+    fn full(&self, namespace: &Namespace, known: bool) -> Option<Refusal> {
+        let of = self.all.values().filter(|it| it.entry.place.namespace == *namespace);
+        let (mut there, mut places) = (0, 0);
+        for known in of {
+            there += usize::from(known.entry.sealed.is_some());
+            places += 1;
+        }
+        let refused =
+            |whose: String, (there, most): (usize, usize), (places, most_places)| {
+                (there >= most || !known && places >= most_places)
+                    .then_some(Refusal::TooManySecrets { whose, there, most, places, most_places })
+            };
+        refused(
+            format!("the namespace `{namespace}`"),
+            (there, MAX_NAMESPACE_SECRETS),
+            (places, MAX_NAMESPACE_PLACES),
+        )
+        .or_else(|| {
+            let all = (self.all.len(), MAX_SECRET_PLACES);
+            refused("the cluster".to_owned(), (self.there, MAX_SECRETS), all)
+        })
+    }
+
     /// Takes over what an entry says. Says whether that was news.
     fn learn(&mut self, id: PlaceId, entry: &SecretEntry) -> bool {
         let merged = match self.all.get(&id) {
@@ -137,20 +165,19 @@ impl Core {
         if let Err(reason) = place.check().and_then(|()| sealed.check()) {
             return self.reply(request, Response::Refused(Refusal::InvalidSecret(reason)));
         }
-        let there = self.secrets.there;
         let known = self.secrets.all.get(&place.id()).map(|known| &known.entry);
-        let room =
-            there < MAX_SECRETS && (known.is_some() || self.secrets.all.len() < MAX_SECRET_PLACES);
+        let full = self.secrets.full(&place.namespace, known.is_some());
         let entry = match known {
             // It was sent twice.
             Some(entry) if entry.sealed.as_ref() == Some(&sealed) => entry.clone(),
-            Some(entry) if entry.sealed.is_some() || room => {
+            Some(entry) if entry.sealed.is_some() || full.is_none() => {
                 entry.changed(Some(sealed), self.wall_ms())
             }
-            None if room => SecretEntry::new(place).changed(Some(sealed), self.wall_ms()),
+            None if full.is_none() => SecretEntry::new(place).changed(Some(sealed), self.wall_ms()),
             Some(_) | None => {
-                let refusal = Refusal::TooManySecrets { there, places: self.secrets.all.len() };
-                return self.reply(request, Response::Refused(refusal));
+                return full
+                    .into_iter()
+                    .for_each(|refusal| self.reply(request, Response::Refused(refusal)));
             }
         };
         self.spread_secret(request, entry);
@@ -268,6 +295,11 @@ impl Core {
             return;
         }
         let Some(pending) = self.secrets.waiting.remove(&request) else { return };
+        let here = self.secrets.all.get(&pending.place).map(|known| known.digest);
+        if here != Some(pending.digest) {
+            // Another change came in beside it, or was there before and outranks it.
+            return self.reply(request, Response::Refused(Refusal::Unknown));
+        }
         let response = match pending.put_ms {
             Some(changed_ms) => Response::SecretPut { changed_ms, copies: pending.copies },
             None => Response::Removed,

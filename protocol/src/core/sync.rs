@@ -722,9 +722,23 @@ impl Core {
         Some((scope, Purpose::Offer(term)))
     }
 
-    /// All is handed on and durable elsewhere: this node's copies go, if nothing came since, once nobody is
-    /// still to be told that they are here.
-    pub(super) fn drop_copies(
+    /// All is handed on and durable elsewhere.
+    fn drop_copies(
+        &mut self,
+        pipeline: PipelineId,
+        to: (NodeId, Term),
+        live: Digest,
+        finished: Digest,
+    ) {
+        let now = self.now;
+        let Some(group) = self.groups.get_mut(&pipeline) else { return };
+        group.last_anti_entropy = now;
+        group.handed_on = Some((to.1, finished));
+        self.drop_handed_on(pipeline, to, live, finished);
+    }
+
+    /// This node's copies go, if nothing came since, once nobody is still to be told that they are here.
+    pub(super) fn drop_handed_on(
         &mut self,
         pipeline: PipelineId,
         to: (NodeId, Term),
@@ -732,13 +746,11 @@ impl Core {
         finished: Digest,
     ) {
         let needed = self.should_keep(pipeline);
-        let (now, dirty) = (self.now, self.is_any_dirty(pipeline));
-        let Some(group) = self.groups.get_mut(&pipeline) else { return };
+        let dirty = self.is_any_dirty(pipeline);
+        let Some(group) = self.groups.get(&pipeline) else { return };
         let led = group.leader.is_some_and(|leader| (leader.node, leader.term) == to);
         let settled = group.beat.as_ref().is_some_and(|beat| beat.settled)
             && group.jobs.values().all(|job| job.pending == 0);
-        group.last_anti_entropy = now;
-        group.handed_on = Some((to.1, finished));
         if needed
             || dirty
             || !led
@@ -747,7 +759,7 @@ impl Core {
         {
             return;
         }
-        if self.is_answering() {
+        if self.is_answering(pipeline) {
             return self.hold_until_on_disk(Held::Drop { pipeline, to, live, finished });
         }
         self.drop_group_data(pipeline);

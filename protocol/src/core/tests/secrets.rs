@@ -10,7 +10,8 @@ use crate::{
     io::{Input, Refusal, Request, Response},
     message::Message,
     secret::{
-        KeyId, MAX_SECRET_BYTES, MAX_SECRETS, Pattern, Place, SEAL_BYTES, Sealed, SecretEntry,
+        KeyId, MAX_NAMESPACE_SECRETS, MAX_SECRET_BYTES, Pattern, Place, SEAL_BYTES, Sealed,
+        SecretEntry,
     },
     store::{Reader, Table, Write},
 };
@@ -142,11 +143,15 @@ fn what_cannot_be_kept_is_refused() {
         let refused = put(&mut cluster, 0, name, &text);
         assert!(matches!(refused, Response::Refused(Refusal::InvalidSecret(_))), "{refused:?}");
     }
-    for number in 0..MAX_SECRETS {
+    for number in 0..MAX_NAMESPACE_SECRETS {
         put(&mut cluster, 0, &format!("N{number}"), "x");
     }
     let full = put(&mut cluster, 0, "ONE_MORE", "x");
     assert!(matches!(full, Response::Refused(Refusal::TooManySecrets { .. })), "{full:?}");
+    let elsewhere = Place { namespace: "other".parse().expect("a name"), ..place("ONE_MORE") };
+    let request = Request::PutSecret { place: elsewhere.into(), sealed: sealed("x").into() };
+    let elsewhere = cluster.request(0, request);
+    assert!(matches!(elsewhere, Response::SecretPut { .. }), "{elsewhere:?}");
     let changed = put(&mut cluster, 0, "N7", "y");
     assert!(matches!(changed, Response::SecretPut { .. }), "{changed:?}");
     assert_eq!(remove(&mut cluster, 0, "N7"), Response::Removed);
