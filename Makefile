@@ -180,8 +180,8 @@ flood: setup
 
 # What trust takes of the cluster's CPU time: measured alone, so that nothing else is counted.
 cost: setup
-	CARBONMESH_COST_JOBS=$(if $(filter command% environment%,$(origin JOBS)),$(JOBS),30000) \
-		cargo test --locked --workspace --lib -- net::cost --nocapture
+	$(if $(filter command% environment%,$(origin JOBS)),CARBONMESH_COST_JOBS=$(JOBS)) \
+		cargo test --locked --workspace --lib -- net::cost --nocapture --ignored
 
 chaos: build
 	@$(BIN)/carbonmesh-chaos --out "$(OUT_CHAOS)" \

@@ -1,8 +1,8 @@
 //! What trust costs: the checks that each frame and each message passes on its way in and out, an
 //! admission, and which share all of it has in the work of a cluster with certificates (W3).
 //!
-//! All times are CPU times: what else the machine does counts for little. `make cost` runs this alone,
-//! with more jobs; beside other tests theirs is counted as the cluster's, and the share comes out too small.
+//! All times are CPU times: what else the machine does counts for little. It is a measurement, which `make
+//! cost` runs alone: beside other tests theirs would be counted as the cluster's.
 
 use std::{
     collections::BTreeMap,
@@ -53,7 +53,7 @@ use crate::{
 
 /// How many jobs the cluster does, if `CARBONMESH_COST_JOBS` does not say; some more beforehand, which warm
 /// connections and caches.
-const JOBS: usize = 3000;
+const JOBS: usize = 30_000;
 const WARM: usize = 300;
 
 /// How many of them are enqueued at once, as in the benchmark.
@@ -369,6 +369,7 @@ fn gossip() -> f64 {
 }
 
 #[test]
+#[ignore = "a measurement, which `make cost` runs alone"]
 fn trust_takes_a_small_share_of_the_work() {
     let jobs = std::env::var("CARBONMESH_COST_JOBS").ok();
     let jobs = jobs.map_or(JOBS, |text| text.parse().expect("CARBONMESH_COST_JOBS"));

@@ -229,11 +229,10 @@ async fn a_slow_receiver_costs_notifications_and_nobody_waits() {
     let (notifier, _cancel) = start(vec![webhook(&received.url, |it| it.queue = 5)]);
     notifier.tell(&notice(Kind::Dead, None, "first"));
     received.next().await;
-    let began = Instant::now();
+    // The receiver holds its answer back until all of them are told.
     for at in 0..50 {
         notifier.tell(&notice(Kind::Dead, None, &at.to_string()));
     }
-    assert!(began.elapsed() < Duration::from_secs(1));
     let tally = until(&notifier, |_, waiting| waiting == 5).await;
     assert_eq!((tally.delivered, tally.dropped), (0, 46));
     received.hold.send_replace(false);

@@ -224,7 +224,7 @@ async fn a_node_that_stops_is_not_held_up_by_its_streams() {
     cancel.cancel();
     let began = std::time::Instant::now();
     served.await.expect("no panic").expect("served");
-    assert!(began.elapsed() < Duration::from_secs(3));
+    assert!(began.elapsed() < Duration::from_secs(8));
     let text = read.await.expect("no panic").expect("a body");
     assert!(text.contains("event: end"), "{text}");
 }
