@@ -97,6 +97,10 @@ pub struct PipelineDocument {
     /// How long finished jobs are kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retention: Option<RetentionDocument>,
+    /// Into how many parts its jobs are split, each with a coordinator of its own; 1 unless given. It can
+    /// become more later, never fewer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub partitions: Option<u16>,
     /// Where in the instructions it stands whose job it is, as a JSON Pointer (RFC 6901), such as
     /// `/tenant`: of what waits, each owner's jobs come in turn.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -178,6 +182,7 @@ impl PipelineDocument {
                 fair_by: self.fair_by.clone(),
                 schedules: schedules.collect::<Result<_, _>>()?,
                 input_schema: self.input_schema.clone().map(|it| Value::Object(it).to_string()),
+                partitions: self.partitions.unwrap_or(1),
             },
         )?)
     }
@@ -209,6 +214,7 @@ impl From<&PipelineDef> for PipelineDocument {
             timeout: pipeline.timeout.map(format_duration),
             retention: RetentionDocument::of(&pipeline.retention),
             fair_by: pipeline.fair_by.clone(),
+            partitions: Some(pipeline.partitions).filter(|count| *count > 1),
             input_schema: pipeline
                 .input_schema
                 .as_deref()

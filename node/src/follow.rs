@@ -9,7 +9,7 @@ use carbonmesh_protocol::{
     event::{Event, EventKinds, EventPage, EventQuery, EventsFrom},
     io::{Refusal, Request, Response},
     name::Name,
-    view::{ClusterView, PipelineView},
+    view::{ClusterView, PartitionView, PipelineView},
 };
 use tokio::{
     task::JoinSet,
@@ -31,6 +31,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 pub(crate) struct Stream {
     handle: NodeHandle,
     pipeline: Option<Name>,
+    partition: Option<u16>,
     query: EventQuery,
 }
 
@@ -39,22 +40,24 @@ pub(crate) struct Stream {
 pub(crate) struct Over;
 
 impl Stream {
-    /// Of a pipeline, or of the cluster.
+    /// Of a pipeline's partition, or of the cluster.
     pub(crate) fn new(
         handle: NodeHandle,
-        pipeline: Option<Name>,
+        source: Option<(Name, u16)>,
         kinds: EventKinds,
         from: EventsFrom,
     ) -> Self {
         let query = EventQuery { from, job: None, kinds, limit: 500, wait: None };
-        Self { handle, pipeline, query }
+        let (pipeline, partition) = source.unzip();
+        Self { handle, pipeline, partition, query }
     }
 
     /// The next events. The first answer comes at once: from then on none is missed in silence.
     pub(crate) async fn next(&mut self) -> Result<Vec<Event>, Over> {
         loop {
             let asked = Instant::now();
-            let request = Request::Events { pipeline: self.pipeline.clone(), query: self.query };
+            let (pipeline, partition) = (self.pipeline.clone(), self.partition);
+            let request = Request::Events { pipeline, partition, query: self.query };
             match self.handle.request(request).await {
                 Ok(Response::Events(page)) => {
                     let EventPage { events, next } = *page;
@@ -68,7 +71,10 @@ impl Stream {
                         sleep(AGAIN).await;
                     }
                 }
-                Ok(Response::Refused(Refusal::UnknownPipeline { .. })) | Err(_) => {
+                Ok(Response::Refused(
+                    Refusal::UnknownPipeline { .. } | Refusal::WhichPartition { .. },
+                ))
+                | Err(_) => {
                     return Err(Over);
                 }
                 Ok(_) => sleep(AGAIN).await,
@@ -85,12 +91,12 @@ pub(crate) async fn view(handle: &NodeHandle) -> Option<Box<ClusterView>> {
     }
 }
 
-/// Follows pipelines for as long as it is polled, those that come later too: a pipeline from when
+/// Follows pipelines for as long as it is polled, those that come later too: each partition from when
 /// `wants` first says so, until it is gone. What was before the first look is left out.
 pub(crate) async fn pipelines(
     handle: NodeHandle,
     kinds: EventKinds,
-    wants: impl Fn(&ClusterView, &PipelineView) -> bool,
+    wants: impl Fn(&PipelineView, &PartitionView) -> bool,
     told: impl Fn(&Name, &Event) + Clone + Send + Sync + 'static,
 ) {
     let (mut followed, mut followers) = (BTreeSet::new(), JoinSet::new());
@@ -98,13 +104,15 @@ pub(crate) async fn pipelines(
     loop {
         if let Some(view) = view(&handle).await {
             for pipeline in &view.pipelines {
-                let name = &pipeline.definition.name;
-                if followed.contains(name) || !wants(&view, pipeline) {
-                    continue;
+                for (at, partition) in (0..).zip(&pipeline.partitions) {
+                    let source = (pipeline.definition.name.clone(), at);
+                    if followed.contains(&source) || !wants(pipeline, partition) {
+                        continue;
+                    }
+                    followed.insert(source.clone());
+                    let stream = Stream::new(handle.clone(), Some(source.clone()), kinds, from);
+                    followers.spawn(one(stream, source, told.clone()));
                 }
-                followed.insert(name.clone());
-                let stream = Stream::new(handle.clone(), Some(name.clone()), kinds, from);
-                followers.spawn(one(stream, name.clone(), told.clone()));
             }
             from = EventsFrom::Oldest;
         }
@@ -114,8 +122,8 @@ pub(crate) async fn pipelines(
                 () = sleep_until(look) => break,
                 Some(ended) = followers.join_next(), if !followers.is_empty() => {
                     // It may come again under its name.
-                    if let Ok(name) = ended {
-                        followed.remove(&name);
+                    if let Ok(source) = ended {
+                        followed.remove(&source);
                     }
                 }
             }
@@ -123,9 +131,9 @@ pub(crate) async fn pipelines(
     }
 }
 
-async fn one(mut stream: Stream, name: Name, told: impl Fn(&Name, &Event)) -> Name {
+async fn one(mut stream: Stream, source: (Name, u16), told: impl Fn(&Name, &Event)) -> (Name, u16) {
     while let Ok(events) = stream.next().await {
-        events.iter().for_each(|event| told(&name, event));
+        events.iter().for_each(|event| told(&source.0, event));
     }
-    name
+    source
 }

@@ -300,7 +300,7 @@ fn difference(
     seen: Tally,
     (seen_before, counts_before): &(Tally, Option<Counts>),
 ) -> Option<Tally> {
-    if view.replicas.contains(&cluster.node) {
+    if view.partitions.iter().all(|partition| partition.replicas.contains(&cluster.node)) {
         return Some(seen.since(seen_before));
     }
     let (now, before) = (view.counts?, (*counts_before)?);

@@ -15,7 +15,7 @@ use std::{
 
 use carbonmesh_protocol::{
     figures::Figures,
-    view::{ClusterView, Counts, PipelineView},
+    view::{ClusterView, Counts, PartitionView, PipelineView},
 };
 use carbonmesh_storage::{Statistics, Storage};
 use prometheus_client::{
@@ -239,21 +239,25 @@ fn register_cluster(own: &mut Registry, cluster: &ClusterView) {
     own.register("phase_slots", "Attempts that may run on this node at once", slots);
     own.register("phase_slots_busy", "Attempts that run on this node", busy);
     own.register("refusing_jobs", "1 while this node takes no jobs", refusing);
-    let leaderless = cluster.pipelines.iter().filter(|one| one.coordinator.is_none()).count();
+    let led = |one: &&PipelineView| one.partitions.iter().all(|it| it.coordinator.is_some());
+    let leaderless = cluster.pipelines.iter().filter(|one| !led(one)).count();
     let help = "Pipelines that nobody coordinates, as this node sees them";
     own.register("pipelines_leaderless", help, ConstGauge::new(leaderless as u64));
     let (jobs, terms) =
         (Family::<JobLabels, Gauge>::default(), Family::<PipelineLabels, Gauge>::default());
     let unoffered = Family::<PipelineLabels, Gauge>::default();
-    let mine = |one: &&PipelineView| one.coordinator.is_some_and(|(it, _)| it == cluster.node);
-    for one in cluster.pipelines.iter().filter(mine) {
+    for one in &cluster.pipelines {
+        let mine = |it: &&PartitionView| it.coordinator.is_some_and(|(it, _)| it == cluster.node);
+        let mine: Vec<&PartitionView> = one.partitions.iter().filter(mine).collect();
+        let led = mine.iter().filter_map(|it| it.coordinator);
+        let Some(term) = led.map(|(_, term)| term.counter).max() else { continue };
         let pipeline = one.definition.name.to_string();
         let labels = PipelineLabels { pipeline: pipeline.clone() };
-        if let Some((_, term)) = one.coordinator {
-            terms.get_or_create(&labels).set(i64::try_from(term.counter).unwrap_or(i64::MAX));
-        }
+        terms.get_or_create(&labels).set(i64::try_from(term).unwrap_or(i64::MAX));
         unoffered.get_or_create(&labels).set(one.unoffered.len() as i64);
-        let Some(counts) = one.counts else { continue };
+        let Some(counts) = mine.iter().map(|it| it.counts).sum::<Option<Counts>>() else {
+            continue;
+        };
         for (state, count) in by_state(counts) {
             let labels = JobLabels { pipeline: pipeline.clone(), state };
             jobs.get_or_create(&labels).set(i64::try_from(count).unwrap_or(i64::MAX));

@@ -128,6 +128,7 @@ impl CatalogEntry {
         let sound = |(at, definition): (&Revision, &PipelineDef)| {
             *at == definition.revision()
                 && definition.name == self.name
+                && definition.partition == self.partition()
                 && definition.is_valid()
                 && self.applied.contains_key(at)
         };
@@ -138,9 +139,14 @@ impl CatalogEntry {
             && self.revisions.iter().all(sound)
     }
 
-    /// Its identity.
+    /// Its identity: of the pipeline, or of one of its partitions.
     pub fn id(&self) -> PipelineId {
-        PipelineId::of_name(self.name.as_str())
+        PipelineId::of_partition(self.name.as_str(), self.partition())
+    }
+
+    /// Which of the pipeline's partitions it is of: all of its definitions are of the same.
+    pub fn partition(&self) -> u16 {
+        self.definition().map_or(0, |definition| definition.partition)
     }
 
     /// The definition that new jobs follow.

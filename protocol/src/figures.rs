@@ -61,6 +61,31 @@ pub struct GroupFigures {
     pub replicas_lagging: u64,
 }
 
+impl GroupFigures {
+    /// Counts another of the pipeline's partitions too: of replicas, those of the one that is worst off.
+    pub fn add(&mut self, other: Self) {
+        self.replicas_in_step = match (self.coordinates, other.coordinates) {
+            (true, true) => self.replicas_in_step.min(other.replicas_in_step),
+            _ => self.replicas_in_step.max(other.replicas_in_step),
+        };
+        self.replicas_syncing = self.replicas_syncing.max(other.replicas_syncing);
+        self.replicas_lagging = self.replicas_lagging.max(other.replicas_lagging);
+        self.coordinates |= other.coordinates;
+        self.led.add(&other.led);
+        self.seen.add(&other.seen);
+        self.delayed += other.delayed;
+        for queue in other.queues {
+            match self.queues.iter_mut().find(|known| known.step == queue.step) {
+                Some(known) => {
+                    known.depth += queue.depth;
+                    known.oldest = known.oldest.max(queue.oldest);
+                }
+                None => self.queues.push(queue),
+            }
+        }
+    }
+}
+
 /// One queue: what waits for workers at one step of a pipeline.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct QueueFigures {

@@ -76,6 +76,22 @@ impl PipelineId {
         Self(u128::from_be_bytes(first_16(digest.as_ref())))
     }
 
+    /// The identity of one of the parts that a name's jobs are split into; the first is that of the
+    /// name. Tags count up from one to the next, so that a job's id says in which of them it is.
+    pub fn of_partition(name: &str, partition: u16) -> Self {
+        let first = Self::of_name(name);
+        if partition == 0 {
+            return first;
+        }
+        let digest = Sha256::new()
+            .chain_update(b"partition\0")
+            .chain_update(partition.to_be_bytes())
+            .chain_update(name)
+            .finalize();
+        let low = u128::from_be_bytes(first_16(digest.as_ref())) & (u128::MAX >> 16);
+        Self(u128::from(first.tag().wrapping_add(partition)) << 112 | low)
+    }
+
     /// Its bytes, in the order in which keys sort.
     pub const fn to_be_bytes(self) -> [u8; 16] {
         self.0.to_be_bytes()
@@ -210,6 +226,11 @@ impl JobId {
         self.0 as u16 == pipeline.tag()
     }
 
+    /// What comes before all jobs of a pipeline, and says which pipeline that is: no job has it.
+    pub(crate) fn before_all_of(pipeline: PipelineId) -> Self {
+        Self::MIN.tagged(pipeline)
+    }
+
     /// Its bytes, in the order in which keys sort.
     pub const fn to_be_bytes(self) -> [u8; 16] {
         self.0.to_be_bytes()
@@ -323,6 +344,23 @@ mod tests {
         let pipeline = PipelineId::of_name("thumbnails");
         assert_eq!(JobId::of_key(pipeline, "a"), JobId::of_key(pipeline, "a"));
         assert_ne!(JobId::of_key(pipeline, "a"), JobId::of_key(pipeline, "b"));
+    }
+
+    #[test]
+    fn a_job_is_in_one_partition_alone() {
+        let all: Vec<_> = (0..64).map(|at| PipelineId::of_partition("thumbnails", at)).collect();
+        assert_eq!(all[0], PipelineId::of_name("thumbnails"));
+        for pipeline in &all {
+            let jobs = [
+                JobId::of_key(*pipeline, "a"),
+                JobId::time_ordered(*pipeline, 1, [7; 10]),
+                JobId::before_all_of(*pipeline),
+            ];
+            for job in jobs {
+                let of: Vec<_> = all.iter().filter(|it| job.may_belong_to(**it)).collect();
+                assert_eq!(of, [pipeline]);
+            }
+        }
     }
 
     #[test]

@@ -288,6 +288,8 @@ pub enum Request {
     Events {
         /// To which pipeline and its jobs; otherwise in the cluster, as this node sees it.
         pipeline: Option<Name>,
+        /// In which of its partitions; without it, in that of the query's job, or in the only one.
+        partition: Option<u16>,
         /// Which.
         query: EventQuery,
     },
@@ -657,6 +659,17 @@ pub enum Refusal {
         places: usize,
         /// At how many it may be.
         most_places: usize,
+    },
+    /// Each partition has a stream of events of its own.
+    #[error(
+        "pipeline `{name}` has {count} partitions, each with events of its own: say which, from 0 to {}",
+        .count.saturating_sub(1)
+    )]
+    WhichPartition {
+        /// The pipeline.
+        name: String,
+        /// How many it has.
+        count: usize,
     },
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Times are milliseconds since 1970 by the clock of the node that recorded them.
 
-use std::{collections::BTreeMap, fmt, str::FromStr, time::Duration};
+use std::{collections::BTreeMap, fmt, iter::Sum, ops::Add, str::FromStr, time::Duration};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -251,6 +251,19 @@ pub struct PipelineView {
     pub counts: Option<Counts>,
     /// Phases that no live worker offers, or none that has what they require.
     pub unoffered: Vec<Name>,
+    /// Its partitions in their order; only itself if it is not split.
+    pub partitions: Vec<PartitionView>,
+}
+
+/// One of the parts that a pipeline's jobs are split into.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartitionView {
+    /// Who coordinates it, and since which term.
+    pub coordinator: Option<(NodeId, Term)>,
+    /// Who should keep its jobs.
+    pub replicas: Vec<NodeId>,
+    /// Its jobs, as its coordinator counted them within the last seconds.
+    pub counts: Option<Counts>,
 }
 
 /// One definition that a pipeline has or had.
@@ -279,6 +292,27 @@ pub struct Counts {
     pub dead: u64,
     /// Cancelled.
     pub cancelled: u64,
+}
+
+impl Add for Counts {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            queued: self.queued + other.queued,
+            running: self.running + other.running,
+            items: self.items + other.items,
+            succeeded: self.succeeded + other.succeeded,
+            dead: self.dead + other.dead,
+            cancelled: self.cancelled + other.cancelled,
+        }
+    }
+}
+
+impl Sum for Counts {
+    fn sum<I: Iterator<Item = Self>>(counts: I) -> Self {
+        counts.fold(Self::default(), Add::add)
+    }
 }
 
 /// What of a pipeline's jobs is at one of its steps, items and what undoes others included.

@@ -21,7 +21,7 @@ use carbonmesh_protocol::{
         TraceOf,
     },
     name::Name,
-    pipeline::{Combine, Each, Handling, PhaseInput, PipelineDef},
+    pipeline::{Combine, Each, Handling, PhaseInput, PipelineDef, Settings},
     record::{
         Compensated, Component, Control, FIRST_CONTROL, JobOptions, JobRecord, JobSpec, Parent,
         Progress, Reaped, SPEC, TRACE,
@@ -352,6 +352,11 @@ fn the_bytes_of_this_release() {
     // What is authenticated with sealed bytes is as frozen as they are.
     let associated = secret().place.associated(KeyId::from_bytes([8; 8]), true);
     current.push(format!("secret-associated {}", hex(associated.into())));
+    let settings = Settings { partitions: 3, ..Settings::default() };
+    let split = PipelineDef::with(name("p"), vec![PhaseInput::named(name("a"))], settings);
+    let split = split.expect("valid").of_partition(2);
+    let entry = CatalogEntry::new(split, BTreeSet::from([(node(), DiskId(1))]));
+    current.push(format!("pipeline-in-partitions {}", hex(codec::encode(&entry))));
     let current = current.join("\n") + "\n";
     assert_eq!(current, golden, "the encoding has changed");
 }

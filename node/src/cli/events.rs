@@ -5,11 +5,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use carbonmesh_protocol::{
-    event::{EventKind, EventToken},
-    id::JobId,
-    name::Name,
-};
+use carbonmesh_protocol::{event::EventKind, id::JobId, name::Name};
 use clap::Args;
 use reqwest::{Method, Response, header::ACCEPT};
 use serde_json::Value;
@@ -21,7 +17,10 @@ use super::{
     output::{Output, clean},
     pipeline::node,
 };
-use crate::http::view::{AttemptLogDoc, EndDoc, EventDoc, JobDoc, LogsDoc};
+use crate::http::{
+    Place,
+    view::{AttemptLogDoc, EndDoc, EventDoc, JobDoc, LogsDoc},
+};
 
 /// A stream shows every few seconds that it lives: one that says nothing for longer is broken.
 const SILENCE: Duration = Duration::from_secs(45);
@@ -51,7 +50,7 @@ pub(super) struct EventsArgs {
     kinds: Vec<EventKind>,
     /// Only those behind the event with this token
     #[arg(long, value_name = "TOKEN")]
-    after: Option<EventToken>,
+    after: Option<Place>,
 }
 
 #[derive(Debug, Args)]

@@ -27,7 +27,7 @@ use axum::{
 };
 use bytes::Bytes;
 use carbonmesh_protocol::{
-    event::{Event, EventKind, EventKinds, EventPage, EventQuery, EventToken, EventsFrom},
+    event::{Event, EventKind, EventKinds, EventQuery, EventsFrom},
     id::{JobId, NodeId},
     io::{Request, Response as Answer},
     name::Name,
@@ -45,6 +45,7 @@ use super::{
     extract::{Parameters, PathPart, parsed},
     openapi::schemas::{Form as Forms, JobPath, Missing, PipelinePath, Stream},
     pipelines::cluster,
+    sources::{Heard, Place, Sources},
     view::{EndDoc, EventDoc, LogsDoc, Names, node_of},
 };
 
@@ -68,7 +69,7 @@ pub(super) struct StreamParameters {
     /// Only those behind this one, a token; or `oldest` (unless given) or `latest`.
     #[serde(default, deserialize_with = "parsed")]
     #[param(value_type = String, required = false)]
-    after: Option<Start>,
+    after: Option<Place>,
     /// Only those of this job and of its parts.
     #[serde(default, deserialize_with = "parsed")]
     #[param(value_type = String, required = false, format = "uuid")]
@@ -80,24 +81,6 @@ pub(super) struct StreamParameters {
     #[serde(default, deserialize_with = "parsed")]
     #[param(value_type = bool, required = false)]
     follow: Option<bool>,
-}
-
-/// Where a stream begins.
-struct Start(EventsFrom);
-
-impl std::str::FromStr for Start {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        Ok(Self(match text {
-            "oldest" => EventsFrom::Oldest,
-            "latest" => EventsFrom::Latest,
-            token => match token.parse::<EventToken>() {
-                Ok(token) => EventsFrom::After(token),
-                Err(error) => return Err(format!("{error}; or `oldest`, or `latest`")),
-            },
-        }))
-    }
 }
 
 /// `GET /v1/pipelines/{name}/events`
@@ -229,7 +212,7 @@ impl Form {
     }
 
     /// That the stream lives, and how far it is.
-    fn alive(self, next: Option<EventToken>) -> Bytes {
+    fn alive(self, next: Option<String>) -> Bytes {
         match (self, next) {
             (Self::Sse, None) => Bytes::from_static(b": alive\n\n"),
             (Self::Sse, Some(token)) => format!(": alive\nid: {token}\n\n").into(),
@@ -258,17 +241,17 @@ async fn open(
     let StreamParameters { after, job, kinds, follow } = parameters;
     let resumed = headers.get("last-event-id").and_then(|value| value.to_str().ok());
     let resumed = resumed
-        .map(|token| token.parse::<EventToken>())
+        .map(|token| token.parse::<Place>())
         .transpose()
         .map_err(|error| Problem::bad_request("bad-header", format!("Last-Event-ID: {error}")))?;
-    let from = resumed.map(EventsFrom::After);
-    let from = from.or(after.map(|start| start.0)).unwrap_or(EventsFrom::Oldest);
+    let place = resumed.or(after).unwrap_or_else(|| Place(vec![EventsFrom::Oldest]));
     let kinds = kinds.as_deref().map_or(Ok(EventKinds::ALL), |text| {
         let kinds = text.split(',').map(|kind| kind.trim().parse::<EventKind>());
         let kinds = kinds.collect::<Result<EventKinds, String>>();
         kinds.map_err(|error| Problem::bad_request("bad-query", format!("kinds: {error}")))
     })?;
-    let query = EventQuery { from, job, kinds, limit: 500, wait: None };
+    // From where on, and for how long it waits, each question says by itself.
+    let query = EventQuery { from: EventsFrom::Oldest, job, kinds, limit: 500, wait: None };
     let Ok(permit) = api.streams.clone().try_acquire_owned() else {
         let detail = format!(
             "{} streams of events are open here: close one, or ask another node",
@@ -277,10 +260,11 @@ async fn open(
         let status = StatusCode::SERVICE_UNAVAILABLE;
         return Err(Problem::new(status, "too-many-streams", "too many streams", detail));
     };
+    let sources = Sources::new(api.handle.clone(), pipeline.clone(), query, place);
     let feed = Feed {
         api,
         pipeline,
-        query,
+        sources,
         form,
         follow: follow.unwrap_or(true),
         names: Names::default(),
@@ -294,7 +278,7 @@ async fn open(
 struct Feed {
     api: Api,
     pipeline: Option<Name>,
-    query: EventQuery,
+    sources: Sources,
     form: Form,
     /// Whether to go on when there are no more.
     follow: bool,
@@ -310,8 +294,8 @@ struct Ended(String);
 impl Feed {
     async fn serve(mut self) -> Result<Response, Problem> {
         // What is wrong from the start is told by the status.
-        let first = match self.ask(None).await {
-            Ok(page) => Some(page),
+        let first = match self.sources.next(None).await {
+            Ok(heard) => Some(heard),
             Err(problem) if may_pass(&problem) && self.follow => None,
             Err(problem) => return Err(problem),
         };
@@ -333,23 +317,19 @@ impl Feed {
 
     async fn run(
         mut self,
-        first: Option<EventPage>,
+        first: Option<Vec<Heard>>,
         chunks: &mpsc::Sender<Bytes>,
     ) -> Result<(), Ended> {
-        let mut page = first;
+        let mut heard = first;
         // It shows at once that it is open, and where.
         let mut silent_since: Option<Instant> = None;
         loop {
-            let next = page.as_ref().map(|page| page.next);
-            let none = page.as_ref().is_none_or(|page| page.events.is_empty());
+            let none = heard.as_ref().is_none_or(Vec::is_empty);
             let silent = silent_since.is_none_or(|since| since.elapsed() >= WAIT);
-            let chunk = match page.take() {
-                Some(page) if !none => Some(self.write(&page).await),
-                _ => silent.then(|| self.form.alive(next)),
+            let chunk = match heard.take() {
+                Some(heard) if !none => Some(self.write(&heard).await),
+                _ => silent.then(|| self.form.alive(self.sources.place())),
             };
-            if let Some(next) = next {
-                self.query.from = EventsFrom::After(next);
-            }
             if let Some(chunk) = chunk {
                 if !give(chunks, chunk).await? {
                     return Ok(());
@@ -361,17 +341,17 @@ impl Feed {
             }
             let (asked, wait) = (Instant::now(), self.follow.then_some(WAIT));
             let answered = tokio::select! {
-                answered = self.ask(wait) => answered,
+                answered = self.sources.next(wait) => answered,
                 // Its reader has gone.
                 () = chunks.closed() => return Ok(()),
             };
             match answered {
                 Ok(next) => {
                     // A node that stops answers at once that there is nothing.
-                    if next.events.is_empty() && self.follow && asked.elapsed() < WAIT / 2 {
+                    if next.is_empty() && self.follow && asked.elapsed() < WAIT / 2 {
                         sleep(AGAIN).await;
                     }
-                    page = Some(next);
+                    heard = Some(next);
                 }
                 Err(problem) if may_pass(&problem) && self.follow => sleep(AGAIN).await,
                 Err(problem) => return Err(Ended(problem.detail)),
@@ -379,22 +359,17 @@ impl Feed {
         }
     }
 
-    async fn ask(&mut self, wait: Option<Duration>) -> Result<EventPage, Problem> {
-        self.query.wait = wait;
-        let request = Request::Events { pipeline: self.pipeline.clone(), query: self.query };
-        match self.api.ask(request).await? {
-            Answer::Events(page) => Ok(*page),
-            other => Err(Problem::unexpected(&other)),
-        }
-    }
-
-    async fn write(&mut self, page: &EventPage) -> Bytes {
-        self.learn_names(&page.events).await;
-        let pipeline = self.pipeline.as_ref().map(Name::as_str);
+    async fn write(&mut self, heard: &[Heard]) -> Bytes {
         let mut out = Vec::new();
-        for event in &page.events {
-            let document = EventDoc::new(event, pipeline, &self.names);
-            self.form.write(&mut out, Some(&document.token), &document);
+        for heard in heard {
+            self.learn_names(&heard.events).await;
+            let pipeline = self.pipeline.as_ref().map(Name::as_str);
+            for event in &heard.events {
+                let token = self.sources.told(heard, event.token);
+                let document = EventDoc { token, ..EventDoc::new(event, pipeline, &self.names) };
+                self.form.write(&mut out, Some(&document.token), &document);
+            }
+            self.sources.done(heard);
         }
         out.into()
     }
@@ -426,7 +401,7 @@ async fn give(chunks: &mpsc::Sender<Bytes>, chunk: Bytes) -> Result<bool, Ended>
 }
 
 /// Whether it may go better in a moment: nobody coordinates, or an answer was lost.
-fn may_pass(problem: &Problem) -> bool {
+pub(super) fn may_pass(problem: &Problem) -> bool {
     const PASSING: [&str; 4] = ["no-coordinator", "no-replica", "unknown", "too-many-requests"];
     PASSING.iter().any(|slug| problem.kind.ends_with(&format!(":{slug}")))
 }

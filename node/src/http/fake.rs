@@ -15,7 +15,7 @@ use carbonmesh_protocol::{
     secret::{KeyId, Pattern, Place, SEAL_BYTES, Sealed, SecretEntry},
     view::{
         AttemptView, ClusterView, InvocationView, JobState, JobView, Liveness, MemberView,
-        PipelineView, RevisionView, StepCounts,
+        PartitionView, PipelineView, RevisionView, StepCounts,
     },
 };
 use tokio::{net::TcpListener, sync::mpsc};
@@ -251,6 +251,11 @@ pub(crate) fn cluster() -> ClusterView {
             replicas: vec![NODE, NodeId::from_bytes([2; 16])],
             counts: None,
             unoffered: vec![name("s")],
+            partitions: vec![PartitionView {
+                coordinator: Some((NODE, term)),
+                replicas: vec![NODE, NodeId::from_bytes([2; 16])],
+                counts: None,
+            }],
         }],
     }
 }

@@ -33,6 +33,7 @@ mod problem;
 mod reader;
 mod request_id;
 mod secrets;
+mod sources;
 pub mod trust;
 pub mod view;
 
@@ -73,6 +74,7 @@ use crate::{handle::NodeHandle, tls::ServerTls};
 
 pub use openapi::json as openapi_json;
 pub use problem::Problem;
+pub(crate) use sources::Place;
 
 /// How long requests that are under way may go on once the server is told to stop.
 const STOP_GRACE: Duration = Duration::from_secs(5);

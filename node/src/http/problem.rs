@@ -214,6 +214,9 @@ impl From<Refusal> for Problem {
                 problem(Status::SERVICE_UNAVAILABLE, "no-coordinator", "no coordinator")
                     .retry_after(RETRY_NO_REPLICA_S)
             }
+            Refusal::WhichPartition { .. } => {
+                problem(Status::BAD_REQUEST, "which-partition", "partition needed")
+            }
             Refusal::TooManyPipelines(limit) => {
                 problem(Status::CONFLICT, "too-many-pipelines", "too many pipelines")
                     .with("limit", *limit)

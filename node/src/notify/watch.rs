@@ -9,7 +9,7 @@ use carbonmesh_protocol::{
     event::{Event, EventKind, EventsFrom, Told, What},
     id::{NodeId, Term},
     name::Name,
-    view::{ClusterView, PipelineView},
+    view::{ClusterView, PartitionView, PipelineView},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
@@ -51,7 +51,7 @@ pub(super) fn start(notifier: &Notifier, handle: &NodeHandle, cancel: &Cancellat
                 all.tell(&notice);
             }
         };
-        let wants = move |_: &ClusterView, pipeline: &PipelineView| {
+        let wants = move |pipeline: &PipelineView, _: &PartitionView| {
             let name = pipeline.definition.name.as_str();
             wanting.targets().iter().any(|target| target.wants_pipeline(name))
         };

@@ -82,7 +82,7 @@ pub(crate) fn start(
     let following = follow::pipelines(
         handle.clone(),
         kinds.into_iter().collect(),
-        move |_, pipeline| pipeline.coordinator.is_some_and(|(it, _)| it == node),
+        move |_, partition| partition.coordinator.is_some_and(|(it, _)| it == node),
         told,
     );
     tokio::spawn(cancel.clone().run_until_cancelled_owned(following));

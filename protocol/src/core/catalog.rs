@@ -43,8 +43,8 @@ fn modes(definition: &PipelineDef) -> (Quorum, Quorum) {
 /// A change of the catalog that its client waits for.
 #[derive(Clone, Debug)]
 pub(super) struct Pending {
-    pipeline: PipelineId,
-    digest: u64,
+    /// The entries by their digests, the pipeline's own first.
+    entries: Vec<(PipelineId, u64)>,
     waiting: BTreeSet<NodeId>,
     here: bool,
     copies: u32,
@@ -75,6 +75,7 @@ impl Core {
     fn digest_catalog(&mut self) {
         self.catalog_digest = self.catalog.values().fold(0, |all, entry| all ^ entry.digest());
         self.advert_changed = true;
+        self.find_partitions();
     }
 
     /// The definition that a job follows.
@@ -100,7 +101,7 @@ impl Core {
             known: self
                 .catalog
                 .values()
-                .filter(|entry| !entry.removed)
+                .filter(|entry| !entry.removed && entry.partition() == 0)
                 .take(10)
                 .map(|entry| entry.name.to_string())
                 .collect(),
@@ -110,45 +111,82 @@ impl Core {
     /// A client wants a pipeline made or changed.
     pub(super) fn apply(&mut self, request: RequestId, mut definition: PipelineDef) {
         self.date_schedules(&mut definition);
+        match self.entries_of(definition) {
+            Ok(entries) => self.spread(request, entries),
+            Err(refusal) => self.reply(request, Response::Refused(refusal)),
+        }
+    }
+
+    /// The entries of a definition's partitions, as they are to be.
+    fn entries_of(&self, mut definition: PipelineDef) -> Result<Vec<CatalogEntry>, Refusal> {
+        let first = self.catalog.get(&definition.id()).filter(|entry| !entry.removed);
+        if let Some(first) = first {
+            let (now, wanted) = (self.partitions_of(first.id()).len(), definition.partitions);
+            if usize::from(wanted) < now {
+                return Err(Refusal::InvalidPipeline(format!(
+                    "pipeline `{}` has {now} partitions, and they cannot become {wanted}: those \
+                     that went would leave their jobs behind; give partitions = {now} or more, or \
+                     another name",
+                    definition.name
+                )));
+            }
+            let keyed = first.definition().map_or(1, |current| current.keyed_partitions);
+            definition.keyed_partitions = keyed.min(definition.partitions);
+        }
+        let mut room = self.config.limits.pipelines.saturating_sub(self.known_pipelines());
+        let mut entries = Vec::with_capacity(definition.partitions.into());
+        for partition in 0..definition.partitions {
+            let mut entry = self.entry_of(definition.of_partition(partition), &mut room)?;
+            if let Some(first) = entries.first() {
+                let CatalogEntry { paused, paused_steps, .. } = first;
+                (entry.paused, entry.paused_steps) = (*paused, paused_steps.clone());
+            }
+            entries.push(entry);
+        }
+        Ok(entries)
+    }
+
+    fn known_pipelines(&self) -> usize {
+        self.catalog.values().filter(|entry| !entry.removed).count()
+    }
+
+    /// The entry of a definition; one that is new takes some of the room that there is.
+    fn entry_of(&self, definition: PipelineDef, room: &mut usize) -> Result<CatalogEntry, Refusal> {
         let (id, revision) = (definition.id(), definition.revision());
-        let known = self.catalog.values().filter(|entry| !entry.removed).count();
-        let full = known >= self.config.limits.pipelines || self.is_catalog_full();
         let entry = match self.catalog.get(&id) {
             Some(entry) if !entry.removed && entry.current == revision => entry.clone(),
             Some(entry) if entry.definition().is_some_and(|it| modes(it) != modes(&definition)) => {
-                let refusal = Refusal::InvalidPipeline(format!(
+                return Err(Refusal::InvalidPipeline(format!(
                     "pipeline `{}` cannot change between the presets: `accept` and `execute` stay \
                      as they were when it was made; give the new one another name",
                     definition.name
-                ));
-                return self.reply(request, Response::Refused(refusal));
+                )));
             }
             Some(entry) => entry.changed(definition),
-            None if full => {
-                let refusal = Refusal::TooManyPipelines(known);
-                return self.reply(request, Response::Refused(refusal));
+            None if *room == 0 || self.is_catalog_full() => {
+                return Err(Refusal::TooManyPipelines(self.known_pipelines()));
             }
             None => {
+                *room -= 1;
                 let founders = self.founders(id, definition.replicas.into());
                 if founders.is_empty() {
-                    return self.reply(request, Response::Refused(Refusal::NoReplica));
+                    return Err(Refusal::NoReplica);
                 }
                 let known = self.replica_nodes();
                 let here = known.iter().filter(|node| self.is_reachable(**node)).count();
                 let wanted = known.len().max(definition.replicas.into());
                 if definition.execute == Quorum::Majority && here <= wanted / 2 {
                     // Those beyond a partition might found it too.
-                    let refusal = Refusal::InvalidPipeline(format!(
+                    return Err(Refusal::InvalidPipeline(format!(
                         "execute = \"majority\" needs a majority of all replicas to begin with: \
                          {here} of {wanted} can be reached; start the others first, or ask for \
                          fewer `replicas`"
-                    ));
-                    return self.reply(request, Response::Refused(refusal));
+                    )));
                 }
                 CatalogEntry::new(definition, founders)
             }
         };
-        self.spread(request, entry);
+        Ok(entry)
     }
 
     /// A schedule is in force from now on, unless it was before.
@@ -176,24 +214,36 @@ impl Core {
 
     /// A client wants a pipeline gone.
     pub(super) fn remove(&mut self, request: RequestId, name: &Name) {
-        let entry = match self.pipeline_named(name) {
-            Ok(entry) => entry.clone(),
+        let entries = match self.entries_named(name) {
+            Ok(entries) => entries,
             Err(refusal) => return self.reply(request, Response::Refused(refusal)),
         };
-        let group = self.groups.get(&entry.id());
         let counted = |group: &Group| group.elected_term().is_some() || group.beat.is_some();
-        if !group.is_some_and(|group| self.hears_leader(group) && counted(group)) {
+        let known = |entry: &CatalogEntry| {
+            let group = self.groups.get(&entry.id());
+            group.is_some_and(|group| self.hears_leader(group) && counted(group))
+        };
+        if !entries.iter().all(known) {
             // Only its coordinator can say that nothing is unfinished.
             let refusal = Refusal::NoCoordinator(name.to_string());
             return self.reply(request, Response::Refused(refusal));
         }
-        let unfinished = self.unfinished(entry.id());
+        let unfinished = entries.iter().map(|entry| self.unfinished(entry.id())).sum();
         if unfinished > 0 {
             let refusal = Refusal::PipelineInUse { name: name.to_string(), unfinished };
             return self.reply(request, Response::Refused(refusal));
         }
-        let removed = CatalogEntry { generation: entry.generation + 1, removed: true, ..entry };
-        self.spread(request, removed);
+        let removed = |entry: CatalogEntry| {
+            let generation = entry.generation + 1;
+            CatalogEntry { generation, removed: true, ..entry }
+        };
+        self.spread(request, entries.into_iter().map(removed).collect());
+    }
+
+    /// The entries of a pipeline's partitions.
+    fn entries_named(&self, name: &Name) -> Result<Vec<CatalogEntry>, Refusal> {
+        let parts = self.partitions_of(self.pipeline_named(name)?.id());
+        Ok(parts.iter().filter_map(|part| self.catalog.get(part).cloned()).collect())
     }
 
     /// A client wants no more work of a pipeline given out, or again.
@@ -204,18 +254,21 @@ impl Core {
         step: Option<&Name>,
         paused: bool,
     ) {
-        let entry = match self.pipeline_named(name) {
-            Ok(entry) => entry.clone(),
+        let entries = match self.entries_named(name) {
+            Ok(entries) => entries,
             Err(refusal) => return self.reply(request, Response::Refused(refusal)),
         };
-        let steps = entry.revisions.values().flat_map(PipelineDef::all_phases);
+        let revisions = entries.iter().flat_map(|entry| entry.revisions.values());
+        let steps = revisions.flat_map(PipelineDef::all_phases);
         let known: BTreeSet<&Name> = steps.map(|phase| &phase.name).collect();
         if let Some(step) = step.filter(|step| !known.contains(step)) {
             let known = known.into_iter().map(ToString::to_string).collect();
             let refusal = Refusal::UnknownStep { step: step.to_string(), known };
             return self.reply(request, Response::Refused(refusal));
         }
-        self.spread(request, entry.pausing(step, paused));
+        let pausing = entries.iter().map(|entry| entry.pausing(step, paused));
+        let pausing = pausing.collect();
+        self.spread(request, pausing);
     }
 
     /// How many jobs of a pipeline are not finished, as far as this node knows.
@@ -225,14 +278,17 @@ impl Core {
         group.live.count.max(told)
     }
 
-    fn spread(&mut self, request: RequestId, entry: CatalogEntry) {
-        let (pipeline, digest) = (entry.id(), entry.digest());
-        let changed = self.learn(&entry);
+    fn spread(&mut self, request: RequestId, entries: Vec<CatalogEntry>) {
+        let mut changed = false;
+        for entry in &entries {
+            changed |= self.learn(entry);
+        }
         let waiting: BTreeSet<NodeId> = self.reachable().into_iter().collect();
         for &peer in &waiting {
-            self.send(peer, Message::Catalog(vec![entry.clone()]));
+            self.send(peer, Message::Catalog(entries.clone()));
         }
-        let pending = Pending { pipeline, digest, waiting, here: false, copies: 0, changed };
+        let entries = entries.iter().map(|entry| (entry.id(), entry.digest())).collect();
+        let pending = Pending { entries, waiting, here: false, copies: 0, changed };
         self.gateway.applying.insert(request, pending);
         self.hold_until_on_disk(Held::Applied(request));
         self.arm(self.config.timing.ack_timeout, Timer::Apply(request));
@@ -344,8 +400,8 @@ impl Core {
     pub(super) fn on_catalog_ack(&mut self, from: NodeId, known: &[(PipelineId, u64)]) {
         let mut done = Vec::new();
         for (request, pending) in &mut self.gateway.applying {
-            if known.contains(&(pending.pipeline, pending.digest)) && pending.waiting.remove(&from)
-            {
+            let all = pending.entries.iter().all(|entry| known.contains(entry));
+            if all && pending.waiting.remove(&from) {
                 pending.copies += 1;
                 done.push(*request);
             }
@@ -379,7 +435,8 @@ impl Core {
             return;
         }
         let Some(pending) = self.gateway.applying.remove(&request) else { return };
-        let Some(entry) = self.catalog.get(&pending.pipeline) else {
+        let first = pending.entries.first();
+        let Some(entry) = first.and_then(|(first, _)| self.catalog.get(first)) else {
             // Others filled the catalog up meanwhile.
             let refusal = Refusal::TooManyPipelines(self.catalog.len());
             return self.reply(request, Response::Refused(refusal));

@@ -29,7 +29,7 @@ impl Core {
     /// A client wants jobs changed.
     pub(super) fn ask_change(
         &mut self,
-        request: RequestId,
+        mut request: RequestId,
         target: Target,
         change: Change,
     ) -> Result<(), ReadError> {
@@ -44,8 +44,11 @@ impl Core {
                 (pipelines.collect(), Which::Job(job))
             }
             Target::Jobs { pipeline, state, after, limit } => {
-                match self.pipeline_named(&pipeline) {
-                    Ok(entry) => (vec![entry.id()], Which::Jobs { state, after, limit }),
+                match self.ask_partition(request, &pipeline, after, true) {
+                    Ok((own, part)) => {
+                        request = own;
+                        (vec![part], Which::Jobs { state, after, limit })
+                    }
                     Err(refusal) => {
                         self.reply(request, Response::Refused(refusal));
                         return Ok(());

@@ -500,13 +500,14 @@ impl Core {
         &mut self,
         request: RequestId,
         name: Option<&Name>,
+        partition: Option<u16>,
         query: EventQuery,
     ) {
         let Some(name) = name else {
             return self.read_events(Asker::Client(request), None, query);
         };
-        let pipeline = match self.pipeline_named(name) {
-            Ok(entry) => entry.id(),
+        let pipeline = match self.stream_of(name, partition, &query) {
+            Ok(pipeline) => pipeline,
             Err(refusal) => return self.reply(request, Response::Refused(refusal)),
         };
         let Some(group) = self.groups.get(&pipeline) else {
@@ -527,6 +528,24 @@ impl Core {
                 self.reply(request, Response::Refused(refusal));
             }
         }
+    }
+
+    /// The stream that is asked for: each partition has its own.
+    fn stream_of(
+        &self,
+        name: &Name,
+        partition: Option<u16>,
+        query: &EventQuery,
+    ) -> Result<PipelineId, Refusal> {
+        let parts = self.partitions_of(self.pipeline_named(name)?.id());
+        let of_job = |job: JobId| parts.iter().find(|part| job.may_belong_to(**part));
+        let found = match partition {
+            Some(at) => parts.get(usize::from(at)),
+            None if parts.len() == 1 => parts.first(),
+            None => query.job.and_then(of_job),
+        };
+        let count = parts.len();
+        found.copied().ok_or_else(|| Refusal::WhichPartition { name: name.to_string(), count })
     }
 
     /// Answers with what there is, or puts the asker among those who wait.

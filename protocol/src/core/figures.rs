@@ -6,6 +6,7 @@ use std::{collections::BTreeMap, time::Duration};
 use crate::{
     figures::{Figures, GroupFigures, PeerLag, QueueFigures},
     id::NodeId,
+    name::Name,
     record::{JobRecord, Progress},
 };
 
@@ -23,13 +24,20 @@ impl Core {
     /// The figures at this moment.
     pub fn figures(&self) -> Figures {
         let disk_lag = self.commits.iter().find(|commit| !commit.on_disk);
-        let groups = self.groups.values().filter_map(|group| self.group_figures(group));
+        let mut groups: BTreeMap<Name, GroupFigures> = BTreeMap::new();
+        for one in self.groups.values().filter_map(|group| self.group_figures(group)) {
+            // A pipeline's partitions count as one.
+            match groups.get_mut(&one.pipeline) {
+                Some(known) => known.add(one),
+                None => drop(groups.insert(one.pipeline.clone(), one)),
+            }
+        }
         Figures {
             counted: self.counted,
             unsettled_batches: self.commits.len() as u64,
             disk_lag: disk_lag.map_or(Duration::ZERO, |it| self.now.since(it.sealed_at)),
             lagging: self.peer_lags(),
-            groups: groups.collect(),
+            groups: groups.into_values().collect(),
         }
     }
 

@@ -33,6 +33,8 @@ const FEWEST_COPIES: usize = 2;
 pub(super) struct Gateway {
     stores: BTreeMap<u64, Store>,
     last_store: u64,
+    /// Whose turn it was last to get jobs without keys, of a pipeline with partitions.
+    turn: usize,
     pub(super) applying: BTreeMap<RequestId, catalog::Pending>,
 }
 
@@ -40,6 +42,12 @@ impl Gateway {
     /// Nobody waits yet; numbers begin behind `first`.
     pub(super) fn new(first: u64) -> Self {
         Self { last_store: first, ..Self::default() }
+    }
+
+    /// Which of so many partitions is the next to get jobs.
+    pub(super) fn next_turn(&mut self, partitions: usize) -> usize {
+        self.turn = self.turn.wrapping_add(1);
+        self.turn % partitions.max(1)
     }
 
     /// How many clients wait.
@@ -86,6 +94,7 @@ impl Core {
     pub(super) fn on_request(&mut self, id: RequestId, request: Request) -> Result<(), ReadError> {
         let waiting = self.gateway.waiting()
             + self.queries.waiting()
+            + self.splits.waiting()
             + self.handlers.waiting()
             + self.secrets.waiting();
         if waiting >= self.config.limits.requests {
@@ -114,7 +123,9 @@ impl Core {
                 };
                 self.reply(id, response);
             }
-            Request::Events { pipeline, query } => self.ask_events(id, pipeline.as_ref(), query),
+            Request::Events { pipeline, partition, query } => {
+                self.ask_events(id, pipeline.as_ref(), partition, query);
+            }
             Request::Logs(job) => return self.ask_logs(id, job),
             Request::Newest { pipeline, state, after, limit } => {
                 return self.ask_newest(id, &pipeline, state, after, limit);
@@ -135,6 +146,7 @@ impl Core {
     }
 
     pub(super) fn on_request_dropped(&mut self, id: RequestId) {
+        self.drop_parts(id);
         // Jobs that were sent are stored all the same; only the answer has no reader.
         self.gateway.applying.remove(&id);
         self.handlers.drop_request(id);
@@ -148,7 +160,9 @@ impl Core {
     }
 
     pub(super) fn reply(&mut self, id: RequestId, response: Response) {
-        self.effects.push_back(crate::io::Effect::Reply { id, response });
+        if let Some((id, response)) = self.take_answer(id, response) {
+            self.effects.push_back(crate::io::Effect::Reply { id, response });
+        }
     }
 
     fn enqueue(
@@ -167,7 +181,10 @@ impl Core {
             return Ok(());
         }
         match self.pipeline_named(name).map(CatalogEntry::id) {
-            Ok(pipeline) => self.enqueue_for(Some(request), pipeline, jobs),
+            Ok(pipeline) => match self.partitions.get(&pipeline).cloned() {
+                Some(parts) => self.enqueue_split(request, &parts, jobs),
+                None => self.enqueue_for(Some(request), pipeline, jobs),
+            },
             Err(refusal) => {
                 self.reply(request, refused(refusal));
                 Ok(())

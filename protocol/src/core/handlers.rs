@@ -125,7 +125,8 @@ impl Core {
         let uses = |definition: &crate::pipeline::PipelineDef| {
             definition.all_phases().iter().any(|one| one.phase == *phase)
         };
-        let pipelines = self.catalog.values().filter(|pipeline| !pipeline.removed);
+        let pipelines = self.catalog.values();
+        let pipelines = pipelines.filter(|entry| !entry.removed && entry.partition() == 0);
         let pipelines = pipelines.filter(|pipeline| pipeline.definition().is_some_and(uses));
         let pipelines: Vec<String> = pipelines.map(|it| it.name.to_string()).take(10).collect();
         if !pipelines.is_empty() && !force {

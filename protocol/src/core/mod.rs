@@ -32,6 +32,7 @@ mod inspect;
 mod items;
 mod members;
 mod overdue;
+mod partitions;
 mod query;
 mod ready;
 mod recover;
@@ -86,6 +87,7 @@ use group::Group;
 use handlers::Handlers;
 use members::Member;
 use overdue::Avoided;
+use partitions::Splits;
 use query::Queries;
 use secrets::Secrets;
 use sync::Session;
@@ -121,6 +123,8 @@ pub struct Core {
 
     catalog: BTreeMap<PipelineId, CatalogEntry>,
     catalog_digest: u64,
+    /// The partitions of those pipelines that are split, by the first of them.
+    partitions: BTreeMap<PipelineId, Vec<PipelineId>>,
     handlers: Handlers,
     secrets: Secrets,
     groups: BTreeMap<PipelineId, Group>,
@@ -141,6 +145,7 @@ pub struct Core {
     worker: Worker,
     gateway: Gateway,
     queries: Queries,
+    splits: Splits,
     cluster_events: ClusterEvents,
     /// Why the store could not be read, where that is not told at once.
     broken: Option<ReadError>,
@@ -192,6 +197,7 @@ impl Core {
             draining: false,
             catalog: BTreeMap::new(),
             catalog_digest: 0,
+            partitions: BTreeMap::new(),
             handlers: Handlers::default(),
             secrets: Secrets::default(),
             groups: BTreeMap::new(),
@@ -208,6 +214,7 @@ impl Core {
             worker,
             gateway: Gateway::new(first),
             queries: Queries::new(first),
+            splits: Splits::default(),
             cluster_events: ClusterEvents::new(event_bytes),
             broken: None,
             crowded: false,

@@ -20,15 +20,15 @@ use crate::{
     time::Timestamp,
     trace::TraceParent,
     view::{
-        ClusterView, InvocationView, JobState, JobSummary, JobView, Liveness, MemberView,
-        PipelineView, StepCounts,
+        ClusterView, Counts, InvocationView, JobState, JobSummary, JobView, Liveness, MemberView,
+        PartitionView, PipelineView, StepCounts,
     },
 };
 
-use super::{Core, commit::Held, dispatch::results, group::Role, timer::Timer};
+use super::{Core, commit::Held, dispatch::results, group::Role, partitions::Wanted, timer::Timer};
 
 /// The most jobs in one page.
-const MAX_PAGE: u32 = 1000;
+pub(super) const MAX_PAGE: u32 = 1000;
 
 /// How many bytes of records one page may cost: it is read while everything else waits.
 const PAGE_BYTES: usize = 8 << 20;
@@ -160,13 +160,14 @@ impl Core {
         after: Option<JobId>,
         limit: u32,
     ) -> Result<(), ReadError> {
-        let pipeline = match self.pipeline_named(name) {
-            Ok(entry) => entry.id(),
-            Err(refusal) => {
-                self.reply(request, Response::Refused(refusal));
-                return Ok(());
-            }
-        };
+        let (request, pipeline) =
+            match self.ask_partition(request, name, of.or(after), of.is_none()) {
+                Ok(part) => part,
+                Err(refusal) => {
+                    self.reply(request, Response::Refused(refusal));
+                    return Ok(());
+                }
+            };
         if self.knows_best(pipeline) {
             let (jobs, next) = self.page(pipeline, of, state, after, limit)?;
             let answer = Answer::Jobs { jobs, next };
@@ -207,13 +208,31 @@ impl Core {
         after: Option<JobId>,
         limit: u32,
     ) -> Result<(), ReadError> {
-        let pipeline = match self.pipeline_named(name) {
-            Ok(entry) => entry.id(),
+        let parts = match self.pipeline_named(name) {
+            Ok(entry) => self.partitions_of(entry.id()),
             Err(refusal) => {
                 self.reply(request, Response::Refused(refusal));
                 return Ok(());
             }
         };
+        let requests = match parts.len() {
+            1 => vec![request],
+            count => self.split(request, Wanted::Newest(limit), count),
+        };
+        for (request, pipeline) in requests.into_iter().zip(parts) {
+            self.ask_newest_in(request, pipeline, state, after, limit)?;
+        }
+        Ok(())
+    }
+
+    fn ask_newest_in(
+        &mut self,
+        request: RequestId,
+        pipeline: PipelineId,
+        state: Option<JobState>,
+        after: Option<JobId>,
+        limit: u32,
+    ) -> Result<(), ReadError> {
         if self.knows_best(pipeline) {
             let (jobs, next) = self.newest(pipeline, state, after, limit)?;
             let answer = Answer::Jobs { jobs, next };
@@ -231,10 +250,20 @@ impl Core {
 
     /// A client asks what waits and runs at each step of a pipeline.
     pub(super) fn ask_steps(&mut self, request: RequestId, name: &Name) {
-        let pipeline = match self.pipeline_named(name) {
-            Ok(entry) => entry.id(),
+        let parts = match self.pipeline_named(name) {
+            Ok(entry) => self.partitions_of(entry.id()),
             Err(refusal) => return self.reply(request, Response::Refused(refusal)),
         };
+        let requests = match parts.len() {
+            1 => vec![request],
+            count => self.split(request, Wanted::Steps, count),
+        };
+        for (request, pipeline) in requests.into_iter().zip(parts) {
+            self.ask_steps_in(request, pipeline, name);
+        }
+    }
+
+    fn ask_steps_in(&mut self, request: RequestId, pipeline: PipelineId, name: &Name) {
         if let Some(steps) = self.step_counts(pipeline) {
             return self.reply(request, Response::Steps(steps));
         }
@@ -889,7 +918,7 @@ impl Core {
         after: Option<JobId>,
         limit: u32,
     ) -> Result<(Vec<JobSummary>, Option<JobId>), ReadError> {
-        let turn = JobId::last_before((self.wall_ms() / TURN_MS + 2).saturating_mul(TURN_MS));
+        let turn = self.newest_turn();
         let mut jobs = Vec::new();
         if after.is_none_or(|after| after <= turn) {
             let to = after.map_or(turn, JobId::before);
@@ -907,6 +936,11 @@ impl Core {
         let (more, next) = self.page_back(pipeline, turn.next()..=to, state, room)?;
         jobs.extend(more);
         Ok((jobs, next))
+    }
+
+    /// Where lists of the newest jobs begin.
+    pub(super) fn newest_turn(&self) -> JobId {
+        JobId::last_before((self.wall_ms() / TURN_MS + 2).saturating_mul(TURN_MS))
     }
 
     fn page_back(
@@ -1002,8 +1036,9 @@ impl Core {
             }
             view
         }));
-        let pipelines = self.pipelines().values().filter(|entry| !entry.removed);
-        let pipelines = pipelines.filter_map(|entry| self.pipeline_view(entry.id())).collect();
+        let pipelines = self.pipelines().iter();
+        let pipelines = pipelines.filter(|(_, entry)| !entry.removed && entry.partition() == 0);
+        let pipelines = pipelines.filter_map(|(id, _)| self.pipeline_view(*id)).collect();
         ClusterView { node: self.me(), members, pipelines }
     }
 
@@ -1020,12 +1055,13 @@ impl Core {
     fn pipeline_view(&self, pipeline: PipelineId) -> Option<PipelineView> {
         let entry = self.catalog.get(&pipeline)?;
         let definition = entry.definition()?;
-        let group = self.groups.get(&pipeline);
-        let counts = group.and_then(|group| {
-            let told = group.beat.as_ref().filter(|_| group.leader.is_some());
-            let own = group.is_coordinator().then(|| group.counts());
-            own.or(told.map(|beat| beat.counts))
-        });
+        let partitions = self.partitions_of(pipeline).into_iter();
+        let partitions: Vec<_> = partitions.map(|part| self.partition_view(part)).collect();
+        let first = partitions.first()?;
+        let (coordinator, replicas) = (first.coordinator, first.replicas.clone());
+        let counts = partitions.iter().map(|part| part.counts);
+        // Of one whose counts are not known, nothing can be said of the whole.
+        let counts = counts.sum::<Option<Counts>>();
         let phases = definition.all_phases().into_iter().filter(|phase| phase.has_worker());
         let unoffered = phases.filter(|phase| !self.is_offered(phase));
         let unoffered: BTreeSet<&Name> = unoffered.map(|phase| &phase.phase).collect();
@@ -1033,13 +1069,27 @@ impl Core {
             definition: definition.clone(),
             paused: entry.paused,
             paused_steps: entry.paused_steps.iter().cloned().collect(),
-            coordinator: group
-                .and_then(|group| group.leader)
-                .map(|leader| (leader.node, leader.term)),
-            replicas: self.view(pipeline),
+            coordinator,
+            replicas,
             counts,
             unoffered: unoffered.into_iter().cloned().collect(),
+            partitions,
         })
+    }
+
+    fn partition_view(&self, pipeline: PipelineId) -> PartitionView {
+        let group = self.groups.get(&pipeline);
+        let counts = group.and_then(|group| {
+            let told = group.beat.as_ref().filter(|_| group.leader.is_some());
+            let own = group.is_coordinator().then(|| group.counts());
+            own.or(told.map(|beat| beat.counts))
+        });
+        let leader = group.and_then(|group| group.leader);
+        PartitionView {
+            coordinator: leader.map(|leader| (leader.node, leader.term)),
+            replicas: self.view(pipeline),
+            counts,
+        }
     }
 }
 

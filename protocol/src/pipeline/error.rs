@@ -164,6 +164,19 @@ pub enum PipelineError {
         /// What is wrong.
         error: Box<PipelineError>,
     },
+    /// It has what needs one coordinator that sees all of its jobs.
+    #[error(
+        "pipeline `{pipeline}`: partitions is {partitions}, and it has {has}, which takes one coordinator for all \
+         of its jobs: leave one of the two out"
+    )]
+    Partitions {
+        /// The pipeline.
+        pipeline: Name,
+        /// How many were asked for.
+        partitions: u16,
+        /// What does not go with that.
+        has: &'static str,
+    },
     /// A number is out of range.
     #[error("pipeline `{pipeline}`: {field} is {value}: allowed are {allowed}")]
     OutOfRange {

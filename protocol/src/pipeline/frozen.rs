@@ -35,11 +35,30 @@ enum FairBy {
     Owner(String),
     /// The same, and what jobs have to look like.
     WithSchema { fair_by: Option<String>, input_schema: String },
+    /// The same, and into how many parts its jobs are split; with which of them this is.
+    Partitioned {
+        fair_by: Option<String>,
+        input_schema: Option<String>,
+        partitions: u16,
+        keyed_partitions: u16,
+        partition: u16,
+    },
 }
 
 impl From<PipelineDef> for PipelineV1 {
     fn from(it: PipelineDef) -> Self {
+        let (partitions, keyed_partitions) = (it.partitions, it.keyed_partitions);
         let fair_by = match (it.fair_by, it.input_schema) {
+            (fair_by, input_schema) if partitions > 1 => {
+                let partition = it.partition;
+                FairBy::Partitioned {
+                    fair_by,
+                    input_schema,
+                    partitions,
+                    keyed_partitions,
+                    partition,
+                }
+            }
             (None, None) => FairBy::Nobody,
             (Some(owner), None) => FairBy::Owner(owner),
             (fair_by, Some(input_schema)) => FairBy::WithSchema { fair_by, input_schema },
@@ -61,11 +80,21 @@ impl From<PipelineDef> for PipelineV1 {
 
 impl From<PipelineV1> for PipelineDef {
     fn from(it: PipelineV1) -> Self {
-        let (fair_by, input_schema) = match it.fair_by {
-            FairBy::Nobody => (None, None),
-            FairBy::Owner(owner) => (Some(owner), None),
-            FairBy::WithSchema { fair_by, input_schema } => (fair_by, Some(input_schema)),
+        let (fair_by, input_schema, split) = match it.fair_by {
+            FairBy::Nobody => (None, None, (1, 1, 0)),
+            FairBy::Owner(owner) => (Some(owner), None, (1, 1, 0)),
+            FairBy::WithSchema { fair_by, input_schema } => {
+                (fair_by, Some(input_schema), (1, 1, 0))
+            }
+            FairBy::Partitioned {
+                fair_by,
+                input_schema,
+                partitions,
+                keyed_partitions,
+                partition,
+            } => (fair_by, input_schema, (partitions, keyed_partitions, partition)),
         };
+        let (partitions, keyed_partitions, partition) = split;
         Self {
             name: it.name,
             phases: it.phases,
@@ -78,6 +107,9 @@ impl From<PipelineV1> for PipelineDef {
             schedules: it.schedules,
             compensations: it.compensations,
             input_schema,
+            partitions,
+            keyed_partitions,
+            partition,
         }
     }
 }
@@ -105,18 +137,26 @@ mod tests {
     #[test]
     fn a_definition_is_the_same_behind_its_bytes() {
         let phases = || vec![crate::pipeline::PhaseInput::named("one".parse().expect("a name"))];
-        for (fair_by, input_schema) in [
-            (None, None),
-            (Some("/tenant".to_owned()), None),
-            (None, Some("{}".to_owned())),
-            (Some("/tenant".to_owned()), Some("{\"type\":\"object\"}".to_owned())),
+        for (fair_by, input_schema, partitions) in [
+            (None, None, 1),
+            (Some("/tenant".to_owned()), None, 1),
+            (None, Some("{}".to_owned()), 1),
+            (Some("/tenant".to_owned()), Some("{\"type\":\"object\"}".to_owned()), 1),
+            (Some("/tenant".to_owned()), None, 3),
+            (None, Some("{}".to_owned()), 64),
         ] {
-            let settings =
-                crate::pipeline::Settings { fair_by, input_schema, ..Default::default() };
+            let settings = crate::pipeline::Settings {
+                fair_by,
+                input_schema,
+                partitions,
+                ..Default::default()
+            };
             let made =
                 PipelineDef::with("p".parse().expect("a name"), phases(), settings).expect("valid");
-            let read: PipelineDef = decode_body(&encode_body(&made)).expect("its bytes");
-            assert_eq!(read, made);
+            for made in [made.of_partition(partitions - 1), made] {
+                let read: PipelineDef = decode_body(&encode_body(&made)).expect("its bytes");
+                assert_eq!(read, made);
+            }
         }
     }
 }

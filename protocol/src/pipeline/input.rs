@@ -101,6 +101,8 @@ pub struct Settings {
     pub schedules: Vec<Schedule>,
     /// See [`PipelineDef::input_schema`].
     pub input_schema: Option<String>,
+    /// See [`PipelineDef::partitions`].
+    pub partitions: u16,
 }
 
 impl Default for Settings {
@@ -115,6 +117,7 @@ impl Default for Settings {
             fair_by: None,
             schedules: Vec::new(),
             input_schema: None,
+            partitions: 1,
         }
     }
 }

@@ -49,6 +49,9 @@ pub const MAX_AGE: Duration = Duration::from_secs(100 * 366 * 24 * 3600);
 /// The most copies that a pipeline may ask for.
 pub const MAX_REPLICAS: u8 = 9;
 
+/// The most partitions that a pipeline may be split into.
+pub const MAX_PARTITIONS: u16 = 64;
+
 /// The largest description of what jobs have to look like.
 pub const MAX_INPUT_SCHEMA_BYTES: usize = 64 << 10;
 
@@ -293,6 +296,13 @@ pub struct PipelineDef {
     /// What jobs have to look like, as a JSON Schema: for people and programs that make them; the
     /// cluster does not hold jobs to it.
     pub input_schema: Option<String>,
+    /// Into how many parts its jobs are split, each with a coordinator of its own.
+    pub partitions: u16,
+    /// How many of them, the first ones, take jobs with keys: as many as there were when the pipeline
+    /// was made, so that a key names the same job however it is split later.
+    pub keyed_partitions: u16,
+    /// Which of them this is the definition of.
+    pub partition: u16,
 }
 
 impl PipelineDef {
@@ -322,6 +332,7 @@ impl PipelineDef {
             fair_by,
             schedules,
             input_schema,
+            partitions,
         } = settings;
         in_range(&name, || "replicas".into(), replicas.into(), 1, MAX_REPLICAS.into())?;
         let inputs = phases.clone();
@@ -338,7 +349,8 @@ impl PipelineDef {
         let schema_bytes = input_schema.as_ref().map_or(0, String::len) as u64;
         let most = MAX_INPUT_SCHEMA_BYTES as u64;
         in_range(&name, || "input_schema in bytes".into(), schema_bytes, 0, most)?;
-        Ok(Self {
+        in_range(&name, || "partitions".into(), partitions.into(), 1, MAX_PARTITIONS.into())?;
+        let made = Self {
             name,
             phases,
             replicas,
@@ -350,7 +362,35 @@ impl PipelineDef {
             schedules,
             compensations,
             input_schema,
-        })
+            partitions,
+            keyed_partitions: partitions,
+            partition: 0,
+        };
+        match made.unpartable().filter(|_| partitions > 1) {
+            Some(has) => Err(PipelineError::Partitions { pipeline: made.name, partitions, has }),
+            None => Ok(made),
+        }
+    }
+
+    /// What a pipeline with partitions cannot have, since no partition knows what the others do.
+    fn unpartable(&self) -> Option<&'static str> {
+        let phases = self.all_phases();
+        let has = [
+            ("execute = \"majority\"", self.execute == Quorum::Majority),
+            ("a phase with a `rate`", phases.iter().any(|phase| phase.rate.is_some())),
+            ("a phase with a `limit`", phases.iter().any(|phase| phase.limit.is_some())),
+        ];
+        has.into_iter().find(|(_, has)| *has).map(|(what, _)| what)
+    }
+
+    /// The definition of one of its partitions. Schedules are the first one's.
+    #[must_use]
+    pub fn of_partition(&self, partition: u16) -> Self {
+        let mut part = Self { partition, ..self.clone() };
+        if partition > 0 {
+            part.schedules.clear();
+        }
+        part
     }
 
     /// Whether [`with`](Self::with) can have made it: for definitions that came from elsewhere.
@@ -362,6 +402,10 @@ impl PipelineDef {
             && self.schedules.len() <= MAX_SCHEDULES
             && self.schedules.iter().all(|schedule| schedule.name.is_plain())
             && self.is_in_one_namespace()
+            && (1..=MAX_PARTITIONS).contains(&self.partitions)
+            && self.partition < self.partitions
+            && (1..=self.partitions).contains(&self.keyed_partitions)
+            && (self.partitions == 1 || self.unpartable().is_none())
             && self.input_schema.as_ref().is_none_or(|it| it.len() <= MAX_INPUT_SCHEMA_BYTES)
             && settings_waits(self.timeout, &self.retention).all(|(_, wait)| wait <= MAX_AGE)
     }
@@ -421,9 +465,9 @@ impl PipelineDef {
         (self.accept, self.execute) == (Quorum::Majority, Quorum::Majority)
     }
 
-    /// The pipeline's identity.
+    /// The identity of the pipeline, or of this partition of it.
     pub fn id(&self) -> PipelineId {
-        PipelineId::of_name(self.name.as_str())
+        PipelineId::of_partition(self.name.as_str(), self.partition)
     }
 
     /// What names this very definition.

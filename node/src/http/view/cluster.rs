@@ -5,7 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use carbonmesh_protocol::{
     id::PipelineId,
     schedule::Schedule,
-    view::{ClusterView, Counts, Liveness, MemberView, PipelineView, RevisionView, StepCounts},
+    view::{
+        ClusterView, Counts, Liveness, MemberView, PartitionView, PipelineView, RevisionView,
+        StepCounts,
+    },
 };
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -122,6 +125,24 @@ pub struct PipelineDoc {
     pub schedule_runs: Vec<ScheduleRunsDoc>,
     /// Phases that no live worker offers, or none that has what they require.
     pub unoffered: Vec<String>,
+    /// Its partitions, if it is split into some; what stands above is then the first one's, and the
+    /// counts are sums.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub partitions: Vec<PartitionDoc>,
+}
+
+/// One of the parts that a pipeline's jobs are split into.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PartitionDoc {
+    /// Who coordinates it.
+    pub coordinator: Option<NodeRef>,
+    /// The counter of the coordinator's term.
+    pub term: Option<u64>,
+    /// Who should keep its jobs.
+    pub replicas: Vec<NodeRef>,
+    /// Its jobs by state, if its coordinator counted them lately.
+    #[schema(schema_with = counts)]
+    pub counts: Option<Counts>,
 }
 
 /// What of a pipeline's jobs is at one of its phases, items included.
@@ -188,6 +209,21 @@ impl PipelineDoc {
             phase_counts: None,
             schedule_runs: Vec::new(),
             unoffered: pipeline.unoffered.iter().map(ToString::to_string).collect(),
+            partitions: match pipeline.partitions.as_slice() {
+                [_] => Vec::new(),
+                all => all.iter().map(|one| PartitionDoc::new(one, names)).collect(),
+            },
+        }
+    }
+}
+
+impl PartitionDoc {
+    fn new(partition: &PartitionView, names: &Names) -> Self {
+        Self {
+            coordinator: partition.coordinator.map(|(node, _)| names.node(node)),
+            term: partition.coordinator.map(|(_, term)| term.counter),
+            replicas: partition.replicas.iter().map(|&node| names.node(node)).collect(),
+            counts: partition.counts,
         }
     }
 }

@@ -26,7 +26,7 @@ fn query(from: EventsFrom, wait: Option<Duration>) -> EventQuery {
 }
 
 fn ask(cluster: &mut Cluster, index: usize, query: EventQuery) -> EventPage {
-    let request = Request::Events { pipeline: Some(name("p")), query };
+    let request = Request::Events { pipeline: Some(name("p")), partition: None, query };
     match cluster.request(index, request) {
         Response::Events(page) => *page,
         other => panic!("{other:?}"),
@@ -173,7 +173,7 @@ fn who_waits_is_told_soon_and_hears_nothing_twice() {
     let latest = ask(&mut cluster, follower, query(EventsFrom::Latest, None));
     assert!(latest.events.is_empty());
     let wait = query(EventsFrom::After(latest.next), Some(WAIT));
-    let request = Request::Events { pipeline: Some(name("p")), query: wait };
+    let request = Request::Events { pipeline: Some(name("p")), partition: None, query: wait };
     let asked = cluster.ask(follower, request);
     cluster.run_for(Duration::from_millis(100));
     let began = cluster.now;
@@ -266,7 +266,8 @@ fn another_coordinator_begins_anew_and_says_that_something_is_missing() {
     let before = ask(&mut cluster, asked, query(EventsFrom::Latest, None)).next;
     // Whoever waits at that moment is sent away, and asks again.
     let wait = query(EventsFrom::After(before), Some(WAIT));
-    let waiting = cluster.ask(asked, Request::Events { pipeline: Some(name("p")), query: wait });
+    let waiting = cluster
+        .ask(asked, Request::Events { pipeline: Some(name("p")), partition: None, query: wait });
     cluster.run_for(Duration::from_millis(20));
     cluster.kill(old);
     let refused = cluster.answered(waiting);
@@ -405,7 +406,7 @@ fn a_node_tells_what_it_sees_of_the_others() {
     let asked = (old + 1) % 3;
     let cluster_events = |cluster: &mut Cluster, from| {
         let query = query(from, None);
-        match cluster.request(asked, Request::Events { pipeline: None, query }) {
+        match cluster.request(asked, Request::Events { pipeline: None, partition: None, query }) {
             Response::Events(page) => *page,
             other => panic!("{other:?}"),
         }
@@ -440,9 +441,9 @@ fn a_node_that_stops_lets_its_readers_go() {
     let mut cluster = led();
     let query = query(EventsFrom::Latest, Some(WAIT));
     let coordinator = cluster.coordinator();
-    let of_pipeline = Request::Events { pipeline: Some(name("p")), query };
+    let of_pipeline = Request::Events { pipeline: Some(name("p")), partition: None, query };
     let waiting = [
-        cluster.ask(coordinator, Request::Events { pipeline: None, query }),
+        cluster.ask(coordinator, Request::Events { pipeline: None, partition: None, query }),
         cluster.ask(coordinator, of_pipeline),
     ];
     let began = cluster.now;

@@ -11,6 +11,7 @@ mod items;
 mod lists;
 mod namespaces;
 mod overdue;
+mod partitions;
 mod resting;
 mod schedules;
 mod secrets;
