@@ -259,7 +259,20 @@ fn show(pipeline: &PipelineDoc) -> String {
         row
     });
     let phases = table(["STEP", "PHASE", "AFTER", "ATTEMPTS", "TIMEOUT"], phases);
-    format!("{head}\n\n{phases}")
+    if pipeline.partitions.is_empty() {
+        return format!("{head}\n\n{phases}");
+    }
+    let partitions = pipeline.partitions.iter().enumerate().map(|(at, one)| {
+        [
+            at.to_string(),
+            or_dash(one.coordinator.as_ref().map(node)),
+            or_dash(one.term),
+            joined(one.replicas.iter().map(node)),
+            or_dash(one.counts.as_ref().map(counts)),
+        ]
+    });
+    let partitions = table(["PARTITION", "COORDINATOR", "TERM", "REPLICAS", "JOBS"], partitions);
+    format!("{head}\n\n{phases}\n\n{partitions}")
 }
 
 fn phase(item: &PhaseItem, before: Option<String>) -> [String; 5] {

@@ -131,6 +131,17 @@ fn what_new_keys_say_is_refused_with_the_place() {
         (with(r#""timeout":"soon""#), "timeout: `soon` is no duration"),
         (with(r#""fair_by":"tenant""#), "fair_by `tenant` is no JSON Pointer"),
         (with(r#""input_schema":[]"#), "expected a map"),
+        (with(r#""partitions":0"#), "partitions is 0: allowed are"),
+        (with(r#""partitions":65"#), "partitions is 65: allowed are"),
+        (
+            with(r#""partitions":2,"preset":"strict""#),
+            "it has execute = \"majority\", which takes one coordinator",
+        ),
+        (
+            r#"{"name":"p","partitions":2,"phases":[{"name":"a","rate":{"count":1,"per":"1s"}}]}"#
+                .to_owned(),
+            "it has a phase with a `rate`",
+        ),
         (
             with(&format!(r#""input_schema":{{"title":"{}"}}"#, "x".repeat(65_536))),
             "input_schema in bytes",

@@ -2,7 +2,7 @@
 
 import { h } from './dom.js';
 import { api } from './api.js';
-import { badge, button, href, pipelineLink, problem, shape, table } from './ui.js';
+import { badge, button, href, parts, pipelineLink, problem, shape, table } from './ui.js';
 import { count, counted, nodeName, short } from './format.js';
 
 /** Nodes try to reach each other when they are asked: that is not done all the time. */
@@ -65,7 +65,8 @@ export function nodeMap(ctx) {
       const ways = state.document ? said(state.document) : new Map();
       const leads = new Map();
       for (const one of ctx.status.pipelines) {
-        if (one.coordinator) leads.set(one.coordinator.id, [...(leads.get(one.coordinator.id) ?? []), one]);
+        const ids = new Set(parts(one).map((part) => part.coordinator?.id).filter(Boolean));
+        for (const id of ids) leads.set(id, [...(leads.get(id) ?? []), one]);
       }
       return h('section', { class: 'panel', 'aria-labelledby': 'h-map' },
         h('div', { class: 'panel-head' },

@@ -2,7 +2,7 @@
 
 import { h } from './dom.js';
 import { api } from './api.js';
-import { badge, button, cellCount, confirm, facts, href, icon, node, note, pipelineLink, slots, table } from './ui.js';
+import { badge, button, cellCount, confirm, facts, href, icon, node, note, parts, pipelineLink, slots, table } from './ui.js';
 import { count, counted, duration, nodeName, rate, short } from './format.js';
 import { rateLine } from './charts.js';
 import { past } from './history.js';
@@ -42,7 +42,7 @@ function warnings({ status, nodes }) {
       found.slice(0, 5).map((one, at) => [at ? ', ' : '', h('strong', {}, short(nodeName(one), 40))]), found.length > 5 && ', …',
       `${found.length === 1 ? ' takes' : ', take'} no jobs: ${why}`] });
   }
-  const alone = status.pipelines.filter((one) => !one.coordinator);
+  const alone = status.pipelines.filter((one) => parts(one).some((part) => !part.coordinator));
   if (alone.length) {
     out.push({ key: 'alone', text: [`Nobody coordinates ${alone.length === 1 ? 'pipeline ' : `${count(alone.length)} pipelines: `}`,
       alone.slice(0, 5).map((one, at) => [at ? ', ' : '', pipelineLink(one.name)]), alone.length > 5 && ', …', ' at present.'] });
@@ -238,7 +238,7 @@ const slotList = (phases) => phases.length > 0 && h('div', { class: 'slot-list' 
 
 function card(ctx, one, chosen) {
   const phases = one.phases ?? [];
-  const coordinates = ctx.status.pipelines.filter((pipeline) => pipeline.coordinator?.id === one.id);
+  const coordinates = ctx.status.pipelines.filter((pipeline) => parts(pipeline).some((part) => part.coordinator?.id === one.id));
   return h('section', { key: one.id, id: `node-${one.id}`, class: `panel card${chosen ? ' chosen' : ''}`, 'aria-label': `Node ${nodeName(one)}` },
     h('div', { class: 'panel-head' }, h('h2', {}, short(nodeName(one), 48)), badge(one.liveness), one.id === ctx.status.node?.id && h('span', { class: 'tag', title: 'This page asks this node' }, 'asked')),
     one.refusing && h('p', { class: 'bad-text inset' }, icon('warning'), ` Takes no jobs: ${one.refusing}`),
@@ -246,7 +246,7 @@ function card(ctx, one, chosen) {
     phases.length > PHASES && h('details', { class: 'more-of flat' }, h('summary', {}, `${count(phases.length - PHASES)} more phases`), slotList(phases.slice(PHASES))),
     facts([
       ['Roles', (one.roles ?? []).join(', ') || 'none'],
-      ['Coordinates', coordinates.length > 0 && [coordinates.slice(0, 6).map((pipeline, at) => [at ? ', ' : '', pipelineLink(pipeline.name), h('span', { class: 'muted' }, ` term ${count(pipeline.term)}`)]), coordinates.length > 6 && ` and ${count(coordinates.length - 6)} more`]],
+      ['Coordinates', coordinates.length > 0 && [coordinates.slice(0, 6).map((pipeline, at) => [at ? ', ' : '', pipelineLink(pipeline.name), h('span', { class: 'muted' }, pipeline.partitions?.length ? ` ${count(pipeline.partitions.filter((part) => part.coordinator?.id === one.id).length)} of ${count(pipeline.partitions.length)} partitions` : ` term ${count(pipeline.term)}`)]), coordinates.length > 6 && ` and ${count(coordinates.length - 6)} more`]],
       ['Labels', Object.keys(one.labels ?? {}).length > 0 && Object.entries(one.labels).map(([name, value]) => h('span', { class: 'tag', key: name }, `${name}=${value}`))],
       ['Listens', (one.addresses ?? []).length > 0 && h('span', { class: 'mono small' }, one.addresses.join(' '))],
       ['Version', one.version],

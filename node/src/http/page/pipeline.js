@@ -4,7 +4,7 @@ import { h } from './dom.js';
 import { Problem, api } from './api.js';
 import {
   ENDED, STATES, badge, button, cellCount, changeAll, confirm, dialog, facts, field, href, icon, jobLink, json, node, note,
-  notAnObject, pipelineLink, problem, slots, table, time,
+  notAnObject, parts, pipelineLink, problem, slots, table, time,
 } from './ui.js';
 import { count, counted, rate, short } from './format.js';
 import { rateLine } from './charts.js';
@@ -137,6 +137,8 @@ export function pipelineView(ctx, name, query) {
               ['Goes on', one.definition.preset ?? `accept ${one.definition.accept ?? 'any'}, execute ${one.definition.execute ?? 'any'}`],
               ['Coordinator', one.coordinator ? [node(one.coordinator), h('span', { class: 'muted' }, ` term ${count(one.term)}`)] : h('span', { class: 'bad-text' }, 'nobody at present')],
               ['Replicas', [`${one.replicas.length} of ${one.definition.replicas ?? 3}: `, one.replicas.map((replica, at) => [at ? ', ' : '', node(replica)])]],
+              ['Partitions', one.partitions?.length > 0 && h('ol', { start: 0 }, one.partitions.map((part, at) => h('li', { key: at },
+                part.coordinator ? [node(part.coordinator), h('span', { class: 'muted' }, ` term ${count(part.term)}`)] : h('span', { class: 'bad-text' }, 'nobody at present'))))],
               ['Timeout', one.definition.timeout],
               ['Fair by', one.definition.fair_by && h('code', {}, one.definition.fair_by)],
               ['Kept', one.definition.retention && keptText(one.definition.retention)],
@@ -210,7 +212,7 @@ export function pipelineView(ctx, name, query) {
 function warningsOf(one) {
   return [
     ...one.unoffered.map((phase) => ({ key: phase, bad: true, text: ['Nobody offers phase ', h('strong', {}, phase), ': jobs wait for it. Start a node that has it.'] })),
-    ...(one.coordinator ? [] : [{ key: ' alone', text: ['Nobody coordinates it at present: jobs are not given out, and nothing can be changed.'] }]),
+    ...(parts(one).every((part) => part.coordinator) ? [] : [{ key: ' alone', text: ['Nobody coordinates it at present: jobs are not given out, and nothing can be changed.'] }]),
     ...(one.paused ? [{ key: ' paused', text: ['It is paused: nothing more is given out; what runs goes on.'] }] : []),
   ];
 }

@@ -57,6 +57,9 @@ export function node(one) {
 }
 
 /** `#/…` with each part escaped. */
+/** What of a pipeline has a coordinator of its own: its partitions, or itself if it is not split. */
+export const parts = (pipeline) => (pipeline.partitions?.length ? pipeline.partitions : [pipeline]);
+
 export function href(...parts) {
   return `#/${parts.map(encodeURIComponent).join('/')}`;
 }
