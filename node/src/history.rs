@@ -415,7 +415,7 @@ mod tests {
         let mut cluster = fake::cluster();
         cluster.pipelines[0].counts = counts;
         if !keeps {
-            cluster.pipelines[0].replicas = vec![NodeId::from_bytes([9; 16])];
+            cluster.pipelines[0].partitions[0].replicas = vec![NodeId::from_bytes([9; 16])];
         }
         cluster
     }

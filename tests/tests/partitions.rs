@@ -76,8 +76,17 @@ async fn no_job_of_any_partition_is_lost_with_a_node() {
     world.await_members("a", 3).await;
     let more = world.enqueue("c", 10).await;
     world.await_done("c", &more).await;
+    // An earlier definition is taken up without giving up what was split since.
+    let mut other = document(8);
+    other["timeout"] = json!("1d");
+    world.api("b").apply(&other).await.unwrap();
+    let back = world.api("a").post("/v1/pipelines/p/rollback", &json!({})).await.unwrap();
+    assert_eq!(back.status, 200, "{}", back.body);
+    let shown = world.api("b").get("/v1/pipelines/p").await.unwrap().body;
+    let definition = &shown["definition"];
+    assert_eq!((&definition["partitions"], &definition["timeout"]), (&json!(8), &Value::Null));
     let fewer = world.api("a").apply(&document(2)).await.unwrap_err().to_string();
-    assert!(fewer.contains("has 6 partitions, and they cannot become 2"), "{fewer}");
+    assert!(fewer.contains("has 8 partitions, and they cannot become 2"), "{fewer}");
 }
 
 #[tokio::test]

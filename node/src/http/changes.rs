@@ -131,7 +131,7 @@ pub(super) async fn discard(
     post, path = "/v1/jobs/{id}/signals/{name}", tag = "jobs", operation_id = "signalJob",
     summary = "Give a job the signal that a phase of it waits for",
     params(
-        JobPath,
+        ("id" = String, Path, description = "The job.", format = "uuid"),
         ("name" = String, Path, description = "The signal", pattern = "^[a-zA-Z0-9][-_.a-zA-Z0-9]{0,62}$"),
         SignalParameters
     ),

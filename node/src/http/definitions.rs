@@ -11,7 +11,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use carbonmesh_protocol::{
-    io::{Request, Response as Answer},
+    io::{Refusal, Request, Response as Answer},
     name::Name,
     pipeline::PipelineDef,
     view::RevisionView,
@@ -122,7 +122,18 @@ pub(super) async fn roll_back(
         Some(to) => kept(&all, &name, to)?,
         None => all.iter().find(|one| !one.current).ok_or_else(|| no_other(&name))?,
     };
-    apply_definition(&api, found.definition.clone()).await
+    let mut definition = found.definition.clone();
+    // What was split meanwhile stays so.
+    let split = all.iter().find(|one| one.current).map_or(1, |one| one.definition.partitions);
+    definition.partitions = definition.partitions.max(split);
+    if !definition.is_valid() {
+        return Err(Refusal::InvalidPipeline(format!(
+            "pipeline `{name}` has {split} partitions by now, and that definition has what takes one \
+             coordinator for all of its jobs, a `rate` or a `limit`: apply one without"
+        ))
+        .into());
+    }
+    apply_definition(&api, definition).await
 }
 
 /// `GET /v1/pipelines/{name}/graph`
