@@ -25,6 +25,8 @@ pub struct Options {
     pub replace_after_ms: u64,
     /// How many copies an acknowledgement needs, and how many must back who dispatches.
     pub quorums: (Quorum, Quorum),
+    /// Into how many partitions the pipeline is split.
+    pub partitions: u16,
     /// How many phases the pipeline has.
     pub phases: usize,
     /// What jobs take of a node's memory before those that only wait are on disk alone.
@@ -161,6 +163,7 @@ pub const SIMPLIFICATIONS: &[Simplification] = &[
     ("slow-syncs", |it| it.sync_ms = 1),
     ("long-ways", |it| it.delay_ms = 2),
     ("later-phases", |it| it.phases = 1),
+    ("partitions", |it| it.partitions = 1),
 ];
 
 impl Options {
@@ -218,6 +221,7 @@ impl Options {
             // Where one leaves for good, the time until its place is given away is part of the run.
             replace_after_ms: if leaver { 15_000 } else { one_of(&[600_000, 15_000]).into() },
             quorums,
+            partitions: 1,
             phases: one_of(&[1, 2, 3]) as usize,
             slots: one_of(&[1, 2, 3, 4]),
             requests: one_of(&[10, 30, 60]) as usize,
@@ -268,6 +272,17 @@ impl Options {
             #[cfg(feature = "mutants")]
             mutant: None,
         }
+    }
+
+    /// The same world with its pipeline split, and without what takes one coordinator for all of it.
+    #[must_use]
+    pub fn in_partitions(mut self, partitions: u16) -> Self {
+        self.partitions = partitions;
+        if partitions > 1 {
+            self.quorums.1 = Quorum::Any;
+            (self.rate, self.keyed) = (0, false);
+        }
+        self
     }
 
     /// Whether any job is forgotten while the world lasts.
@@ -340,6 +355,7 @@ impl Options {
             "retention",
             "rates",
             "keys",
+            "partitions",
         ];
         for (name, simplify) in SIMPLIFICATIONS {
             if !harmless.contains(name) {

@@ -128,7 +128,9 @@ impl World {
         let (accept, execute) = options.quorums;
         let cron = options.cron && !self.peace;
         let schedules = cron.then(schedule).into_iter().collect();
-        let settings = Settings { accept, execute, retention, schedules, ..Settings::default() };
+        let partitions = options.partitions;
+        let settings =
+            Settings { accept, execute, retention, schedules, partitions, ..Settings::default() };
         let steps = (0..options.phases).map(step).collect();
         PipelineDef::with(name(PIPELINE), steps, settings).expect("a valid pipeline")
     }

@@ -27,7 +27,7 @@ use carbonmesh_protocol::{
 
 use crate::{
     Options, Report,
-    invariants::{Fact, Invariants, Seen},
+    invariants::{Fact, Partitions, Seen, Unfinished},
     random::Random,
 };
 
@@ -150,7 +150,7 @@ struct Giving {
 pub(crate) struct World {
     options: Options,
     random: Random,
-    invariants: Invariants,
+    invariants: Partitions,
     nodes: Vec<Node>,
     by_id: BTreeMap<NodeId, usize>,
     /// When each core wants to be called.
@@ -192,7 +192,7 @@ impl World {
             giving: BTreeMap::new(),
             nodes,
             random,
-            invariants: Invariants::new(&options),
+            invariants: Partitions::new(&options),
             network: Network::default(),
             clients: Clients::default(),
             now: Timestamp::from_millis(1000),
@@ -290,7 +290,7 @@ impl World {
             self.handle(key.1, event);
         }
         if self.events.is_multiple_of(INSPECT_EVERY * self.nodes.len().max(4) as u64) {
-            self.with_seen(Invariants::inspect);
+            self.with_seen(Partitions::inspect);
         }
         true
     }
@@ -497,18 +497,19 @@ impl World {
         self.invariants.see(&seen, &fact);
     }
 
-    fn with_seen(&mut self, look: impl FnOnce(&mut Invariants, &Seen<'_>)) {
+    fn with_seen(&mut self, look: impl FnOnce(&mut Partitions, &Seen<'_>)) {
         let seen = Seen { nodes: &self.nodes, now: self.now, pipeline: pipeline() };
         look(&mut self.invariants, &seen);
     }
 
     /// What peace has not brought about yet.
-    fn unfinished(&mut self) -> Option<String> {
+    fn unfinished(&mut self) -> Option<Unfinished> {
         let seen = Seen { nodes: &self.nodes, now: self.now, pipeline: pipeline() };
         self.invariants.unfinished(&seen)
     }
 }
 
+/// The pipeline, which is the first of its partitions.
 fn pipeline() -> PipelineId {
     PipelineId::of_name(PIPELINE)
 }
