@@ -28,7 +28,11 @@ pub(crate) struct Partitions {
 
 impl Partitions {
     pub(crate) fn new(options: &Options) -> Self {
-        let of = |at| (PipelineId::of_partition(PIPELINE, at), Invariants::new(options));
+        let of = |at| {
+            // Schedules are the first one's.
+            let options = Options { cron: options.cron && at == 0, ..options.clone() };
+            (PipelineId::of_partition(PIPELINE, at), Invariants::new(&options))
+        };
         Self {
             all: (0..options.partitions).map(of).collect(),
             attempts: BTreeMap::new(),
