@@ -122,6 +122,8 @@ pub(crate) enum Event {
     Change(JobId, Change),
     /// The pipeline's schedule ends.
     EndSchedule,
+    /// The pipeline is split.
+    Split,
     /// A client has waited long enough for an answer.
     Patience(RequestId),
     /// An attempt gives items, or has given all.
@@ -221,6 +223,9 @@ impl World {
         }
         self.push(Duration::ZERO, Event::Dial);
         self.push(Duration::from_millis(500), Event::Client);
+        if self.options.split_later {
+            self.push(Duration::from_millis(self.options.faults_ms / 3), Event::Split);
+        }
         self.schedule_faults();
         let end = self.now + Duration::from_millis(self.options.faults_ms);
         while self.step(end) && self.invariants.hold() {}
@@ -362,6 +367,7 @@ impl World {
             Event::Backup => self.backup(),
             Event::Read(job) => self.read(job),
             Event::EndSchedule => self.end_schedule(),
+            Event::Split => self.split(),
             Event::Change(job, change) => self.change(job, change),
             Event::Leave => self.leave(),
             Event::Gone(at) => self.be_gone(at),
