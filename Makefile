@@ -3,7 +3,7 @@
 # make test      builds what is missing and runs every check and test
 # make bench     measures clusters of processes; OUT=FOLDER writes results.json, charts; BENCH="..."
 # make bench-peers  the same work through other queues beside ours; `make setup-peers` installs them
-# make simulate  simulates many clusters under faults; SEEDS=n JOBS=n NODES=n
+# make simulate  simulates many clusters under faults; SEEDS=n JOBS=n NODES=n PARTITIONS=n
 # make model     explores elections and takeovers in every order, within wider bounds; JOBS=n MODEL="..."
 # make fuzz      feeds damaged bytes to every decoder; SECONDS=n for each target
 # make chaos     real nodes in namespaces of their own, under faults; MINUTES=n SEED=n OUT=FOLDER
@@ -163,7 +163,7 @@ book:
 
 simulate: setup
 	cargo run --locked --profile simulate -p carbonmesh-simulations -- --seeds $(SEEDS) --jobs $(JOBS) \
-		$(if $(NODES),--nodes $(NODES))
+		$(if $(NODES),--nodes $(NODES)) $(if $(PARTITIONS),--partitions $(PARTITIONS))
 
 model: setup
 	cargo run --locked -p carbonmesh-simulations --bin carbonmesh-model -- --jobs $(JOBS) $(MODEL)

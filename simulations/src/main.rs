@@ -52,6 +52,9 @@ struct Arguments {
     /// Give every cluster so many nodes; without this each seed draws a number
     #[arg(long, value_parser = clap::value_parser!(u8).range(1..=100))]
     nodes: Option<u8>,
+    /// Split every pipeline into so many partitions
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
+    partitions: u16,
 }
 
 #[derive(Debug, Subcommand)]
@@ -66,6 +69,9 @@ enum Command {
         /// As it was given to the run that failed
         #[arg(long, value_parser = clap::value_parser!(u8).range(1..=100))]
         nodes: Option<u8>,
+        /// As it was given to the run that failed
+        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
+        partitions: u16,
     },
     /// Simulate one cluster of many nodes that falls apart in halves and comes together again
     Large {
@@ -86,13 +92,14 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     match &arguments.command {
         None => run_seeds(&arguments),
-        Some(Command::Replay { seed, without, nodes }) => show(*seed, *nodes, without),
+        Some(Command::Replay { seed, without, nodes, partitions }) => {
+            show(world(*seed, *nodes, *partitions), without)
+        }
         Some(Command::Large { nodes, seed }) => run_large(*seed, *nodes),
     }
 }
 
-fn show(seed: u64, nodes: Option<u8>, without: &[String]) -> ExitCode {
-    let mut options = world(seed, nodes);
+fn show(mut options: Options, without: &[String]) -> ExitCode {
     for name in without {
         let way = SIMPLIFICATIONS.iter().find(|(known, _)| known == name);
         if let Some((_, simplify)) = way {
@@ -102,11 +109,15 @@ fn show(seed: u64, nodes: Option<u8>, without: &[String]) -> ExitCode {
     println!("{options:#?}");
     let report = replay(&options);
     println!("{report:#?}");
-    exit_code(&[(seed, report)])
+    exit_code(&[(options.seed, report)])
 }
 
-fn world(seed: u64, nodes: Option<u8>) -> Options {
-    Options::of_size(seed, nodes.map(usize::from))
+fn world(seed: u64, nodes: Option<u8>, partitions: u16) -> Options {
+    Options::of_size(seed, nodes.map(usize::from)).in_partitions(partitions)
+}
+
+fn world_of(arguments: &Arguments, seed: u64) -> Options {
+    world(seed, arguments.nodes, arguments.partitions)
 }
 
 fn run_large(seed: u64, nodes: usize) -> ExitCode {
@@ -132,11 +143,16 @@ fn run_seeds(arguments: &Arguments) -> ExitCode {
     for (at, (seed, report)) in failed.iter().enumerate() {
         tell(&(*seed, report.clone()));
         let violation = report.violations.first().filter(|_| at < SHRINK && !arguments.no_shrink);
-        let simpler = violation.map(|it| shrink(&world(*seed, arguments.nodes), it.invariant).1);
+        let simpler = violation.map(|it| shrink(&world_of(arguments, *seed), it.invariant).1);
         let without = simpler.filter(|names| !names.is_empty());
         let without = without.map(|names| format!(" --without {}", names.join(",")));
         let nodes = arguments.nodes.map(|nodes| format!(" --nodes {nodes}")).unwrap_or_default();
-        println!("  see it: carbonmesh-sim replay {seed}{nodes}{}", without.unwrap_or_default());
+        let partitions = match arguments.partitions {
+            1 => String::new(),
+            partitions => format!(" --partitions {partitions}"),
+        };
+        let without = without.unwrap_or_default();
+        println!("  see it: carbonmesh-sim replay {seed}{nodes}{partitions}{without}");
     }
     println!("{} seeds, {} violations", arguments.seeds, failed.len());
     exit_code(&failed)
@@ -164,7 +180,7 @@ fn run_all(arguments: &Arguments) -> Vec<(u64, Report)> {
             if seed >= end || enough.load(Ordering::Relaxed) {
                 return;
             }
-            let report = run(&world(seed, arguments.nodes));
+            let report = run(&world_of(arguments, seed));
             simulated_ms.fetch_add(report.virtual_ms, Ordering::Relaxed);
             node_ms.fetch_add(report.node_ms, Ordering::Relaxed);
             bar.inc(1);

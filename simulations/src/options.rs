@@ -25,6 +25,10 @@ pub struct Options {
     pub replace_after_ms: u64,
     /// How many copies an acknowledgement needs, and how many must back who dispatches.
     pub quorums: (Quorum, Quorum),
+    /// Into how many partitions the pipeline is split.
+    pub partitions: u16,
+    /// Whether it is split while it is at work already.
+    pub split_later: bool,
     /// How many phases the pipeline has.
     pub phases: usize,
     /// What jobs take of a node's memory before those that only wait are on disk alone.
@@ -161,6 +165,8 @@ pub const SIMPLIFICATIONS: &[Simplification] = &[
     ("slow-syncs", |it| it.sync_ms = 1),
     ("long-ways", |it| it.delay_ms = 2),
     ("later-phases", |it| it.phases = 1),
+    ("partitions", |it| it.partitions = 1),
+    ("later-split", |it| it.split_later = false),
 ];
 
 impl Options {
@@ -218,6 +224,8 @@ impl Options {
             // Where one leaves for good, the time until its place is given away is part of the run.
             replace_after_ms: if leaver { 15_000 } else { one_of(&[600_000, 15_000]).into() },
             quorums,
+            partitions: 1,
+            split_later: false,
             phases: one_of(&[1, 2, 3]) as usize,
             slots: one_of(&[1, 2, 3, 4]),
             requests: one_of(&[10, 30, 60]) as usize,
@@ -268,6 +276,20 @@ impl Options {
             #[cfg(feature = "mutants")]
             mutant: None,
         }
+    }
+
+    /// The same world with its pipeline split, in every second one only later, and without what
+    /// takes one coordinator for all of it.
+    #[must_use]
+    pub fn in_partitions(mut self, partitions: u16) -> Self {
+        self.partitions = partitions;
+        if partitions > 1 {
+            // Nothing is drawn for it, so that the world is otherwise that of its seed.
+            self.split_later = self.seed % 2 == 1;
+            self.quorums.1 = Quorum::Any;
+            (self.rate, self.keyed) = (0, false);
+        }
+        self
     }
 
     /// Whether any job is forgotten while the world lasts.
@@ -340,6 +362,7 @@ impl Options {
             "retention",
             "rates",
             "keys",
+            "partitions",
         ];
         for (name, simplify) in SIMPLIFICATIONS {
             if !harmless.contains(name) {

@@ -6,10 +6,11 @@ fn check(options: &Options) {
     let report = run(options);
     assert!(
         report.violations.is_empty(),
-        "seed {}: {:?}\nsee it: cargo run -p carbonmesh-simulations -- replay {}",
+        "seed {}: {:?}\nsee it: cargo run -p carbonmesh-simulations -- replay {} --partitions {}",
         options.seed,
         report.violations,
-        options.seed
+        options.seed,
+        options.partitions
     );
 }
 
@@ -33,6 +34,24 @@ fn invariants_hold_where_they_once_did_not() {
         151971,
     ];
     seeds.into_iter().for_each(|seed| check(&Options::of_size(seed, Some(5))));
+}
+
+#[test]
+fn invariants_hold_in_each_partition() {
+    let mut acknowledged = 0;
+    for seed in 0..50 {
+        let options = Options::of_size(seed, Some(5)).in_partitions(3);
+        check(&options);
+        acknowledged += run(&options).acknowledged;
+    }
+    assert!(acknowledged > 1000, "the worlds do something: {acknowledged} jobs");
+}
+
+#[test]
+fn without_faults_each_phase_of_each_partition_runs_once() {
+    for seed in 0..20 {
+        check(&Options::from_seed(seed).in_partitions(3).without_faults());
+    }
 }
 
 #[test]

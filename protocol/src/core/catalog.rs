@@ -242,7 +242,12 @@ impl Core {
 
     /// The entries of a pipeline's partitions.
     fn entries_named(&self, name: &Name) -> Result<Vec<CatalogEntry>, Refusal> {
-        let parts = self.partitions_of(self.pipeline_named(name)?.id());
+        let first = self.pipeline_named(name)?;
+        let parts = self.partitions_of(first.id());
+        let wanted = first.definition().map_or(1, |it| usize::from(it.partitions));
+        if parts.len() < wanted {
+            return Err(self.part_unknown(first.id()));
+        }
         Ok(parts.iter().filter_map(|part| self.catalog.get(part).cloned()).collect())
     }
 

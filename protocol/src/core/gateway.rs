@@ -181,10 +181,7 @@ impl Core {
             return Ok(());
         }
         match self.pipeline_named(name).map(CatalogEntry::id) {
-            Ok(pipeline) => match self.partitions.get(&pipeline).cloned() {
-                Some(parts) => self.enqueue_split(request, &parts, jobs),
-                None => self.enqueue_for(Some(request), pipeline, jobs),
-            },
+            Ok(pipeline) => self.enqueue_split(request, pipeline, jobs),
             Err(refusal) => {
                 self.reply(request, refused(refusal));
                 Ok(())

@@ -151,36 +151,50 @@ impl Core {
     pub(super) fn enqueue_split(
         &mut self,
         request: RequestId,
-        parts: &[PipelineId],
+        first: PipelineId,
         jobs: Vec<NewJob>,
     ) -> Result<(), ReadError> {
-        let turn = self.gateway.next_turn(parts.len());
-        let definition = parts.first().and_then(|first| self.current(*first));
-        let keyed = definition.map_or(1, |it| usize::from(it.keyed_partitions));
-        let keyed = keyed.clamp(1, parts.len()) as u64;
-        let mut split: BTreeMap<usize, (Vec<usize>, Vec<NewJob>)> = BTreeMap::new();
+        let parts = self.partitions_of(first);
+        let keyed = self.current(first).map_or(1, |it| u64::from(it.keyed_partitions.max(1)));
+        if parts.len() == 1 && keyed == 1 {
+            return self.enqueue_for(Some(request), first, jobs);
+        }
+        let turn = parts[self.gateway.next_turn(parts.len())];
+        let number = |part: &PipelineId| Some((self.catalog.get(part)?.partition(), *part));
+        let known: BTreeMap<u16, PipelineId> = parts.iter().filter_map(number).collect();
+        let mut split: BTreeMap<Option<PipelineId>, (Vec<usize>, Vec<NewJob>)> = BTreeMap::new();
         for (at, job) in jobs.into_iter().enumerate() {
             let hash = |key: &String| xxhash_rust::xxh3::xxh3_64(key.as_bytes());
-            let part = job.key.as_ref().map_or(turn, |key| (hash(key) % keyed) as usize);
+            let of_key = |key| known.get(&((hash(key) % keyed) as u16)).copied();
+            let part = job.key.as_ref().map_or(Some(turn), of_key);
             let (positions, jobs) = split.entry(part).or_default();
             positions.push(at);
             jobs.push(job);
         }
         if split.len() == 1
-            && let Some((part, (_, jobs))) = split.pop_first()
+            && let Some((Some(part), (_, jobs))) = split.first_entry().map(|it| it.remove_entry())
         {
-            return self.enqueue_for(Some(request), parts[part], jobs);
+            return self.enqueue_for(Some(request), part, jobs);
         }
         let (mut positions, mut each) = (Vec::new(), Vec::new());
         for (part, (at, jobs)) in split {
             positions.push(at);
-            each.push((parts[part], jobs));
+            each.push((part, jobs));
         }
         let requests = self.split(request, Wanted::Enqueued(positions), each.len());
-        for (own, (pipeline, jobs)) in requests.into_iter().zip(each) {
-            self.enqueue_for(Some(own), pipeline, jobs)?;
+        for (own, (part, jobs)) in requests.into_iter().zip(each) {
+            match part {
+                Some(part) => self.enqueue_for(Some(own), part, jobs)?,
+                None => self.reply(own, Response::Refused(self.part_unknown(first))),
+            }
         }
         Ok(())
+    }
+
+    /// One of its partitions is not known here yet. In another than its own, a key would be another job.
+    pub(super) fn part_unknown(&self, first: PipelineId) -> Refusal {
+        let entry = self.catalog.get(&first);
+        Refusal::NoCoordinator(entry.map_or_else(String::new, |entry| entry.name.to_string()))
     }
 
     /// An answer: to a client, or to a part of what one asked, which may be the last.

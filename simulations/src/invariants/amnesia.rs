@@ -36,17 +36,21 @@ impl Invariant for Amnesia {
                 self.fresh.remove(disk);
             }
             // Where nobody else can be reached or is known, a group is founded anew.
-            Fact::Sent { at, message: Message::Beat(beat), .. } if !beat.groups.is_empty() => {
+            Fact::Sent { at, message: Message::Beat(beat), .. }
+                if beat.groups.iter().any(|group| group.pipeline == seen.pipeline) =>
+            {
                 self.fresh.remove(&seen.nodes[*at].config.disk);
             }
             // Whoever is asked to make the pipeline, and has not heard of it, founds it.
             Fact::Sent { message: Message::Catalog(entries), .. } => {
-                for (_, disk) in entries.iter().flat_map(|entry| &entry.founders) {
+                let own = entries.iter().filter(|entry| entry.id() == seen.pipeline);
+                for (_, disk) in own.flat_map(|entry| &entry.founders) {
                     self.fresh.remove(disk);
                 }
             }
             Fact::Sent { message: Message::Replicate(replicate), .. } => {
-                let views = replicate.groups.iter().filter_map(|group| group.view.as_ref());
+                let own = replicate.groups.iter().filter(|it| it.pipeline == seen.pipeline);
+                let views = own.filter_map(|group| group.view.as_ref());
                 for (_, disk) in views.flat_map(|view| view.holders()) {
                     self.fresh.remove(&disk);
                 }

@@ -34,9 +34,7 @@ impl Invariant for DurableBeforeSaid {
 
     fn see(&mut self, seen: &Seen<'_>, fact: &Fact<'_>) -> Verdict {
         match fact {
-            Fact::Delivered { at, from, message } => {
-                self.note(*at, *from, seen.nodes[*from].life, message)
-            }
+            Fact::Delivered { at, from, message } => self.note(seen, *at, *from, message),
             Fact::Sent { at, to, message } => return self.check(seen, *at, *to, message),
             Fact::DiskReplaced { .. } => self.lost_disks += 1,
             Fact::Acknowledged { receipt, .. } => {
@@ -54,13 +52,15 @@ impl Invariant for DurableBeforeSaid {
 }
 
 impl DurableBeforeSaid {
-    fn note(&mut self, at: usize, from: usize, life: u64, message: &Message) {
+    fn note(&mut self, seen: &Seen<'_>, at: usize, from: usize, message: &Message) {
+        let life = seen.nodes[from].life;
         match message {
             Message::Store { store, jobs, .. } => {
                 self.stores.insert((at, from, life, *store, 0), jobs.clone());
             }
             Message::Replicate(replicate) => {
-                let updates = replicate.groups.iter().flat_map(|group| group.updates.clone());
+                let own = replicate.groups.iter().filter(|it| it.pipeline == seen.pipeline);
+                let updates = own.flat_map(|group| group.updates.clone());
                 self.batches.insert((at, from, life, replicate.batch, 0), updates.collect());
             }
             Message::SyncPush { session, part, records, .. } => {
@@ -90,7 +90,8 @@ impl DurableBeforeSaid {
             }
             Message::ReplicateAck { batch, missing, refused, .. } => {
                 let asked = self.batches.remove(&(at, to, life, *batch, 0));
-                let mut kept = asked.filter(|_| refused.is_empty()).unwrap_or_default();
+                let mut kept =
+                    asked.filter(|_| !refused.contains(&seen.pipeline)).unwrap_or_default();
                 kept.retain(|update| !missing.iter().any(|(_, job)| *job == update.job));
                 return all_on_disk(seen, at, &kept);
             }

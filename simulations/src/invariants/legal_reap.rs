@@ -70,7 +70,8 @@ impl LegalReap {
         }
         // A coordinator beyond a cut may not have heard of the end; where only one can act, it has.
         let forgotten = self.reaped.get(&job);
-        let here = forgotten.is_some_and(|disks| disks.contains(&seen.nodes[at].copy()));
+        let here =
+            forgotten.is_some_and(|disks| disks.contains(&seen.nodes[at].copy(seen.pipeline)));
         // Marks may be lost with all disks that have them.
         let known = forgotten.is_some() && !self.lost_disk;
         if here || known && (self.strict || self.is_calm(seen)) {
@@ -145,7 +146,7 @@ impl Invariant for LegalReap {
         }
         for at in (0..seen.nodes.len()).filter(|at| !seen.nodes[*at].disk.is_damaged()) {
             for job in &self.jobs {
-                let disk = seen.nodes[at].copy();
+                let disk = seen.nodes[at].copy(seen.pipeline);
                 if self.reaped.get(job).is_some_and(|disks| disks.contains(&disk)) {
                     continue;
                 }

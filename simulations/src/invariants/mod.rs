@@ -1,7 +1,8 @@
 //! What must hold, one file for each of the design's invariants.
 //!
 //! The world tells each of them what happens, as it happens ([`Fact`]), lets them look at all nodes
-//! now and then, and once more at the end. None of them changes anything.
+//! now and then, and once more at the end. None of them changes anything. Each partition of the
+//! pipeline has all of them for itself ([`Partitions`]).
 
 mod acked_survives;
 mod adopt_first;
@@ -21,6 +22,7 @@ mod no_lost_job;
 mod one_coordinator;
 mod one_vote;
 mod order;
+mod partitions;
 mod same_key;
 mod schedules;
 mod terminal_stays;
@@ -37,6 +39,7 @@ use carbonmesh_protocol::{
 };
 
 pub(crate) use fact::Fact;
+pub(crate) use partitions::{Partitions, Unfinished};
 
 use crate::{Options, world::Node};
 
@@ -91,7 +94,7 @@ trait Invariant {
     }
 }
 
-/// The whole world at one moment.
+/// The whole world at one moment, as it is looked at for one partition of the pipeline.
 pub(crate) struct Seen<'a> {
     pub(crate) nodes: &'a [Node],
     pub(crate) now: Timestamp,
@@ -99,6 +102,11 @@ pub(crate) struct Seen<'a> {
 }
 
 impl Seen<'_> {
+    /// The same, for another partition.
+    fn of(&self, pipeline: PipelineId) -> Self {
+        Self { pipeline, ..*self }
+    }
+
     /// All nodes that run.
     fn cores(&self) -> impl Iterator<Item = (&Node, &Core)> {
         self.nodes.iter().filter_map(|node| Some((node, node.core.as_ref()?)))
@@ -125,15 +133,15 @@ impl Seen<'_> {
     }
 }
 
-/// All of them.
-pub(crate) struct Invariants {
+/// All of them, of one partition.
+struct Invariants {
     all: Vec<Box<dyn Invariant>>,
     acknowledged: BTreeSet<JobId>,
     violations: Vec<Violation>,
 }
 
 impl Invariants {
-    pub(crate) fn new(options: &Options) -> Self {
+    fn new(options: &Options) -> Self {
         Self {
             all: vec![
                 Box::new(durable_before_said::DurableBeforeSaid::default()),
@@ -163,17 +171,17 @@ impl Invariants {
     }
 
     /// Whether all have held so far.
-    pub(crate) fn hold(&self) -> bool {
+    fn hold(&self) -> bool {
         self.violations.is_empty()
     }
 
     /// How many jobs were acknowledged.
-    pub(crate) fn acknowledged(&self) -> usize {
+    fn acknowledged(&self) -> usize {
         self.acknowledged.len()
     }
 
     /// What did not hold.
-    pub(crate) fn into_violations(self) -> Vec<Violation> {
+    fn into_violations(self) -> Vec<Violation> {
         self.violations
     }
 
@@ -187,7 +195,7 @@ impl Invariants {
     }
 
     /// Something happens.
-    pub(crate) fn see(&mut self, seen: &Seen<'_>, fact: &Fact<'_>) {
+    fn see(&mut self, seen: &Seen<'_>, fact: &Fact<'_>) {
         if let Fact::Acknowledged { receipt, .. } = fact {
             self.acknowledged.insert(receipt.job);
         }
@@ -199,17 +207,17 @@ impl Invariants {
     }
 
     /// A look at the whole world.
-    pub(crate) fn inspect(&mut self, seen: &Seen<'_>) {
+    fn inspect(&mut self, seen: &Seen<'_>) {
         self.ask(|invariant| invariant.inspect(seen));
     }
 
     /// What peace has not brought about yet.
-    pub(crate) fn unfinished(&self, seen: &Seen<'_>) -> Option<String> {
+    fn unfinished(&self, seen: &Seen<'_>) -> Option<String> {
         no_lost_job::unfinished(seen, &self.acknowledged)
     }
 
     /// The end of a run; `unfinished` is what peace did not bring about.
-    pub(crate) fn finish(&mut self, seen: &Seen<'_>, unfinished: Option<String>) {
+    fn finish(&mut self, seen: &Seen<'_>, unfinished: Option<String>) {
         if !self.hold() {
             return;
         }

@@ -177,7 +177,7 @@ impl TerminalStays {
     fn look(&mut self, seen: &Seen<'_>, at: usize, job: JobId) -> Verdict {
         let node = &seen.nodes[at];
         let Some(record) = seen.on_disk(at, job) else { return Ok(()) };
-        let disk = node.copy();
+        let disk = node.copy(seen.pipeline);
         for (step, control) in &record.controls {
             self.stays(disk, job, *step, control)?;
         }

@@ -14,7 +14,7 @@ use carbonmesh_protocol::{
     schedule::{Missed, Overlap, Schedule},
 };
 
-use super::{Event, PIPELINE, World, name, node::WALL_START_MS, step_name};
+use super::{Event, Node, PIPELINE, World, name, node::WALL_START_MS, step_name};
 use crate::invariants::Fact;
 
 /// How many idempotency keys are used more than once.
@@ -62,6 +62,8 @@ pub(super) struct Clients {
     last_request: u64,
     last_key: u64,
     applied: bool,
+    /// Whether the pipeline was to be split that was whole at first.
+    split: bool,
     enqueued: usize,
 }
 
@@ -128,7 +130,10 @@ impl World {
         let (accept, execute) = options.quorums;
         let cron = options.cron && !self.peace;
         let schedules = cron.then(schedule).into_iter().collect();
-        let settings = Settings { accept, execute, retention, schedules, ..Settings::default() };
+        let whole = options.split_later && !self.clients.split;
+        let partitions = if whole { 1 } else { options.partitions };
+        let settings =
+            Settings { accept, execute, retention, schedules, partitions, ..Settings::default() };
         let steps = (0..options.phases).map(step).collect();
         PipelineDef::with(name(PIPELINE), steps, settings).expect("a valid pipeline")
     }
@@ -275,6 +280,24 @@ impl World {
             let definition = self.definition();
             self.request(Request::Apply(Box::new(definition)));
         }
+    }
+
+    /// A client wants the pipeline split, until some node has heard of it that knows the pipeline.
+    pub(super) fn split(&mut self) {
+        let known = |it: &Node| it.core.as_ref().map_or(0, |core| core.snapshot().groups.len());
+        if self.peace || self.nodes.iter().any(|node| known(node) > 1) {
+            return;
+        }
+        let knows =
+            |at: &usize| self.nodes[*at].config.roles.gateway && known(&self.nodes[*at]) == 1;
+        if let Some(at) = (0..self.nodes.len()).find(knows).filter(|_| self.clients.applied) {
+            self.clients.split = true;
+            let request = Request::Apply(Box::new(self.definition()));
+            self.clients.last_request += 1;
+            let id = RequestId(self.clients.last_request);
+            self.input(at, Input::Request { id, request });
+        }
+        self.push(Duration::from_secs(2), Event::Split);
     }
 
     /// A client wants a job changed.

@@ -3,7 +3,11 @@
 //! Invariants ask for the same records again and again: what was read is kept until it is written
 //! anew.
 
-use std::{cell::RefCell, collections::HashMap, ops::ControlFlow, sync::Arc};
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 use carbonmesh_protocol::{
     id::{JobId, PipelineId},
@@ -21,8 +25,8 @@ pub(crate) struct Disk {
     storage: Arc<MemoryStorage>,
     /// Whether something on it cannot be read.
     damaged: bool,
-    /// How often all jobs were taken off it, since others hold them.
-    emptied: u32,
+    /// How often all jobs of a pipeline were taken off it, since others hold them.
+    emptied: BTreeMap<PipelineId, u32>,
     /// Jobs that were read; those that are not there as well.
     read: RefCell<Records>,
 }
@@ -33,7 +37,7 @@ impl Disk {
         Self {
             storage: self.storage.copy().into(),
             damaged: self.damaged,
-            emptied: self.emptied,
+            emptied: self.emptied.clone(),
             read: RefCell::default(),
         }
     }
@@ -48,27 +52,25 @@ impl Disk {
         self.damaged
     }
 
-    /// How often all jobs were taken off it.
-    pub(crate) fn emptied(&self) -> u32 {
-        self.emptied
+    /// How often all jobs of a pipeline were taken off it.
+    pub(crate) fn emptied(&self, pipeline: PipelineId) -> u32 {
+        self.emptied.get(&pipeline).copied().unwrap_or_default()
     }
 
     /// Makes writes durable.
     pub(crate) fn write(&mut self, writes: &[Write]) {
         let read = self.read.get_mut();
-        let forgotten = writes.iter().try_for_each(|write| {
-            let key = match write {
+        for write in writes {
+            match write {
                 Write::Put { table: Table::Jobs, key, .. }
-                | Write::Delete { table: Table::Jobs, key } => key,
-                Write::DeleteRange { table: Table::Jobs, .. } => return ControlFlow::Break(()),
-                _ => return ControlFlow::Continue(()),
-            };
-            read.remove(&job_of(key));
-            ControlFlow::Continue(())
-        });
-        if forgotten.is_break() {
-            read.clear();
-            self.emptied += 1;
+                | Write::Delete { table: Table::Jobs, key } => drop(read.remove(&job_of(key))),
+                Write::DeleteRange { table: Table::Jobs, start, .. } => {
+                    let (pipeline, _) = job_of(start);
+                    read.retain(|(of, _), _| *of != pipeline);
+                    *self.emptied.entry(pipeline).or_default() += 1;
+                }
+                _ => {}
+            }
         }
         self.storage.write(writes, true).expect("memory takes it");
     }

@@ -27,7 +27,7 @@ use carbonmesh_protocol::{
 
 use crate::{
     Options, Report,
-    invariants::{Fact, Invariants, Seen},
+    invariants::{Fact, Partitions, Seen, Unfinished},
     random::Random,
 };
 
@@ -122,6 +122,8 @@ pub(crate) enum Event {
     Change(JobId, Change),
     /// The pipeline's schedule ends.
     EndSchedule,
+    /// The pipeline is split.
+    Split,
     /// A client has waited long enough for an answer.
     Patience(RequestId),
     /// An attempt gives items, or has given all.
@@ -150,7 +152,7 @@ struct Giving {
 pub(crate) struct World {
     options: Options,
     random: Random,
-    invariants: Invariants,
+    invariants: Partitions,
     nodes: Vec<Node>,
     by_id: BTreeMap<NodeId, usize>,
     /// When each core wants to be called.
@@ -192,7 +194,7 @@ impl World {
             giving: BTreeMap::new(),
             nodes,
             random,
-            invariants: Invariants::new(&options),
+            invariants: Partitions::new(&options),
             network: Network::default(),
             clients: Clients::default(),
             now: Timestamp::from_millis(1000),
@@ -221,6 +223,9 @@ impl World {
         }
         self.push(Duration::ZERO, Event::Dial);
         self.push(Duration::from_millis(500), Event::Client);
+        if self.options.split_later {
+            self.push(Duration::from_millis(self.options.faults_ms / 3), Event::Split);
+        }
         self.schedule_faults();
         let end = self.now + Duration::from_millis(self.options.faults_ms);
         while self.step(end) && self.invariants.hold() {}
@@ -290,7 +295,7 @@ impl World {
             self.handle(key.1, event);
         }
         if self.events.is_multiple_of(INSPECT_EVERY * self.nodes.len().max(4) as u64) {
-            self.with_seen(Invariants::inspect);
+            self.with_seen(Partitions::inspect);
         }
         true
     }
@@ -362,6 +367,7 @@ impl World {
             Event::Backup => self.backup(),
             Event::Read(job) => self.read(job),
             Event::EndSchedule => self.end_schedule(),
+            Event::Split => self.split(),
             Event::Change(job, change) => self.change(job, change),
             Event::Leave => self.leave(),
             Event::Gone(at) => self.be_gone(at),
@@ -497,18 +503,19 @@ impl World {
         self.invariants.see(&seen, &fact);
     }
 
-    fn with_seen(&mut self, look: impl FnOnce(&mut Invariants, &Seen<'_>)) {
+    fn with_seen(&mut self, look: impl FnOnce(&mut Partitions, &Seen<'_>)) {
         let seen = Seen { nodes: &self.nodes, now: self.now, pipeline: pipeline() };
         look(&mut self.invariants, &seen);
     }
 
     /// What peace has not brought about yet.
-    fn unfinished(&mut self) -> Option<String> {
+    fn unfinished(&mut self) -> Option<Unfinished> {
         let seen = Seen { nodes: &self.nodes, now: self.now, pipeline: pipeline() };
         self.invariants.unfinished(&seen)
     }
 }
 
+/// The pipeline, which is the first of its partitions.
 fn pipeline() -> PipelineId {
     PipelineId::of_name(PIPELINE)
 }

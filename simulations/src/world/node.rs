@@ -14,7 +14,7 @@ use crate::{Options, invariants::Fact, random::Random};
 use carbonmesh_protocol::{
     config::{Config, Limits, Timing},
     core::Core,
-    id::{DiskId, NodeId},
+    id::{DiskId, NodeId, PipelineId},
     io::{Input, PersistId},
     mutant::Mutant,
     store::{ReadError, Write},
@@ -87,9 +87,9 @@ impl Clock {
 }
 
 impl Node {
-    /// Which copy of the jobs it keeps: which disk, and how often that was emptied.
-    pub(crate) fn copy(&self) -> (DiskId, u32) {
-        (self.config.disk, self.disk.emptied())
+    /// Which copy of a pipeline's jobs it keeps: on which disk, and how often they were taken off that.
+    pub(crate) fn copy(&self, pipeline: PipelineId) -> (DiskId, u32) {
+        (self.config.disk, self.disk.emptied(pipeline))
     }
 
     pub(super) fn new(index: usize, options: &Options, random: &mut Random) -> Self {

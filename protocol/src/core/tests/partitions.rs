@@ -3,8 +3,10 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use crate::{
+    catalog::CatalogEntry,
     id::{JobId, PipelineId},
-    io::{Change, NewJob, Receipt, Refusal, Request, Response, Target},
+    io::{Change, Input, NewJob, Receipt, Refusal, Request, Response, Target},
+    message::Message,
     pipeline::{PhaseInput, PipelineDef, Quorum, Rate, Settings},
     view::{JobState, PipelineView},
 };
@@ -130,6 +132,61 @@ fn a_pipeline_that_is_split_later_keeps_its_keys_and_its_jobs() {
     let fewer = cluster.request(0, Request::Apply(Box::new(split(2))));
     let Response::Refused(Refusal::InvalidPipeline(why)) = fewer else { panic!("{fewer:?}") };
     assert!(why.contains("has 4 partitions") && why.contains("or more"), "{why}");
+}
+
+/// Catalogs come in several messages where there are many pipelines: for a while a node may know some
+/// partitions of one and not the others.
+#[test]
+fn a_key_waits_for_its_partition() {
+    let mut cluster = Cluster::new(2, &PHASES);
+    let founders = cluster.nodes.iter().map(|node| (node.config.node, node.config.disk));
+    let founders: BTreeSet<_> = founders.collect();
+    let entry = |at| CatalogEntry::new(split(3).of_partition(at), founders.clone());
+    let from = cluster.nodes[1].config.node;
+    let learn = |cluster: &mut Cluster, at: &[u16]| {
+        let message = Message::Catalog(at.iter().map(|at| entry(*at)).collect());
+        cluster.input(0, Input::Message { from, message });
+        cluster.run_for(Duration::from_secs(3));
+    };
+    let keys: Vec<String> = (0..20).map(|at| format!("k{at}")).collect();
+    let ask = |cluster: &mut Cluster| {
+        let job = |key: &String| NewJob {
+            key: Some(key.clone()),
+            options: Default::default(),
+            trace: None,
+            instructions: "{}".into(),
+        };
+        let jobs = keys.iter().map(job).collect();
+        match cluster.request(0, Request::Enqueue { pipeline: name("p"), jobs }) {
+            Response::Enqueued(answers) => answers,
+            other => panic!("{other:?}"),
+        }
+    };
+    for known in [vec![0], vec![2]] {
+        learn(&mut cluster, &known);
+        let answers = ask(&mut cluster);
+        let refused = answers.iter().filter(|answer| answer.is_err()).count();
+        assert!((1..20).contains(&refused), "{refused} of 20 keys wait");
+        for (key, answer) in keys.iter().zip(answers) {
+            match answer {
+                Ok(receipt) => {
+                    let of = PipelineId::of_partition("p", partition_of(receipt.job));
+                    assert_eq!(receipt.job, JobId::of_key(of, key));
+                    assert_ne!(partition_of(receipt.job), 1);
+                }
+                Err(refusal) => assert_eq!(refusal, Refusal::NoCoordinator("p".to_owned())),
+            }
+        }
+        let removed = cluster.request(0, Request::Remove(name("p")));
+        assert!(matches!(removed, Response::Refused(Refusal::NoCoordinator(_))), "{removed:?}");
+    }
+    let before: Vec<_> = ask(&mut cluster).into_iter().map(Result::ok).collect();
+    learn(&mut cluster, &[1]);
+    for (before, now) in before.into_iter().zip(ask(&mut cluster)) {
+        let now = now.expect("all partitions are known");
+        assert_eq!(now.existed, before.is_some());
+        assert!(before.is_none_or(|before| before.job == now.job));
+    }
 }
 
 #[test]
