@@ -19,7 +19,10 @@ use nix::{
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::api::{Api, Error};
+use crate::{
+    api::{Api, Error},
+    network::{Relay, SECRET},
+};
 
 /// How long a node may take to start.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
@@ -37,6 +40,17 @@ pub struct NodeOptions {
     pub args: Vec<String>,
     /// More environment.
     pub env: Vec<(String, String)>,
+    /// Where it runs, if not beside this program.
+    pub place: Option<Place>,
+}
+
+/// A namespace of the network for a node alone.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// The namespace's file.
+    pub namespace: PathBuf,
+    /// Where the node listens for others in there, as `--listen` takes it.
+    pub listen: String,
 }
 
 /// A running node.
@@ -46,6 +60,8 @@ struct Node {
     id: String,
     http: String,
     listen: String,
+    /// How clients reach a node in a namespace of its own, for as long as it runs.
+    relay: Option<Relay>,
 }
 
 /// Some nodes on this machine.
@@ -99,14 +115,21 @@ impl LocalCluster {
     pub fn restart(&mut self, name: &str) -> Result<(), Error> {
         let child = self.spawn(name)?;
         let ready = self.folder.path().join(format!("{name}.ready"));
-        let node = wait_ready(child, &ready).map_err(|error| {
+        let mut node = wait_ready(child, &ready).map_err(|error| {
             let log = self.log(name);
             let tail: Vec<&str> = log.lines().rev().take(10).collect();
             let tail: Vec<&str> = tail.into_iter().rev().collect();
             format!("node {name}: {error}\n{}", tail.join("\n"))
         })?;
+        if let Some(place) = self.place(name) {
+            node.relay = Some(Relay::start(&place.namespace, &node.http)?);
+        }
         self.nodes.insert(name.to_owned(), node);
         Ok(())
+    }
+
+    fn place(&self, name: &str) -> Option<&Place> {
+        self.options.get(name)?.place.as_ref()
     }
 
     /// Starts a node without waiting for it to serve.
@@ -119,13 +142,18 @@ impl LocalCluster {
             fs::remove_file(at("ready"))?;
         }
         let log = fs::OpenOptions::new().create(true).append(true).open(at("log"))?;
-        let mut command = Command::new(&self.program);
+        let mut command = within(options.place.as_ref(), &self.program);
         match &options.command[..] {
             [] => command.arg("up"),
             words => command.args(words),
         };
         command.args(["--name", name, "--no-mdns", "--http", "127.0.0.1:0"]);
-        command.args(["--listen", "127.0.0.1:0"]);
+        match &options.place {
+            Some(place) => {
+                command.args(["--listen", &place.listen]).env("CARBONMESH_SECRET", SECRET)
+            }
+            None => command.args(["--listen", "127.0.0.1:0"]),
+        };
         command.arg("--data-dir").arg(at("data")).arg("--config").arg(at("toml"));
         command.arg("--ready-file").arg(at("ready"));
         if !options.roles.is_empty() {
@@ -214,7 +242,8 @@ impl LocalCluster {
     /// # Errors
     /// It does not run.
     pub fn http(&self, name: &str) -> Result<&str, Error> {
-        Ok(&self.nodes.get(name).ok_or("no such node")?.http)
+        let node = self.nodes.get(name).ok_or("no such node")?;
+        Ok(node.relay.as_ref().map_or(&node.http, Relay::url))
     }
 
     /// Where a running node listens for others.
@@ -223,6 +252,11 @@ impl LocalCluster {
     /// It does not run.
     pub fn listen(&self, name: &str) -> Result<&str, Error> {
         Ok(&self.nodes.get(name).ok_or("no such node")?.listen)
+    }
+
+    /// What runs a program where a node runs.
+    pub fn command(&self, name: &str, program: &str) -> Command {
+        within(self.place(name), Path::new(program))
     }
 
     /// The name of the running node with that id.
@@ -256,6 +290,14 @@ impl Drop for LocalCluster {
     }
 }
 
+/// A program in a place, if there is one.
+fn within(place: Option<&Place>, program: &Path) -> Command {
+    let Some(place) = place else { return Command::new(program) };
+    let mut command = Command::new("nsenter");
+    command.arg(format!("--net={}", place.namespace.display())).arg("--").arg(program);
+    command
+}
+
 fn wait_ready(mut child: Child, ready: &Path) -> Result<Node, Error> {
     let deadline = Instant::now() + START_TIMEOUT;
     loop {
@@ -266,6 +308,7 @@ fn wait_ready(mut child: Child, ready: &Path) -> Result<Node, Error> {
                 id: text(&document["node"]),
                 http: text(&document["http"]),
                 listen: text(&document["listen"][0]),
+                relay: None,
                 child,
             });
         }

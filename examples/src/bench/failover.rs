@@ -16,19 +16,20 @@ const PHASE_MS: u64 = 200;
 /// How many jobs there are when a node is killed: enough to keep all slots busy throughout.
 const JOBS: usize = 600;
 
-/// Three nodes whose phases take so long that some run when a node is killed.
-const PLAN: Plan = Plan { nodes: 3, workers: 0, phase: "sleep", phases: 3, config: "" };
-
 /// `failover.coordinator_ms_p50` and `_p99`: from the kill of the coordinator until a survivor
 /// starts a phase that a new coordinator gave it. `failover.rerun_on_living` counts phases that ran
 /// a second time although the worker of the first run lives.
 ///
 /// # Errors
 /// The cluster does not start or does not finish.
-pub async fn coordinators(results: &mut Results, kills: usize) -> Result<(), Error> {
+pub async fn coordinators(
+    results: &mut Results,
+    plan: Plan<'_>,
+    kills: usize,
+) -> Result<(), Error> {
     let (mut stopped, mut reruns, mut lost) = (histogram()?, 0, 0);
     for _ in 0..kills {
-        let mut bench = Bench::start(&PLAN).await?;
+        let mut bench = Bench::start(&slow(plan)).await?;
         let killed = bench.coordinator("a").await?;
         let survivor = bench.gateway().await?;
         let jobs = begin(&bench, &survivor).await?;
@@ -59,10 +60,10 @@ pub async fn coordinators(results: &mut Results, kills: usize) -> Result<(), Err
 ///
 /// # Errors
 /// The cluster does not start or does not finish.
-pub async fn workers(results: &mut Results, kills: usize) -> Result<(), Error> {
+pub async fn workers(results: &mut Results, plan: Plan<'_>, kills: usize) -> Result<(), Error> {
     let (mut stopped, mut lost) = (histogram()?, 0);
     for _ in 0..kills {
-        let mut bench = Bench::start(&PLAN).await?;
+        let mut bench = Bench::start(&slow(plan)).await?;
         let coordinator = bench.coordinator("a").await?;
         let killed = bench.gateway().await?;
         let jobs = begin(&bench, &coordinator).await?;
@@ -95,6 +96,11 @@ pub async fn workers(results: &mut Results, kills: usize) -> Result<(), Error> {
     }
     results.lose(lost);
     Ok(())
+}
+
+/// Phases take so long that some run when a node is killed.
+fn slow(plan: Plan<'_>) -> Plan<'_> {
+    Plan { phase: "sleep", ..plan }
 }
 
 /// Enqueues jobs, and waits until all slots are busy.

@@ -13,8 +13,8 @@ const WATCHED: Duration = Duration::from_secs(10);
 ///
 /// # Errors
 /// The cluster does not start.
-pub async fn measure(results: &mut Results) -> Result<(), Error> {
-    let bench = Bench::start(&Plan::default()).await?;
+pub async fn measure(results: &mut Results, plan: Plan<'_>) -> Result<(), Error> {
+    let bench = Bench::start(&plan).await?;
     // What starting costs is not idling.
     tokio::time::sleep(Duration::from_secs(2)).await;
     let pids = bench.pids()?;

@@ -36,8 +36,13 @@ const HELD: f64 = 0.98;
 ///
 /// # Errors
 /// The cluster does not start, or a job that is alone fails.
-pub async fn measure(results: &mut Results, jobs: usize, seconds: u32) -> Result<(), Error> {
-    let bench = Bench::start(&Plan::default()).await?;
+pub async fn measure(
+    results: &mut Results,
+    plan: Plan<'_>,
+    jobs: usize,
+    seconds: u32,
+) -> Result<(), Error> {
+    let bench = Bench::start(&plan).await?;
     singles(results, &bench, jobs).await?;
     for rate in RATES {
         at_rate(results, &bench, rate, seconds).await?;

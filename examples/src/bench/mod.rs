@@ -5,6 +5,7 @@
 //! benchmark fail if it is not zero.
 
 pub mod failover;
+pub mod far;
 pub mod idle;
 pub mod latency;
 mod load;
@@ -24,6 +25,7 @@ use std::{
 
 use serde_json::{Value, json};
 
+use self::far::Far;
 pub use results::Results;
 
 use crate::{
@@ -42,7 +44,7 @@ const PAUSE: Duration = Duration::from_millis(20);
 
 /// How a cluster is made that is measured.
 #[derive(Clone, Copy, Debug)]
-struct Plan {
+pub struct Plan<'a> {
     /// How many nodes take and keep jobs; they run phases too, unless there are workers.
     nodes: usize,
     /// How many nodes do nothing but run phases.
@@ -53,11 +55,16 @@ struct Plan {
     phases: usize,
     /// The nodes' configuration file.
     config: &'static str,
+    /// How many partitions the pipeline has.
+    partitions: u32,
+    /// The network between them, if it is not loopback.
+    far: Option<&'a Far>,
 }
 
-impl Default for Plan {
-    fn default() -> Self {
-        Self { nodes: 3, workers: 0, phase: "noop", phases: 3, config: "" }
+impl<'a> Plan<'a> {
+    /// Three nodes and a pipeline of three no-op phases, which parts vary.
+    pub fn new(partitions: u32, far: Option<&'a Far>) -> Self {
+        Self { nodes: 3, workers: 0, phase: "noop", phases: 3, config: "", partitions, far }
     }
 }
 
@@ -69,13 +76,13 @@ struct Bench {
 
 impl Bench {
     /// Starts the nodes, and waits until all know each other and one coordinates.
-    async fn start(plan: &Plan) -> Result<Self, Error> {
+    async fn start(plan: &Plan<'_>) -> Result<Self, Error> {
         let roles = if plan.workers > 0 { "replica,gateway" } else { "" };
         let nodes = NAMES.iter().take(plan.nodes).map(|name| ((*name).to_owned(), roles));
         let workers = (0..plan.workers).map(|at| (format!("worker{at}"), "worker"));
         let (names, roles): (Vec<String>, Vec<&str>) = nodes.chain(workers).unzip();
         let mut bench = Self { cluster: LocalCluster::new(program("rust-node")?)?, names };
-        for (name, roles) in bench.names.iter().zip(roles) {
+        for (at, (name, roles)) in bench.names.iter().zip(roles).enumerate() {
             let starts = bench.cluster.folder().join("starts").display().to_string();
             let env = vec![
                 ("RUST_NODE_STARTS".to_owned(), starts),
@@ -83,13 +90,18 @@ impl Bench {
                 ("CARBONMESH_LOG".to_owned(), "warn".to_owned()),
             ];
             let (roles, config) = (roles.to_owned(), plan.config.to_owned());
-            bench.cluster.start(name, NodeOptions { roles, config, env, ..Default::default() })?;
+            let place = plan.far.map(|far| far.place(at)).transpose()?;
+            let options = NodeOptions { roles, config, env, place, ..Default::default() };
+            bench.cluster.start(name, options)?;
         }
         bench.await_members("a").await?;
         let step = |at| json!({ "name": format!("s{at}"), "phase": plan.phase });
         let steps: Vec<Value> = (0..plan.phases).map(step).collect();
         let replicas = plan.nodes.min(3);
-        let pipeline = json!({ "name": "p", "phases": steps, "replicas": replicas });
+        let mut pipeline = json!({ "name": "p", "phases": steps, "replicas": replicas });
+        if plan.partitions > 1 {
+            pipeline["partitions"] = plan.partitions.into();
+        }
         bench.api("a")?.apply(&pipeline).await?;
         bench.coordinator("a").await?;
         Ok(bench)
@@ -119,7 +131,7 @@ impl Bench {
         .await
     }
 
-    /// The node that coordinates, as `asked` sees it.
+    /// The node that coordinates, as `asked` sees it: the first partition, if there are several.
     async fn coordinator(&self, asked: &str) -> Result<String, Error> {
         wait_for("a coordinator", async || self.cluster.coordinator(asked, "p").await).await
     }
@@ -171,7 +183,7 @@ impl Bench {
             let address = self.cluster.listen(name)?;
             let (_, port) = address.split_once("/tcp/").ok_or("a node listens on no port")?;
             let port = port.split('/').next().unwrap_or_default().parse()?;
-            Ok(sum + wire::mib(port)?)
+            Ok(sum + wire::mib(self.cluster.command(name, "ss"), port)?)
         })
     }
 

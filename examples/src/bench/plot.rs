@@ -26,7 +26,7 @@ struct Chart {
 }
 
 /// A value stands where the case says, with the line's word in place of `*`.
-const CHARTS: [Chart; 5] = [
+const CHARTS: [Chart; 6] = [
     Chart {
         file: "latency.svg",
         title: "From the time a job of three phases is due until its result",
@@ -66,6 +66,19 @@ const CHARTS: [Chart; 5] = [
             ("8", "/workers_8/*/jobs_per_s"),
         ],
         lines: &[("one phase", "w1")],
+    },
+    Chart {
+        file: "throughput_partitions.svg",
+        title: "Jobs a second by partitions of their pipeline",
+        cases_are: "partitions",
+        values_are: "jobs a second",
+        decades: false,
+        cases: &[
+            ("1", "/partitions/*_1/jobs_per_s"),
+            ("3", "/partitions/*_3/jobs_per_s"),
+            ("6", "/partitions/*_6/jobs_per_s"),
+        ],
+        lines: &[("one phase", "w1"), ("three phases", "w3")],
     },
     Chart {
         file: "throughput_payload.svg",

@@ -34,7 +34,7 @@ const LIMITS: &str = "[limits]\nwaiting_jobs = 100_000_000\nwaiting_bytes = 1_00
 ///
 /// # Errors
 /// The cluster does not start, or refuses a job.
-pub async fn measure(results: &mut Results, most: usize) -> Result<(), Error> {
+pub async fn measure(results: &mut Results, plan: Plan<'_>, most: usize) -> Result<(), Error> {
     let (mut last, mut bytes): (Option<Queue>, f64) = (None, ASSUMED);
     for (size, name, nodes) in SIZES {
         if size > most {
@@ -44,7 +44,7 @@ pub async fn measure(results: &mut Results, most: usize) -> Result<(), Error> {
         // A cluster that is of no more use gives its memory back here.
         let mut queue = match last.take().filter(|queue| queue.bench.names().len() == nodes) {
             Some(queue) => queue,
-            None => Queue::start(nodes).await?,
+            None => Queue::start(Plan { nodes, ..plan }).await?,
         };
         let needed = bytes * (size - queue.queued) as f64 * nodes as f64 / MIB;
         let available = process::available_mib()? - SPARED_MIB;
@@ -73,8 +73,8 @@ struct Queue {
 }
 
 impl Queue {
-    async fn start(nodes: usize) -> Result<Self, Error> {
-        let plan = Plan { nodes, phase: "absent", phases: 1, config: LIMITS, ..Plan::default() };
+    async fn start(plan: Plan<'_>) -> Result<Self, Error> {
+        let plan = Plan { phase: "absent", phases: 1, config: LIMITS, ..plan };
         let bench = Bench::start(&plan).await?;
         let url = bench.jobs_url(&bench.gateway().await?)?;
         let empty_mib = bench.fullest_mib()?;

@@ -39,10 +39,10 @@ struct Figures {
 ///
 /// # Errors
 /// The cluster does not start, or does not finish in time.
-pub async fn standard(results: &mut Results, case: Case) -> Result<(), Error> {
+pub async fn standard(results: &mut Results, plan: Plan<'_>, case: Case) -> Result<(), Error> {
     for phases in [1, 3] {
         let name = format!("w{phases}");
-        let figures = measure(results, &Plan { phases, ..Plan::default() }, case).await?;
+        let figures = measure(results, &Plan { phases, ..plan }, case).await?;
         let meaning = format!("done, {phases} no-op phases each, {} in bulk", case.jobs);
         results.add(&format!("{name}.jobs_per_s"), figures.jobs_per_s, &meaning);
         let meaning = "acknowledged, each on 3 synced disks";
@@ -73,11 +73,11 @@ pub async fn standard(results: &mut Results, case: Case) -> Result<(), Error> {
 ///
 /// # Errors
 /// As for [`standard`].
-pub async fn nodes(results: &mut Results, case: Case) -> Result<(), Error> {
+pub async fn nodes(results: &mut Results, plan: Plan<'_>, case: Case) -> Result<(), Error> {
     for nodes in [1, 5] {
         for phases in [1, 3] {
             let name = format!("nodes_{nodes}.w{phases}");
-            let plan = Plan { nodes, phases, ..Plan::default() };
+            let plan = Plan { nodes, phases, ..plan };
             let figures = measure(results, &plan, case).await?;
             let meaning = format!("W{phases}, nodes: {nodes}");
             results.add(&format!("{name}.jobs_per_s"), figures.jobs_per_s, &meaning);
@@ -92,9 +92,9 @@ pub async fn nodes(results: &mut Results, case: Case) -> Result<(), Error> {
 ///
 /// # Errors
 /// As for [`standard`].
-pub async fn workers(results: &mut Results, case: Case) -> Result<(), Error> {
+pub async fn workers(results: &mut Results, plan: Plan<'_>, case: Case) -> Result<(), Error> {
     for workers in [1, 2, 4, 8] {
-        let plan = Plan { workers, phases: 1, ..Plan::default() };
+        let plan = Plan { workers, phases: 1, ..plan };
         let figures = measure(results, &plan, case).await?;
         let meaning = format!("W1, workers beside 3 replicas: {workers}");
         results.add(&format!("workers_{workers}.w1.jobs_per_s"), figures.jobs_per_s, &meaning);
@@ -107,12 +107,11 @@ pub async fn workers(results: &mut Results, case: Case) -> Result<(), Error> {
 ///
 /// # Errors
 /// As for [`standard`].
-pub async fn payloads(results: &mut Results, case: Case) -> Result<(), Error> {
+pub async fn payloads(results: &mut Results, plan: Plan<'_>, case: Case) -> Result<(), Error> {
     // Of the larger ones fewer, so that all of them fit into memory.
     for (size, bytes, part) in [("100b", 100, 1), ("10kb", 10_000, 10), ("1mb", 1_000_000, 250)] {
         let case = Case { jobs: (case.jobs / part).max(1), bytes, ..case };
-        let plan = Plan { phases: 1, ..Plan::default() };
-        let figures = measure(results, &plan, case).await?;
+        let figures = measure(results, &Plan { phases: 1, ..plan }, case).await?;
         let name = format!("payload_{size}.w1");
         let meaning = format!("W1, {bytes} bytes each, {} in bulk", case.jobs);
         results.add(&format!("{name}.jobs_per_s"), figures.jobs_per_s, &meaning);
@@ -122,7 +121,26 @@ pub async fn payloads(results: &mut Results, case: Case) -> Result<(), Error> {
     Ok(())
 }
 
-async fn measure(results: &mut Results, plan: &Plan, case: Case) -> Result<Figures, Error> {
+/// `partitions.w1_N` and `partitions.w3_N`: W1 and W3 through a pipeline of N partitions, each of which has a
+/// coordinator of its own: `.jobs_per_s` and `.enqueue_per_s`.
+///
+/// # Errors
+/// As for [`standard`].
+pub async fn partitions(results: &mut Results, plan: Plan<'_>, case: Case) -> Result<(), Error> {
+    for partitions in [1, 3, 6] {
+        for phases in [1, 3] {
+            let name = format!("partitions.w{phases}_{partitions}");
+            let figures = measure(results, &Plan { partitions, phases, ..plan }, case).await?;
+            let meaning = format!("W{phases}, partitions: {partitions}");
+            results.add(&format!("{name}.jobs_per_s"), figures.jobs_per_s, &meaning);
+            let meaning = "acknowledged, each on 3 synced disks";
+            results.add(&format!("{name}.enqueue_per_s"), figures.enqueue_per_s, meaning);
+        }
+    }
+    Ok(())
+}
+
+async fn measure(results: &mut Results, plan: &Plan<'_>, case: Case) -> Result<Figures, Error> {
     let mut runs = Vec::new();
     for _ in 0..case.repeat.max(1) {
         runs.push(run(results, plan, case).await?);
@@ -144,7 +162,7 @@ async fn measure(results: &mut Results, plan: &Plan, case: Case) -> Result<Figur
 }
 
 /// One run on a cluster of its own.
-async fn run(results: &mut Results, plan: &Plan, case: Case) -> Result<Figures, Error> {
+async fn run(results: &mut Results, plan: &Plan<'_>, case: Case) -> Result<Figures, Error> {
     let bench = Bench::start(plan).await?;
     let coordinator = bench.coordinator("a").await?;
     let gateway = bench.gateway().await?;

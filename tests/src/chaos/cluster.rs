@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use carbonmesh_examples::{api::Error, local::program};
+use carbonmesh_examples::{api::Error, local::program, network::Network};
 use serde_json::{Value, json};
 
 use crate::{
@@ -17,7 +17,6 @@ use crate::{
     folder::Disk,
     journal,
     load::{self, Load, PIPELINE},
-    net::Network,
     node::{Node, Places, Start},
     options::Options,
     work::STEPS,

@@ -13,18 +13,14 @@ use std::{
     time::Duration,
 };
 
-use carbonmesh_examples::api::Error;
+use carbonmesh_examples::{
+    api::Error,
+    network::{Counts, can_worsen},
+};
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 
-use crate::{
-    clock::now_ms,
-    cluster::Cluster,
-    fault::Kind,
-    history::Fault,
-    link::{Counts, Link},
-    node::Node,
-};
+use crate::{clock::now_ms, cluster::Cluster, fault::Kind, history::Fault, node::Node};
 
 /// How long a node goes on after its folder was copied, so that the copy is an old one.
 const COPY_AGE: Duration = Duration::from_secs(4);
@@ -71,7 +67,7 @@ impl Faults {
             println!("No clock jumps: there is no libfaketime (apt-get install libfaketime).");
             return false;
         }
-        if kind.worsens() && !Link::is_possible() {
+        if kind.worsens() && !can_worsen() {
             println!("No {kind} links: this user cannot open /dev/net/tun here.");
             return false;
         }

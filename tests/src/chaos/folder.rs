@@ -6,11 +6,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use carbonmesh_examples::api::Error;
+use carbonmesh_examples::{
+    api::Error,
+    shell::{run, run_words},
+};
 use rand::{RngExt, seq::IndexedRandom};
 use rand_chacha::ChaCha8Rng;
-
-use crate::shell::{run, run_words};
 
 /// The disk of one node: its own file system if that could be made.
 #[derive(Debug)]

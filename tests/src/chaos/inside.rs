@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use carbonmesh_examples::{api::Error, local::program};
+use carbonmesh_examples::{api::Error, local::program, shell::run as sh};
 
 use crate::{
     checker::{self, Verdict},
@@ -16,9 +16,7 @@ use crate::{
     journal,
     nemesis::Nemesis,
     options::Options,
-    page, report,
-    shell::run as sh,
-    survey,
+    page, report, survey,
     upgrade::{self, Programs},
 };
 

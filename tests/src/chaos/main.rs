@@ -1,9 +1,9 @@
 //! Black-box chaos: real nodes, faults, and a checker in the manner of Jepsen's total-queue.
 //!
 //! ```text
-//! outside ─ starts itself within namespaces ─► inside ─ cluster of real nodes ─ net, node, folder
+//! outside ─ starts itself within namespaces ─► inside ─ cluster of real nodes ─ node, folder
 //!                                                │
-//!                     load (agents) ◄────────────┼──────► nemesis ─ faults ─ link, or upgrade
+//!                     load (agents) ◄────────────┼──────► nemesis ─ faults, or upgrade
 //!                         │                      ▼
 //!                         └────► history ◄─ journal ◄─ work (the phase that nodes run)
 //!                                   │
@@ -21,17 +21,14 @@ mod folder;
 mod history;
 mod inside;
 mod journal;
-mod link;
 mod load;
 mod nemesis;
-mod net;
 mod node;
 mod options;
 mod outside;
 mod page;
 mod recovery;
 mod report;
-mod shell;
 mod survey;
 mod upgrade;
 mod work;

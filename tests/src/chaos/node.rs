@@ -8,19 +8,19 @@ use std::{
     time::{Duration, Instant},
 };
 
-use carbonmesh_examples::api::Error;
+use carbonmesh_examples::{
+    api::Error,
+    network::{Network, SECRET},
+};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
 
-use crate::{folder::Disk, net::Network};
+use crate::folder::Disk;
 
 /// How long a node may take until it serves.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
-
-/// Every node's: without one they would keep to loopback.
-const SECRET: &str = "correct horse battery";
 
 /// A node and its disk.
 #[derive(Debug)]

@@ -1,10 +1,13 @@
 //! Faults of the network: which links are broken, and for whom.
 
-use carbonmesh_examples::api::Error;
+use carbonmesh_examples::{
+    api::Error,
+    network::{Network, Quality},
+};
 use rand::{RngExt, seq::SliceRandom};
 use rand_chacha::ChaCha8Rng;
 
-use crate::{fault::Kind, link::Quality, net::Network};
+use crate::fault::Kind;
 
 /// Breaks links; those whom it hits.
 pub(super) fn separate(
@@ -20,7 +23,7 @@ pub(super) fn separate(
     match kind {
         Kind::Slow | Kind::Lossy => {
             let quality = quality(rng, kind);
-            network.worsen(node, quality, rng.random())?;
+            network.worsen(node, [quality; 2], rng.random())?;
             *note = quality.to_string();
             Ok(vec![node])
         }

@@ -8,25 +8,26 @@ use std::{collections::BTreeMap, fmt, ops::Add, time::Duration};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-/// How many frames are under way at most; beyond that they are lost, as in a router's queue.
-const UNDER_WAY: usize = 1000;
+/// How many frames are under way at most; beyond that they are lost, as in a router's queue. A second
+/// of a hundred megabit.
+const UNDER_WAY: usize = 10_000;
 
 /// How much later than it should a frame comes that is overtaken, in ms.
 const LATE_MS: std::ops::RangeInclusive<u64> = 5..=50;
 
 /// What a link does to frames, in either direction.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Quality {
+pub struct Quality {
     /// How long a frame is under way, in ms.
-    pub(crate) delay_ms: u64,
+    pub delay_ms: u64,
     /// By how much that varies, up and down, in ms; at most `delay_ms`. Frames keep their order.
-    pub(crate) jitter_ms: u64,
+    pub jitter_ms: u64,
     /// How many of a hundred frames are lost.
-    pub(crate) lost: u32,
+    pub lost: u32,
     /// How many of a hundred arrive twice.
-    pub(crate) twice: u32,
+    pub twice: u32,
     /// How many of a hundred arrive late, after such as were sent after them.
-    pub(crate) overtaken: u32,
+    pub overtaken: u32,
 }
 
 impl fmt::Display for Quality {
@@ -42,13 +43,17 @@ impl fmt::Display for Quality {
 
 /// What became of frames.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Counts {
-    pub(crate) sent: u64,
-    pub(crate) lost: u64,
-    pub(crate) twice: u64,
-    pub(crate) overtaken: u64,
+pub struct Counts {
+    /// All.
+    pub sent: u64,
+    /// Lost by chance.
+    pub lost: u64,
+    /// Delivered twice.
+    pub twice: u64,
+    /// Delivered late.
+    pub overtaken: u64,
     /// Lost since too many were under way.
-    pub(crate) refused: u64,
+    pub refused: u64,
 }
 
 impl Add for Counts {

@@ -2,16 +2,22 @@
 
 use std::process::Command;
 
-use carbonmesh_examples::api::Error;
+use crate::api::Error;
 
 /// Runs a command line whose words have no spaces in them.
-pub(crate) fn run(line: &str) -> Result<(), Error> {
+///
+/// # Errors
+/// It cannot be started, or fails.
+pub fn run(line: &str) -> Result<(), Error> {
     let words: Vec<&str> = line.split_whitespace().collect();
     run_words(&words)
 }
 
 /// Runs a program with these arguments.
-pub(crate) fn run_words(words: &[&str]) -> Result<(), Error> {
+///
+/// # Errors
+/// As for [`run`].
+pub fn run_words(words: &[&str]) -> Result<(), Error> {
     let (program, arguments) = words.split_first().ok_or("an empty command")?;
     let output = Command::new(program).args(arguments).output();
     let output = output.map_err(|error| format!("{program}: {error}"))?;

@@ -1,20 +1,40 @@
-//! The network of a run: one namespace a node, and a bridge in the run's own namespace between them.
+//! A network within namespaces: one for each node, and a bridge in the program's own between them.
 //!
 //! What a node sends to another is cut by giving it a wrong hardware address for that other: the
 //! frames leave and reach nobody, as on a broken cable, and the sender is told nothing. That needs no
 //! packet filter, and works one way.
 
+mod isolation;
+mod link;
+mod relay;
+#[cfg(test)]
+mod tests;
+mod wire;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fs::File,
     path::PathBuf,
 };
 
-use carbonmesh_examples::api::Error;
-
-use crate::{
-    link::{Counts, Link, Quality},
-    shell::run,
+use self::link::Link;
+pub use self::{
+    isolation::{can_isolate, start_again},
+    relay::Relay,
+    wire::{Counts, Quality},
 };
+use crate::{api::Error, shell::run};
+
+/// Where TAP devices are made.
+const DEVICES: &str = "/dev/net/tun";
+
+/// Whether this user can make links bad here.
+pub fn can_worsen() -> bool {
+    File::options().read(true).write(true).open(DEVICES).is_ok()
+}
+
+/// What nodes there share: without a secret they would keep to loopback.
+pub const SECRET: &str = "correct horse battery";
 
 /// Nobody has it.
 const NOBODY: &str = "02:00:00:00:00:ff";
@@ -24,7 +44,7 @@ const PORT: u16 = 7401;
 
 /// The namespaces, links and addresses of some nodes.
 #[derive(Debug)]
-pub(crate) struct Network {
+pub struct Network {
     /// How often each node has changed its address.
     moves: Vec<u8>,
     cuts: BTreeSet<(usize, usize)>,
@@ -34,7 +54,10 @@ pub(crate) struct Network {
 
 impl Network {
     /// Makes it; all of it goes with the namespaces that this process is in.
-    pub(crate) fn new(nodes: usize) -> Result<Self, Error> {
+    ///
+    /// # Errors
+    /// A tool of the system fails.
+    pub fn new(nodes: usize) -> Result<Self, Error> {
         run("mount -t tmpfs none /run")?;
         run("ip link set lo up")?;
         run("ip link add br0 type bridge")?;
@@ -59,17 +82,20 @@ impl Network {
     }
 
     /// Where a node listens.
-    pub(crate) fn listen(&self, node: usize) -> String {
+    pub fn listen(&self, node: usize) -> String {
         format!("{}:{PORT}", self.address(node))
     }
 
     /// The namespace that a node runs in.
-    pub(crate) fn namespace(node: usize) -> PathBuf {
+    pub fn namespace(node: usize) -> PathBuf {
         PathBuf::from(format!("/run/netns/n{node}"))
     }
 
     /// Gives a node another address; it must be started again.
-    pub(crate) fn readdress(&mut self, node: usize) -> Result<(), Error> {
+    ///
+    /// # Errors
+    /// A tool of the system fails.
+    pub fn readdress(&mut self, node: usize) -> Result<(), Error> {
         let old = self.address(node);
         self.moves[node] = self.moves[node].wrapping_add(1);
         run(&format!("ip -n n{node} addr del {old}/16 dev eth0"))?;
@@ -77,7 +103,10 @@ impl Network {
     }
 
     /// Nothing that `from` sends reaches `to` any more.
-    pub(crate) fn cut(&mut self, from: usize, to: usize) -> Result<(), Error> {
+    ///
+    /// # Errors
+    /// A tool of the system fails.
+    pub fn cut(&mut self, from: usize, to: usize) -> Result<(), Error> {
         let to_address = self.address(to);
         self.cuts.insert((from, to));
         run(&format!(
@@ -85,10 +114,13 @@ impl Network {
         ))
     }
 
-    /// Makes the link of a node a bad one.
-    pub(crate) fn worsen(&mut self, node: usize, quality: Quality, seed: u64) -> Result<(), Error> {
+    /// Makes the link of a node a bad one: first for what it sends, then for what it gets.
+    ///
+    /// # Errors
+    /// This user may make no TAP devices.
+    pub fn worsen(&mut self, node: usize, qualities: [Quality; 2], seed: u64) -> Result<(), Error> {
         let names = [format!("a{node}"), format!("b{node}")];
-        let link = Link::start(names, quality, seed)?;
+        let link = Link::start(names, qualities, seed)?;
         run(&format!("ip link add s{node} type bridge"))?;
         run(&format!("ip link set s{node} up"))?;
         run(&format!("ip link set a{node} master s{node}"))?;
@@ -99,7 +131,10 @@ impl Network {
     }
 
     /// All links are whole and good again; what became of the frames on bad ones, by node.
-    pub(crate) fn heal(&mut self) -> Result<Vec<(usize, Counts)>, Error> {
+    ///
+    /// # Errors
+    /// A tool of the system fails.
+    pub fn heal(&mut self) -> Result<Vec<(usize, Counts)>, Error> {
         for (from, to) in std::mem::take(&mut self.cuts) {
             run(&format!("ip -n n{from} neigh del {} dev eth0", self.address(to)))?;
         }
@@ -113,7 +148,10 @@ impl Network {
     }
 
     /// Nobody hears anybody.
-    pub(crate) fn isolate_all(&mut self) -> Result<(), Error> {
+    ///
+    /// # Errors
+    /// A tool of the system fails.
+    pub fn isolate_all(&mut self) -> Result<(), Error> {
         let nodes = self.moves.len();
         for from in 0..nodes {
             for to in (0..nodes).filter(|to| *to != from) {

@@ -9,11 +9,8 @@
 //! known of what they carry. The devices, and the thread between them, are there while the link is
 //! bad; otherwise frames do not come by here. What becomes of a frame is decided in `wire`.
 
-mod wire;
-
 use std::{io, thread, time::Duration};
 
-use carbonmesh_examples::api::Error;
 use tokio::{
     runtime, select,
     sync::oneshot,
@@ -21,37 +18,35 @@ use tokio::{
 };
 use tokio_tun::Tun;
 
-use self::wire::Wire;
-pub(crate) use self::wire::{Counts, Quality};
+use super::wire::{Counts, Quality, Wire};
+use crate::api::Error;
 
 /// The longest frame: all devices here have the usual 1500 bytes of content, and a head.
 const FRAME: usize = 2048;
 
-/// Where devices are made.
-const DEVICES: &str = "/dev/net/tun";
-
 /// A bad link; it is gone with its devices when this is dropped.
 #[derive(Debug)]
-pub(crate) struct Link {
+pub(super) struct Link {
     stop: oneshot::Sender<()>,
     carrier: thread::JoinHandle<io::Result<Counts>>,
 }
 
 impl Link {
-    /// Whether this user can make one here.
-    pub(crate) fn is_possible() -> bool {
-        std::fs::OpenOptions::new().read(true).write(true).open(DEVICES).is_ok()
-    }
-
-    /// Makes the devices with these names and carries frames between them, in both directions.
-    pub(crate) fn start(names: [String; 2], quality: Quality, seed: u64) -> Result<Self, Error> {
+    /// Makes the devices with these names and carries frames between them: from the first to the second,
+    /// and back.
+    pub(super) fn start(
+        names: [String; 2],
+        qualities: [Quality; 2],
+        seed: u64,
+    ) -> Result<Self, Error> {
         let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
         let taps = {
             let _within = runtime.enter();
             let [a, b] = names.map(tap);
             [a?, b?]
         };
-        let wires = [Wire::new(quality, seed), Wire::new(quality, seed.wrapping_add(1))];
+        let [there, back] = qualities;
+        let wires = [Wire::new(there, seed), Wire::new(back, seed.wrapping_add(1))];
         let (stop, stopped) = oneshot::channel();
         let carrier = thread::Builder::new()
             .name("link".to_owned())
@@ -60,7 +55,7 @@ impl Link {
     }
 
     /// Takes it away; what became of the frames of both directions.
-    pub(crate) fn stop(self) -> Result<Counts, Error> {
+    pub(super) fn stop(self) -> Result<Counts, Error> {
         // If it has ended already, its error is told below.
         let _ = self.stop.send(());
         let counts = self.carrier.join().map_err(|_| "a link has failed")?;
@@ -102,6 +97,3 @@ async fn deliver(wire: &mut Wire, began: Instant, to: &Tun) -> io::Result<()> {
     }
     Ok(())
 }
-
-#[cfg(test)]
-mod tests;

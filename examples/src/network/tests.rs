@@ -4,7 +4,6 @@
 use std::{
     collections::BTreeSet,
     env,
-    fs::File,
     net::{SocketAddr, UdpSocket},
     process::Command,
     thread,
@@ -13,8 +12,7 @@ use std::{
 
 use nix::sched::{CloneFlags, setns};
 
-use super::*;
-use crate::{net::Network, outside};
+use super::{isolation::ISOLATE, *};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 const DELAY: Duration = Duration::from_millis(150);
@@ -24,12 +22,12 @@ const END: [u8; 4] = [255; 4];
 
 #[test]
 fn frames_are_late_lost_doubled_and_overtaken_between_namespaces() {
-    if !outside::can_isolate() || !Link::is_possible() {
+    if !can_isolate() || !can_worsen() {
         return println!("not tried: this user may make no namespaces or TAP devices here");
     }
-    let own = "link::tests::within_namespaces";
-    let done = Command::new(outside::ISOLATE[0])
-        .args(&outside::ISOLATE[1..])
+    let own = "network::tests::within_namespaces";
+    let done = Command::new(ISOLATE[0])
+        .args(&ISOLATE[1..])
         .arg(env::current_exe().unwrap())
         .args(["--ignored", "--exact", own, "--nocapture"])
         .output()
@@ -55,7 +53,7 @@ fn within_namespaces() {
     assert!(round_trip(&near, peer) < DELAY);
 
     let slow = Quality { delay_ms: DELAY.as_millis() as u64, ..Quality::default() };
-    network.worsen(0, slow, 1).unwrap();
+    network.worsen(0, [slow; 2], 1).unwrap();
     assert!(round_trip(&near, peer) >= DELAY * 2);
     let counts = network.heal().unwrap();
     assert!(counts[0].1.sent > 0, "{counts:?}");
@@ -65,9 +63,8 @@ fn within_namespaces() {
     }
 
     // Percentages that leave nothing to chance with so many datagrams.
-    network
-        .worsen(1, Quality { delay_ms: 5, jitter_ms: 1, lost: 20, twice: 20, overtaken: 20 }, 2)
-        .unwrap();
+    let lossy = Quality { delay_ms: 5, jitter_ms: 1, lost: 20, twice: 20, overtaken: 20 };
+    network.worsen(1, [lossy; 2], 2).unwrap();
     let numbers = echoes(&near, peer, 400);
     let distinct: BTreeSet<u32> = numbers.iter().copied().collect();
     assert!(distinct.len() < 400, "none is lost");
