@@ -131,7 +131,7 @@ impl Bench {
         .await
     }
 
-    /// The node that coordinates, as `asked` sees it: the first partition, if there are several.
+    /// The node that coordinates, the first partition if there are several, as `asked` sees it.
     async fn coordinator(&self, asked: &str) -> Result<String, Error> {
         wait_for("a coordinator", async || self.cluster.coordinator(asked, "p").await).await
     }
