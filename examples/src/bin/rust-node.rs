@@ -1,4 +1,4 @@
-//! A node with phases of its own, written in Rust: the whole of `carbonmesh`, and three phases more.
+//! A node with phases of its own, written in Rust: the whole of `carbonmesh`, and four phases more.
 //!
 //! ```text
 //! rust-node up &
@@ -7,7 +7,8 @@
 //! ```
 //! `greet` shows how a phase with types reads its instructions and gives a result. `noop` and `sleep` are what
 //! the benchmark measures with: `sleep` waits `ms` milliseconds, and appends a line with job, step,
-//! node, token and the time in ms since 1970 to the file that `RUST_NODE_STARTS` names, if it does.
+//! node, token and the time in ms since 1970 to the file that `RUST_NODE_STARTS` names, if it does; `wide` is `noop`
+//! with more slots, for nodes that are far from each other.
 
 use std::{
     env,
@@ -80,6 +81,7 @@ fn main() -> ExitCode {
     let phases = PhaseRegistry::default()
         .with_phase(greet.slots(4))
         .with("noop", 256, Noop)
+        .with("wide", 4096, Noop)
         .with("sleep", 16, Sleep);
     cli::main_with(phases)
 }
