@@ -104,8 +104,8 @@ pub(crate) async fn pipelines(
     loop {
         if let Some(view) = view(&handle).await {
             for pipeline in &view.pipelines {
-                for (at, partition) in (0..).zip(&pipeline.partitions) {
-                    let source = (pipeline.definition.name.clone(), at);
+                for partition in &pipeline.partitions {
+                    let source = (pipeline.definition.name.clone(), partition.number);
                     if followed.contains(&source) || !wants(pipeline, partition) {
                         continue;
                     }

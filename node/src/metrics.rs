@@ -15,7 +15,7 @@ use std::{
 
 use carbonmesh_protocol::{
     figures::Figures,
-    view::{ClusterView, Counts, PartitionView, PipelineView},
+    view::{ClusterView, Counts, PartitionView},
 };
 use carbonmesh_storage::{Statistics, Storage};
 use prometheus_client::{
@@ -239,8 +239,7 @@ fn register_cluster(own: &mut Registry, cluster: &ClusterView) {
     own.register("phase_slots", "Attempts that may run on this node at once", slots);
     own.register("phase_slots_busy", "Attempts that run on this node", busy);
     own.register("refusing_jobs", "1 while this node takes no jobs", refusing);
-    let led = |one: &&PipelineView| one.partitions.iter().all(|it| it.coordinator.is_some());
-    let leaderless = cluster.pipelines.iter().filter(|one| !led(one)).count();
+    let leaderless = cluster.pipelines.iter().filter(|one| !one.is_led()).count();
     let help = "Pipelines that nobody coordinates, as this node sees them";
     own.register("pipelines_leaderless", help, ConstGauge::new(leaderless as u64));
     let (jobs, terms) =

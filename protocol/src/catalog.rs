@@ -164,7 +164,7 @@ impl CatalogEntry {
         let before = self.digest();
         let rank = |entry: &Self| {
             let Self { generation, removed, current, paused, .. } = *entry;
-            (generation, removed, current, paused, entry.paused_steps.clone())
+            (generation, removed, entry.whole(), current, paused, entry.paused_steps.clone())
         };
         if rank(other) > rank(self) {
             self.paused = other.paused;
@@ -182,6 +182,13 @@ impl CatalogEntry {
         self.founders.extend(other.founders.iter().copied());
         self.forget_oldest();
         self.digest() != before
+    }
+
+    /// What names the current definition of the whole pipeline, whichever partition this is: all of them
+    /// have to decide alike between two that were applied at once.
+    fn whole(&self) -> Revision {
+        let split = self.definition().filter(|definition| definition.partitions > 1);
+        split.map_or(self.current, |definition| definition.shared().revision())
     }
 
     fn forget_oldest(&mut self) {

@@ -16,6 +16,9 @@ use crate::{
     name::Name,
 };
 
+/// What the keys of schedules' runs begin with.
+pub(crate) const RUN_KEY: &str = "schedule/";
+
 /// The most schedules that one pipeline may have.
 pub const MAX_SCHEDULES: usize = 100;
 
@@ -94,7 +97,7 @@ impl Schedule {
     pub fn key(&self, at_ms: u64) -> String {
         let at = i64::try_from(at_ms).ok().and_then(DateTime::from_timestamp_millis);
         let at = at.unwrap_or_default().format("%Y-%m-%dT%H:%M:%SZ");
-        format!("schedule/{}/{at}", self.name)
+        format!("{RUN_KEY}{}/{at}", self.name)
     }
 
     /// The job of the run at a moment.

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     advert::{PhaseSlots, Roles},
-    id::{DiskId, JobId, NodeId, Term, Token},
+    id::{DiskId, JobId, NodeId, PipelineId, Term, Token},
     name::Name,
     pipeline::PipelineDef,
     record::JobOptions,
@@ -258,12 +258,29 @@ pub struct PipelineView {
 /// One of the parts that a pipeline's jobs are split into.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PartitionView {
+    /// Which, from 0.
+    pub number: u16,
     /// Who coordinates it, and since which term.
     pub coordinator: Option<(NodeId, Term)>,
     /// Who should keep its jobs.
     pub replicas: Vec<NodeId>,
     /// Its jobs, as its coordinator counted them within the last seconds.
     pub counts: Option<Counts>,
+}
+
+impl PipelineView {
+    /// Whether somebody coordinates it, all of its partitions.
+    pub fn is_led(&self) -> bool {
+        self.partitions.iter().all(|partition| partition.coordinator.is_some())
+    }
+
+    /// Whether somebody coordinates that part of it which a job is in.
+    pub fn is_led_for(&self, job: JobId) -> bool {
+        let name = self.definition.name.as_str();
+        let holds = |number| job.may_belong_to(PipelineId::of_partition(name, number));
+        let found = self.partitions.iter().find(|partition| holds(partition.number));
+        found.is_none_or(|partition| partition.coordinator.is_some())
+    }
 }
 
 /// One definition that a pipeline has or had.
@@ -299,12 +316,12 @@ impl Add for Counts {
 
     fn add(self, other: Self) -> Self {
         Self {
-            queued: self.queued + other.queued,
-            running: self.running + other.running,
-            items: self.items + other.items,
-            succeeded: self.succeeded + other.succeeded,
-            dead: self.dead + other.dead,
-            cancelled: self.cancelled + other.cancelled,
+            queued: self.queued.saturating_add(other.queued),
+            running: self.running.saturating_add(other.running),
+            items: self.items.saturating_add(other.items),
+            succeeded: self.succeeded.saturating_add(other.succeeded),
+            dead: self.dead.saturating_add(other.dead),
+            cancelled: self.cancelled.saturating_add(other.cancelled),
         }
     }
 }

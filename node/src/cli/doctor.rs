@@ -345,11 +345,21 @@ fn own_clock(node_ms: u64, own_ms: u64) -> Finding {
 
 fn coordinated(pipeline: &PipelineDoc, findings: &mut Vec<Finding>) {
     let name = clean(&pipeline.name);
-    match &pipeline.coordinator {
-        Some(by) => {
+    match (pipeline.leaderless(), &pipeline.coordinator) {
+        (0, Some(by)) => {
             findings.push(ok("pipelines", None, format!("{name} is coordinated by {}", node(by))));
         }
-        None => findings.push(wrong(
+        (count, _) if count < pipeline.partitions.len() => findings.push(wrong(
+            Level::Broken,
+            "pipelines",
+            None,
+            format!(
+                "{count} of {} partitions of {name} have no coordinator: nothing of these runs",
+                pipeline.partitions.len()
+            ),
+            "start those that keep their jobs: `carbonmesh pipeline show` names them",
+        )),
+        _ => findings.push(wrong(
             Level::Broken,
             "pipelines",
             None,

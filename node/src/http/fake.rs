@@ -252,6 +252,7 @@ pub(crate) fn cluster() -> ClusterView {
             counts: None,
             unoffered: vec![name("s")],
             partitions: vec![PartitionView {
+                number: 0,
                 coordinator: Some((NODE, term)),
                 replicas: vec![NODE, NodeId::from_bytes([2; 16])],
                 counts: None,

@@ -3,14 +3,14 @@
 //! Where there are many, a place among their events is a place in each, with `~` between them; those that
 //! came when the pipeline was split further begin with their oldest.
 
-use std::{fmt, str::FromStr, time::Duration};
+use std::{collections::BTreeSet, fmt, str::FromStr, time::Duration};
 
 use carbonmesh_protocol::{
     event::{Event, EventPage, EventQuery, EventToken, EventsFrom},
     io::{Refusal, Request, Response},
     name::Name,
 };
-use futures::{StreamExt, stream::FuturesUnordered};
+use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use tokio::time::timeout;
 
 use super::{Problem, events::may_pass};
@@ -18,6 +18,9 @@ use crate::handle::NodeHandle;
 
 /// How long those are waited for that have answered nothing yet, when one could not be asked.
 const AGAIN: Duration = Duration::from_secs(1);
+
+/// The smallest page of a partition.
+const FEWEST: u32 = 8;
 
 /// A place in each of some streams.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,9 +71,12 @@ pub(super) struct Sources {
     pipeline: Option<Name>,
     query: EventQuery,
     place: Place,
-    /// Which stream had something last: the one behind it is the first to be asked.
-    last: usize,
+    /// Questions that partitions have not answered yet: one that is slow is not asked anew.
+    asked: FuturesUnordered<BoxFuture<'static, (usize, Answered)>>,
+    asking: BTreeSet<usize>,
 }
+
+type Answered = Result<Result<EventPage, Refusal>, Problem>;
 
 impl Sources {
     pub(super) fn new(
@@ -79,7 +85,8 @@ impl Sources {
         query: EventQuery,
         place: Place,
     ) -> Self {
-        Self { handle, pipeline, query, place, last: 0 }
+        let (asked, asking) = (FuturesUnordered::new(), BTreeSet::new());
+        Self { handle, pipeline, query, place, asked, asking }
     }
 
     /// How far all were read; none before anything was.
@@ -123,20 +130,31 @@ impl Sources {
         }
         // One that begins with what comes has to know where that is.
         let begun = self.place.0.iter().all(|from| *from != EventsFrom::Latest);
-        let pages = self.ask_all(wait.filter(|_| begun)).await?;
-        Ok(self.heard(pages))
+        let (pages, failed) = self.ask_all(wait.filter(|_| begun)).await?;
+        let heard = self.heard(pages);
+        match failed {
+            Some(problem) if heard.is_empty() => Err(problem),
+            _ => Ok(heard),
+        }
     }
 
     /// Asks all partitions: until one has something if they are to wait, else until all have answered.
-    async fn ask_all(&self, wait: Option<Duration>) -> Result<Vec<(usize, EventPage)>, Problem> {
-        let count = self.place.0.len();
-        let ask = async |at: usize| (at, self.ask(Some(at as u16), self.place.0[at], wait).await);
-        let order = (1..=count).map(|next| (self.last + next) % count);
-        let mut asked: FuturesUnordered<_> = order.map(ask).collect();
+    /// With what came, why some could not be asked.
+    async fn ask_all(
+        &mut self,
+        wait: Option<Duration>,
+    ) -> Result<(Vec<(usize, EventPage)>, Option<Problem>), Problem> {
+        for at in 0..self.place.0.len() {
+            if self.asking.insert(at) {
+                let answer = self.ask(Some(at as u16), self.place.0[at], wait);
+                self.asked.push(async move { (at, answer.await) }.boxed());
+            }
+        }
         let (mut pages, mut failed) = (Vec::new(), None);
         loop {
             let limit = if failed.is_some() { AGAIN } else { Duration::MAX };
-            let Ok(Some((at, answer))) = timeout(limit, asked.next()).await else { break };
+            let Ok(Some((at, answer))) = timeout(limit, self.asked.next()).await else { break };
+            self.asking.remove(&at);
             match answer? {
                 Ok(page) => {
                     let enough = wait.is_some() && !page.events.is_empty();
@@ -154,11 +172,7 @@ impl Sources {
                 }
             }
         }
-        let found = pages.iter().any(|(_, page)| !page.events.is_empty());
-        match failed {
-            Some(problem) if !found => Err(problem),
-            _ => Ok(pages),
-        }
+        Ok((pages, failed))
     }
 
     /// What has no events is told with that.
@@ -168,24 +182,26 @@ impl Sources {
         let (heard, silent): (Vec<Heard>, Vec<Heard>) =
             pages.partition(|heard| !heard.events.is_empty());
         silent.iter().for_each(|silent| self.done(silent));
-        if let Some(last) = heard.last() {
-            self.last = last.at;
-        }
         heard
     }
 
-    async fn ask(
+    fn ask(
         &self,
         partition: Option<u16>,
         from: EventsFrom,
         wait: Option<Duration>,
-    ) -> Result<Result<EventPage, Refusal>, Problem> {
-        let query = EventQuery { from, wait, ..self.query };
-        let request = Request::Events { pipeline: self.pipeline.clone(), partition, query };
-        match self.handle.request(request).await? {
-            Response::Events(page) => Ok(Ok(*page)),
-            Response::Refused(refusal) => Ok(Err(refusal)),
-            other => Err(Problem::unexpected(&other)),
+    ) -> impl Future<Output = Answered> + Send + use<> {
+        // Many partitions have small pages: all of them may come at once.
+        let count = self.place.0.len() as u32;
+        let limit = (self.query.limit / count).max(FEWEST);
+        let query = EventQuery { from, wait, limit, ..self.query };
+        let (handle, pipeline) = (self.handle.clone(), self.pipeline.clone());
+        async move {
+            match handle.request(Request::Events { pipeline, partition, query }).await? {
+                Response::Events(page) => Ok(Ok(*page)),
+                Response::Refused(refusal) => Ok(Err(refusal)),
+                other => Err(Problem::unexpected(&other)),
+            }
         }
     }
 }

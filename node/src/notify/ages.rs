@@ -145,7 +145,8 @@ async fn coordinators(handle: &NodeHandle) -> BTreeSet<NodeId> {
         return BTreeSet::new();
     };
     let own = view.node;
-    let others = view.pipelines.iter().filter_map(|pipeline| Some(pipeline.coordinator?.0));
+    let partitions = view.pipelines.iter().flat_map(|pipeline| &pipeline.partitions);
+    let others = partitions.filter_map(|partition| Some(partition.coordinator?.0));
     others.filter(|node| *node != own).collect()
 }
 

@@ -3,7 +3,7 @@
 //! One task follows the cluster as this node sees it, one each pipeline that somebody wants to hear of.
 //! A stream outlives failovers; what it misses is counted and logged.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use carbonmesh_protocol::{
     event::{Event, EventKind, EventsFrom, Told, What},
@@ -97,18 +97,27 @@ fn of_pipeline(pipeline: &Name, event: &Event) -> Option<Notice> {
 #[derive(Default)]
 struct Known {
     coordinators: BTreeMap<Name, (NodeId, Term)>,
+    /// Pipelines with partitions: what is told of them does not say of which.
+    split: BTreeSet<Name>,
     names: Names,
 }
 
 impl Known {
     fn learn(&mut self, view: &ClusterView) {
         self.names = Names::of(&view.members);
+        let split = view.pipelines.iter().filter(|pipeline| pipeline.partitions.len() > 1);
+        self.split = split.map(|pipeline| pipeline.definition.name.clone()).collect();
     }
 
     /// What an event of the cluster is told as.
     fn notice(&mut self, event: &Event) -> Option<Notice> {
         let token = event.token.to_string();
         match &event.what {
+            What::CoordinatorSeen { pipeline, .. } | What::CoordinatorLost { pipeline }
+                if self.split.contains(pipeline) =>
+            {
+                None
+            }
             What::CoordinatorSeen { pipeline, node, term } => {
                 let before = self.coordinators.insert(pipeline.clone(), (*node, *term));
                 let (before, _) = before.filter(|(_, before)| before != term)?;

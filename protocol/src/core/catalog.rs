@@ -120,9 +120,14 @@ impl Core {
     /// The entries of a definition's partitions, as they are to be.
     fn entries_of(&self, mut definition: PipelineDef) -> Result<Vec<CatalogEntry>, Refusal> {
         let first = self.catalog.get(&definition.id()).filter(|entry| !entry.removed);
-        if let Some(first) = first {
-            let (now, wanted) = (self.partitions_of(first.id()).len(), definition.partitions);
-            if usize::from(wanted) < now {
+        // Not all that there are may be known here yet, nor all that lived on when others were removed.
+        let parts = self.partitions_of(definition.id()).into_iter();
+        let known = parts.filter_map(|part| self.catalog.get(&part).map(CatalogEntry::partition));
+        let told = first.and_then(CatalogEntry::definition).map_or(1, |it| it.partitions);
+        let now = known.map(|number| number + 1).max().unwrap_or(1).max(told);
+        if first.is_some() || now > 1 {
+            let wanted = definition.partitions;
+            if wanted < now {
                 return Err(Refusal::InvalidPipeline(format!(
                     "pipeline `{}` has {now} partitions, and they cannot become {wanted}: those \
                      that went would leave their jobs behind; give partitions = {now} or more, or \
@@ -130,10 +135,13 @@ impl Core {
                     definition.name
                 )));
             }
-            let keyed = first.definition().map_or(1, |current| current.keyed_partitions);
-            definition.keyed_partitions = keyed.min(definition.partitions);
         }
-        let mut room = self.config.limits.pipelines.saturating_sub(self.known_pipelines());
+        if let Some(current) = first.and_then(CatalogEntry::definition) {
+            definition.keyed_partitions = current.keyed_partitions;
+        }
+        let most = self.config.limits.pipelines;
+        let mut room = most.saturating_sub(self.known_pipelines());
+        room = room.min((4 * most).saturating_sub(self.catalog.len()));
         let mut entries = Vec::with_capacity(definition.partitions.into());
         for partition in 0..definition.partitions {
             let mut entry = self.entry_of(definition.of_partition(partition), &mut room)?;
@@ -163,7 +171,7 @@ impl Core {
                 )));
             }
             Some(entry) => entry.changed(definition),
-            None if *room == 0 || self.is_catalog_full() => {
+            None if *room == 0 => {
                 return Err(Refusal::TooManyPipelines(self.known_pipelines()));
             }
             None => {
@@ -228,7 +236,8 @@ impl Core {
             let refusal = Refusal::NoCoordinator(name.to_string());
             return self.reply(request, Response::Refused(refusal));
         }
-        let unfinished = entries.iter().map(|entry| self.unfinished(entry.id())).sum();
+        let unfinished = entries.iter().map(|entry| self.unfinished(entry.id()));
+        let unfinished = unfinished.fold(0, u64::saturating_add);
         if unfinished > 0 {
             let refusal = Refusal::PipelineInUse { name: name.to_string(), unfinished };
             return self.reply(request, Response::Refused(refusal));
@@ -242,12 +251,7 @@ impl Core {
 
     /// The entries of a pipeline's partitions.
     fn entries_named(&self, name: &Name) -> Result<Vec<CatalogEntry>, Refusal> {
-        let first = self.pipeline_named(name)?;
-        let parts = self.partitions_of(first.id());
-        let wanted = first.definition().map_or(1, |it| usize::from(it.partitions));
-        if parts.len() < wanted {
-            return Err(self.part_unknown(first.id()));
-        }
+        let parts = self.partitions_named(name)?;
         Ok(parts.iter().filter_map(|part| self.catalog.get(part).cloned()).collect())
     }
 
@@ -440,8 +444,9 @@ impl Core {
             return;
         }
         let Some(pending) = self.gateway.applying.remove(&request) else { return };
-        let first = pending.entries.first();
-        let Some(entry) = first.and_then(|(first, _)| self.catalog.get(first)) else {
+        let first = pending.entries.first().and_then(|(first, _)| self.catalog.get(first));
+        let there = pending.entries.iter().all(|(id, _)| self.catalog.contains_key(id));
+        let Some(entry) = first.filter(|_| there) else {
             // Others filled the catalog up meanwhile.
             let refusal = Refusal::TooManyPipelines(self.catalog.len());
             return self.reply(request, Response::Refused(refusal));

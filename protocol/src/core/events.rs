@@ -537,10 +537,13 @@ impl Core {
         partition: Option<u16>,
         query: &EventQuery,
     ) -> Result<PipelineId, Refusal> {
-        let parts = self.partitions_of(self.pipeline_named(name)?.id());
+        let parts = self.partitions_named(name)?;
         let of_job = |job: JobId| parts.iter().find(|part| job.may_belong_to(**part));
         let found = match partition {
-            Some(at) => parts.get(usize::from(at)),
+            Some(at) => {
+                let wanted = PipelineId::of_partition(name.as_str(), at);
+                parts.iter().find(|part| **part == wanted)
+            }
             None if parts.len() == 1 => parts.first(),
             None => query.job.and_then(of_job),
         };

@@ -16,6 +16,7 @@ use crate::{
     id::{JobId, PipelineId},
     io::{Changed, NewJob, Receipt, Refusal, RequestId, Response},
     name::Name,
+    schedule::RUN_KEY,
     store::ReadError,
     view::{JobSummary, StepCounts},
 };
@@ -124,6 +125,20 @@ impl Core {
         self.splits.split(request, wanted, count)
     }
 
+    /// The partitions of a named pipeline.
+    ///
+    /// # Errors
+    /// There is no such pipeline, or not all of its partitions are known here yet.
+    pub(super) fn partitions_named(&self, name: &Name) -> Result<Vec<PipelineId>, Refusal> {
+        let first = self.pipeline_named(name)?;
+        let parts = self.partitions_of(first.id());
+        let wanted = first.definition().map_or(1, |it| usize::from(it.partitions));
+        match parts.len() < wanted {
+            true => Err(self.part_unknown(first.id())),
+            false => Ok(parts),
+        }
+    }
+
     /// Which partition of a named pipeline a page of jobs lies in, and the request for that page.
     ///
     /// `at` is a job of it, or what a page before said to go on with.
@@ -134,7 +149,7 @@ impl Core {
         at: Option<JobId>,
         is_list: bool,
     ) -> Result<(RequestId, PipelineId), Refusal> {
-        let parts = self.partitions_of(self.pipeline_named(name)?.id());
+        let parts = self.partitions_named(name)?;
         let holds = |at: JobId| parts.iter().position(|part| at.may_belong_to(*part));
         let part = at.and_then(holds).unwrap_or(0);
         let next = parts.get(part + 1).filter(|_| is_list);
@@ -156,7 +171,7 @@ impl Core {
     ) -> Result<(), ReadError> {
         let parts = self.partitions_of(first);
         let keyed = self.current(first).map_or(1, |it| u64::from(it.keyed_partitions.max(1)));
-        if parts.len() == 1 && keyed == 1 {
+        if jobs.is_empty() || parts.len() == 1 && keyed == 1 {
             return self.enqueue_for(Some(request), first, jobs);
         }
         let turn = parts[self.gateway.next_turn(parts.len())];
@@ -165,7 +180,11 @@ impl Core {
         let mut split: BTreeMap<Option<PipelineId>, (Vec<usize>, Vec<NewJob>)> = BTreeMap::new();
         for (at, job) in jobs.into_iter().enumerate() {
             let hash = |key: &String| xxhash_rust::xxh3::xxh3_64(key.as_bytes());
-            let of_key = |key| known.get(&((hash(key) % keyed) as u16)).copied();
+            let of_key = |key: &String| match key.starts_with(RUN_KEY) {
+                // Schedules are the first one's.
+                true => Some(first),
+                false => known.get(&((hash(key) % keyed) as u16)).copied(),
+            };
             let part = job.key.as_ref().map_or(Some(turn), of_key);
             let (positions, jobs) = split.entry(part).or_default();
             positions.push(at);
@@ -292,8 +311,8 @@ fn steps(answers: Vec<Response>) -> Response {
         let Response::Steps(steps) = answer else { continue };
         for one in steps {
             let (waiting, running) = sums.entry(one.step).or_default();
-            *waiting += one.waiting;
-            *running += one.running;
+            *waiting = waiting.saturating_add(one.waiting);
+            *running = running.saturating_add(one.running);
         }
     }
     let counts = sums.into_iter();

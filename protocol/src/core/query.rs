@@ -8,6 +8,7 @@ use std::{
 
 use crate::{
     advert::Advert,
+    catalog::CatalogEntry,
     id::{JobId, NodeId, PipelineId},
     io::{Refusal, RequestId, Response},
     message::{Answer, Message, Question, TraceOf, Which},
@@ -208,8 +209,8 @@ impl Core {
         after: Option<JobId>,
         limit: u32,
     ) -> Result<(), ReadError> {
-        let parts = match self.pipeline_named(name) {
-            Ok(entry) => self.partitions_of(entry.id()),
+        let parts = match self.partitions_named(name) {
+            Ok(parts) => parts,
             Err(refusal) => {
                 self.reply(request, Response::Refused(refusal));
                 return Ok(());
@@ -250,8 +251,8 @@ impl Core {
 
     /// A client asks what waits and runs at each step of a pipeline.
     pub(super) fn ask_steps(&mut self, request: RequestId, name: &Name) {
-        let parts = match self.pipeline_named(name) {
-            Ok(entry) => self.partitions_of(entry.id()),
+        let parts = match self.partitions_named(name) {
+            Ok(parts) => parts,
             Err(refusal) => return self.reply(request, Response::Refused(refusal)),
         };
         let requests = match parts.len() {
@@ -1086,6 +1087,7 @@ impl Core {
         });
         let leader = group.and_then(|group| group.leader);
         PartitionView {
+            number: self.catalog.get(&pipeline).map_or(0, CatalogEntry::partition),
             coordinator: leader.map(|leader| (leader.node, leader.term)),
             replicas: self.view(pipeline),
             counts,

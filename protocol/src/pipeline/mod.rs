@@ -372,6 +372,11 @@ impl PipelineDef {
         }
     }
 
+    /// What of a definition all partitions have.
+    pub(crate) fn shared(&self) -> Self {
+        Self { partition: 0, schedules: Vec::new(), input_schema: None, ..self.clone() }
+    }
+
     /// What a pipeline with partitions cannot have, since no partition knows what the others do.
     fn unpartable(&self) -> Option<&'static str> {
         let phases = self.all_phases();
@@ -383,12 +388,13 @@ impl PipelineDef {
         has.into_iter().find(|(_, has)| *has).map(|(what, _)| what)
     }
 
-    /// The definition of one of its partitions. Schedules are the first one's.
+    /// The definition of one of its partitions. Schedules are the first one's, as is what forms are made of.
     #[must_use]
     pub fn of_partition(&self, partition: u16) -> Self {
         let mut part = Self { partition, ..self.clone() };
         if partition > 0 {
             part.schedules.clear();
+            part.input_schema = None;
         }
         part
     }

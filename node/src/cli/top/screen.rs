@@ -131,9 +131,9 @@ fn pipeline_row(pipeline: &PipelineDoc, state: &State) -> Row<'static> {
         count(counts.map(|counts| counts.dead)),
         or_dash(rate),
     ]);
-    match pipeline.coordinator {
-        Some(_) => row,
-        None => row.style(Style::new().fg(Color::Yellow)),
+    match pipeline.leaderless() {
+        0 => row,
+        _ => row.style(Style::new().fg(Color::Yellow)),
     }
 }
 

@@ -4,7 +4,7 @@ import { h } from './dom.js';
 import { api } from './api.js';
 import {
   ENDED, STATES, badge, between, button, confirm, copyButton, facts, field, href, icon, jobLink, json, jsonText, longText,
-  node, note, notAnObject, pipelineLink, problem, time,
+  node, note, notAnObject, parts, pipelineLink, problem, time,
 } from './ui.js';
 import { count, counted, duration, exact, moment, relative } from './format.js';
 import { attemptTitle, gantt } from './charts.js';
@@ -392,7 +392,7 @@ function whyItWaits(job, phases, pipeline, nodes) {
   const out = [];
   const start = moment(job.not_before);
   if (start > Date.now()) return [['It may not begin before ', time(job.not_before), ` (${exact(start)}).`]];
-  if (pipeline && !pipeline.coordinator) out.push('Nobody coordinates its pipeline at present.');
+  if (pipeline && parts(pipeline).every((part) => !part.coordinator)) out.push('Nobody coordinates its pipeline at present.');
   if (pipeline?.paused) out.push(['Its pipeline is paused: ', pipelineLink(pipeline.name), '.']);
   const offered = offers(nodes);
   for (const one of job.invocations) {

@@ -110,7 +110,7 @@ export function overview(ctx) {
     { ...counts('dead'), label: 'Dead', cell: (one) => one.counts?.dead > 0
       ? h('a', { class: 'bad-number', href: `${href('pipelines', one.name)}?state=dead`, 'aria-label': `${counted(one.counts.dead, 'dead letter')} of ${one.name}` }, count(one.counts.dead))
       : cellCount(one.counts?.dead) },
-    { name: 'coordinator', label: 'Coordinator', minor: true, order: (one) => nodeName(one.coordinator), cell: (one) => one.coordinator ? node(one.coordinator) : h('span', { class: 'bad-text' }, 'nobody') },
+    { name: 'coordinator', label: 'Coordinator', minor: true, order: (one) => nodeName(one.coordinator), cell: (one) => parts(one).every((part) => part.coordinator) ? [node(one.coordinator), one.partitions?.length > 0 && h('span', { class: 'muted' }, ` and ${count(one.partitions.length - 1)} more`)] : h('span', { class: 'bad-text' }, 'nobody') },
     { name: 'term', label: 'Term', num: true, least: true, cell: (one) => count(one.term) },
     { name: 'replicas', label: 'Replicas', least: true, cell: (one) => h('span', { class: 'muted' }, short(one.replicas.map(nodeName).join(' '), 40)) },
   ];

@@ -131,6 +131,16 @@ pub struct PipelineDoc {
     pub partitions: Vec<PartitionDoc>,
 }
 
+impl PipelineDoc {
+    /// How many of its partitions nobody coordinates at present; it is its only one if it is not split.
+    pub(crate) fn leaderless(&self) -> usize {
+        match self.partitions.is_empty() {
+            true => usize::from(self.coordinator.is_none()),
+            false => self.partitions.iter().filter(|one| one.coordinator.is_none()).count(),
+        }
+    }
+}
+
 /// One of the parts that a pipeline's jobs are split into.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PartitionDoc {

@@ -90,7 +90,7 @@ fn whole(job: &JobView, pipeline: &PipelineView, now_ms: u64) -> Vec<String> {
     if pipeline.paused {
         reasons.push("its pipeline is paused: see `pipeline resume`".to_owned());
     }
-    if pipeline.coordinator.is_none() {
+    if !pipeline.is_led_for(job.job) {
         reasons.push("its pipeline has no coordinator at present".to_owned());
     }
     reasons

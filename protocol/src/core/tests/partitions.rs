@@ -288,3 +288,49 @@ fn what_takes_one_coordinator_cannot_be_split() {
     let refused = with(|_, settings| settings.partitions = 65);
     assert!(refused.expect_err("too many").contains("partitions is 65"));
 }
+
+#[test]
+fn of_two_definitions_applied_at_once_all_partitions_take_the_same() {
+    let with = |hours: u64| {
+        let timeout = Some(Duration::from_secs(3600 * hours));
+        PipelineDef { timeout, ..split(4) }
+    };
+    for hours in 1..20 {
+        let taken: BTreeSet<_> = (0..4)
+            .map(|at| {
+                let before = CatalogEntry::new(split(4).of_partition(at), BTreeSet::new());
+                let mut here = before.changed(with(hours).of_partition(at));
+                here.merge(&before.changed(with(hours + 20).of_partition(at)));
+                here.definition().and_then(|definition| definition.timeout)
+            })
+            .collect();
+        assert_eq!(taken.len(), 1, "{taken:?}");
+    }
+}
+
+#[test]
+fn a_node_that_knows_few_partitions_makes_them_no_fewer() {
+    let mut cluster = Cluster::new(2, &PHASES);
+    let (node, from) = (&cluster.nodes[0].config, cluster.nodes[1].config.node);
+    let founders = BTreeSet::from([(node.node, node.disk)]);
+    let known = CatalogEntry::new(split(6).of_partition(0), founders);
+    cluster.input(0, Input::Message { from, message: Message::Catalog(vec![known]) });
+    let fewer = cluster.request(0, Request::Apply(Box::new(split(3))));
+    let Response::Refused(Refusal::InvalidPipeline(why)) = fewer else { panic!("{fewer:?}") };
+    assert!(why.contains("has 6 partitions"), "{why}");
+}
+
+#[test]
+fn nothing_enqueued_is_answered_too() {
+    let mut cluster = three(3);
+    assert_eq!(enqueue(&mut cluster, 0, &[]).len(), 0);
+}
+
+#[test]
+fn a_run_of_a_schedule_is_one_job_whoever_enqueues_it() {
+    let mut cluster = three(6);
+    for run in 0..10 {
+        let key = format!("schedule/nightly/2026-03-29T01:0{run}:00Z");
+        assert_eq!(partition_of(enqueue(&mut cluster, 0, &[Some(key.as_str())])[0].job), 0);
+    }
+}
