@@ -425,7 +425,7 @@ async fn hooks_hear_how_attempts_begin_and_end() {
 }
 
 /// Runs one attempt to its end; what it said.
-async fn said(phase: impl Phase) -> Vec<(LogLevel, Option<u16>, String)> {
+pub(super) async fn said(phase: impl Phase) -> Vec<(LogLevel, Option<u16>, String)> {
     let (ends, mut ended) = mpsc::channel(1);
     let (says, mut said) = mpsc::channel(100);
     let runner = runner(phase, ends).heard_by(says);

@@ -9,12 +9,16 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    os::fd::{AsFd, OwnedFd},
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use nix::sys::signal::Signal;
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::signal::Signal,
+};
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use serde_json::value::RawValue;
 use tokio::{
@@ -47,6 +51,10 @@ const WAITING_FRAMES: usize = 64;
 /// How much of what a host writes is read at once.
 const READ_BYTES: usize = 64 << 10;
 
+/// How often it is looked whether its log has been heard, and for how long, when an attempt ends.
+const LOG_LOOKS: u32 = 20;
+const LOG_LOOK_EVERY: Duration = Duration::from_millis(1);
+
 /// While items wait to be durable, the host is not read: nobody in it counts as silent so long.
 const HELD_BEAT: Duration = Duration::from_millis(250);
 
@@ -73,6 +81,8 @@ struct Shared {
     stop: CancellationToken,
     /// Whoever waits for room hears that it is gone.
     changed: Arc<Notify>,
+    /// Its standard error, to ask whether something waits to be read there.
+    log: Option<OwnedFd>,
 }
 
 struct Table {
@@ -126,6 +136,24 @@ struct Given {
 }
 
 impl Shared {
+    /// Waits until what it wrote to its log before is heard: it comes on a way of its own, and belongs to
+    /// whoever runs when it comes.
+    async fn hear_log(&self) {
+        let waits = || {
+            let Some(log) = &self.log else { return false };
+            let mut log = [PollFd::new(log.as_fd(), PollFlags::POLLIN)];
+            let readable = poll(&mut log, PollTimeout::ZERO).is_ok();
+            readable && log[0].revents().is_some_and(|it| it.contains(PollFlags::POLLIN))
+        };
+        // One that never stops to write is not waited for.
+        for _ in 0..LOG_LOOKS {
+            if !waits() {
+                return;
+            }
+            sleep(LOG_LOOK_EVERY).await;
+        }
+    }
+
     fn table(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -203,7 +231,12 @@ impl Process {
         let table = Mutex::new(Table::new(hello));
         let start_timeout = settings.start_timeout;
         let (id, span) = (peer.id(), info_span!("host", name = settings.name));
-        let shared = Arc::new(Shared { settings, id, table, stop, changed });
+        let log = match &peer {
+            Peer::Child(child, _) => child.stderr.as_ref(),
+            Peer::Connection(_) => None,
+        };
+        let log = log.and_then(|stderr| stderr.as_fd().try_clone_to_owned().ok());
+        let shared = Arc::new(Shared { settings, id, table, stop, changed, log });
         let of = shared.clone();
         match peer {
             Peer::Child(mut child, group) => {
@@ -594,6 +627,7 @@ async fn heard(
             return set_session(shared, id, &key, value, frames);
         }
         (FromHost::Ended { id, end }, None) => {
+            shared.hear_log().await;
             let mut table = shared.table();
             let Some(given) = table.attempts.remove(&id) else {
                 return match table.given_up.remove(&id) {

@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 use super::*;
 use crate::phase::{
     News, PhaseRunner,
-    tests::{assert_gone, attempt, failed, items_of, run, run_with, runner, session_of},
+    tests::{assert_gone, attempt, failed, items_of, run, run_with, runner, said, session_of},
 };
 
 const HELLO: &str = r#"echo '{"type": "hello", "protocol": 1, "phases": [{"name": "phase"}]}'"#;
@@ -251,6 +251,15 @@ async fn a_host_gets_no_more_of_the_node_than_it_is_given() {
     assert_eq!(got, serde_json::json!({ "of_cargo": "", "given": "yes", "files": 20 }));
     let got = fields(ask(&start(passed).await).await);
     assert!(got["of_cargo"].as_str().unwrap().ends_with("node"), "{got}");
+}
+
+#[tokio::test]
+async fn what_is_logged_before_an_end_belongs_to_the_attempt() {
+    let host = start(settings("while next; do echo before it >&2; give 1; done")).await;
+    for at in 0..200 {
+        let lines = said(host.phase("phase")).await;
+        assert_eq!(lines.len(), 1, "attempt {at}: {lines:?}");
+    }
 }
 
 #[tokio::test]
