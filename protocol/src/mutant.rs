@@ -71,4 +71,6 @@ pub enum Mutant {
     ItemsEarly,
     /// What a failed attempt left in its session counts for the next.
     SessionKept,
+    /// A shell that ends a connection over which a message comes that it does not know.
+    UnknownEndsConnection,
 }

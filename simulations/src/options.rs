@@ -43,6 +43,10 @@ pub struct Options {
     pub wire: bool,
     /// How many jobs of a thousand carry a component that only a newer release knows.
     pub newer_per_mille: u32,
+    /// The latest version of messages that the release knows with which nodes begin.
+    pub reads_at_first: u8,
+    /// Mean time between two nodes that get this release instead.
+    pub upgrade_every_ms: u64,
 
     /// The longest way of a message.
     pub delay_ms: u64,
@@ -130,6 +134,7 @@ pub const SIMPLIFICATIONS: &[Simplification] = &[
     ("joiners", |it| it.joiners = 0),
     ("leaver", |it| it.leaver = false),
     ("newer-components", |it| it.newer_per_mille = 0),
+    ("upgrade", |it| (it.reads_at_first, it.upgrade_every_ms) = (u8::MAX, 0)),
     ("slow-links", |it| it.slow_links_per_mille = 0),
     ("lost-messages", |it| it.lost_per_mille = 0),
     ("repeated-messages", |it| it.repeated_per_mille = 0),
@@ -216,6 +221,12 @@ impl Options {
         let delay_ms = one_of(&[2, 20, 150]).into();
         // A lease cannot be held over a link that takes about as long both ways.
         let patient = quorums.1 == Quorum::Any || delay_ms < 100;
+        // Drawn by itself, so that other worlds stay what they were.
+        let mut apart = Random::new(!seed.rotate_left(32));
+        let (reads_at_first, upgrade_every_ms) = match apart.below(4) {
+            0 => (1 + apart.below(2) as u8, [4000, 12_000][apart.below(2)]),
+            _ => (u8::MAX, 0),
+        };
         Self {
             seed,
             roles,
@@ -232,6 +243,8 @@ impl Options {
             faults_ms: 60_000 + u64::from(one_of(&[0, 5000, 20_000])),
             wire: one_of(&[0, 0, 0, 1]) == 1,
             newer_per_mille: one_of(&[0, 0, 0, 300]),
+            reads_at_first,
+            upgrade_every_ms,
             delay_ms,
             slow_links_per_mille: if patient { one_of(&[0, 0, 200]) } else { 0 },
             lost_per_mille: one_of(&[0, 0, 2, 30]),
@@ -389,6 +402,7 @@ impl Options {
             self.full_every_ms,
             self.damage_every_ms,
             self.jump_every_ms,
+            self.upgrade_every_ms,
             self.leaver.into(),
             self.joiners as u64,
             self.failures_per_mille.into(),

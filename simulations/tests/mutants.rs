@@ -67,5 +67,6 @@ mutants! {
     a_value_that_stays_because_it_came_last: LastComesStays => ["merge", "terminal-stays"];
     attempts_that_nobody_counts: AttemptsUncounted => ["no-lost-job"];
     a_restored_disk_that_nobody_notices: RestoredDiskUnnoticed => ["one-vote", "durable-before-said"];
+    an_unknown_message_that_ends_its_connection: UnknownEndsConnection => ["no-lost-job"];
     a_boot_that_is_used_twice: BootReused => ["fenced", "one-vote", "durable-before-said"];
 }

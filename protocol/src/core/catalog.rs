@@ -125,16 +125,14 @@ impl Core {
         let known = parts.filter_map(|part| self.catalog.get(&part).map(CatalogEntry::partition));
         let told = first.and_then(CatalogEntry::definition).map_or(1, |it| it.partitions);
         let now = known.map(|number| number + 1).max().unwrap_or(1).max(told);
-        if first.is_some() || now > 1 {
-            let wanted = definition.partitions;
-            if wanted < now {
-                return Err(Refusal::InvalidPipeline(format!(
-                    "pipeline `{}` has {now} partitions, and they cannot become {wanted}: those \
-                     that went would leave their jobs behind; give partitions = {now} or more, or \
-                     another name",
-                    definition.name
-                )));
-            }
+        let wanted = definition.partitions;
+        if wanted < now {
+            return Err(Refusal::InvalidPipeline(format!(
+                "pipeline `{}` has {now} partitions, and they cannot become {wanted}: those that \
+                 went would leave their jobs behind; give partitions = {now} or more, or another \
+                 name",
+                definition.name
+            )));
         }
         if let Some(current) = first.and_then(CatalogEntry::definition) {
             definition.keyed_partitions = current.keyed_partitions;

@@ -410,7 +410,13 @@ impl Core {
     }
 
     /// Whether an attempt is still the one that its phase waits for, and all before it succeeded.
-    fn is_wanted(&self, pipeline: PipelineId, job: JobId, step: u16, token: Token) -> bool {
+    pub(super) fn is_wanted(
+        &self,
+        pipeline: PipelineId,
+        job: JobId,
+        step: u16,
+        token: Token,
+    ) -> bool {
         let open = || {
             let record = &self.groups.get(&pipeline)?.jobs.get(&job)?.record;
             let phases = self.phases_of(pipeline, record)?;

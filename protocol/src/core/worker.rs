@@ -17,7 +17,7 @@ use crate::{
     trace::TraceParent,
 };
 
-use super::{Core, said::Tails};
+use super::{Core, group::Group, said::Tails};
 
 /// No more attempts are taken while this many ends wait for a coordinator.
 const MAX_UNACKNOWLEDGED: usize = 10_000;
@@ -227,14 +227,31 @@ impl Core {
         while let Some(next) = self.worker.next_of(phase.local()) {
             let Some(host) = self.worker.phases.get_mut(&next) else { return };
             let Some(token) = host.queue.pop_front() else { return };
+            let Some(held) = self.worker.attempts.get(&token).map(|running| running.held) else {
+                continue;
+            };
+            if self.is_given_in_vain(held) {
+                self.worker_cancel(token);
+                continue;
+            }
             let running = self.worker.attempts.get_mut(&token);
-            if let Some(attempt) = running.and_then(|running| running.waiting.take()) {
+            let attempt = running.and_then(|running| running.waiting.take());
+            if let Some((attempt, host)) = attempt.zip(self.worker.phases.get_mut(&next)) {
                 host.busy += 1;
                 self.worker.began += 1;
                 host.last = self.worker.began;
                 self.effects.push_back(Effect::StartAttempt(attempt));
             }
         }
+    }
+
+    /// Whether this node gave itself an attempt that it does not wait for any more: while it waited for
+    /// a slot, the job may have come to its end at another coordinator.
+    fn is_given_in_vain(&self, held: Held) -> bool {
+        let Held { pipeline, job, step, token } = held;
+        let group = self.groups.get(&pipeline).filter(|group| group.is_coordinator());
+        group.and_then(Group::elected_term) == Some(token.term)
+            && !self.is_wanted(pipeline, job, step, token)
     }
 
     /// An attempt has ended here.

@@ -6,6 +6,7 @@ use carbonmesh_protocol::{
     id::{DiskId, JobId, Token},
     io::{Attempt, Change, NewJob, Receipt},
     message::Message,
+    secret::Place,
     time::Timestamp,
     view::JobView,
 };
@@ -36,6 +37,10 @@ pub(crate) enum Fact<'a> {
     Cut { a: usize, b: usize },
     /// A node hears that a connection is gone.
     Disconnected { at: usize, peer: usize },
+    /// A node is told to stop, and gets another release.
+    Upgraded { at: usize },
+    /// A node passes over a message that its release does not know.
+    PassedOver { at: usize, from: usize },
     /// A message leaves.
     Sent { at: usize, to: usize, message: &'a Message },
     /// It will not arrive.
@@ -56,6 +61,8 @@ pub(crate) enum Fact<'a> {
     Gave { token: Token, count: u32, leaves: bool },
     /// A client hears that its job is taken.
     Acknowledged { receipt: &'a Receipt, job: &'a NewJob },
+    /// A client hears that its value or secret is kept.
+    Put { place: &'a Place },
     /// The pipeline is known.
     Applied,
     /// A client wants a job changed.
@@ -76,6 +83,7 @@ impl Fact<'_> {
             | Self::Damaged { .. }
             | Self::Jumped { .. }
             | Self::Leaves { .. }
+            | Self::Upgraded { .. }
             | Self::Deaf { .. }
             | Self::Cut { .. }
             | Self::Disconnected { .. }
@@ -86,6 +94,8 @@ impl Fact<'_> {
             | Self::Changed { .. } => true,
             Self::Up { .. }
             | Self::Applied
+            | Self::PassedOver { .. }
+            | Self::Put { .. }
             | Self::Sent { .. }
             | Self::Delivered { .. }
             | Self::Started { .. }
@@ -115,6 +125,11 @@ impl fmt::Display for Fact<'_> {
             Self::Damaged { at, .. } => write!(f, "n{at} DISK DAMAGED"),
             Self::Jumped { at, error_ms } => write!(f, "n{at} CLOCK JUMPS, wrong by {error_ms} ms"),
             Self::Leaves { at } => write!(f, "n{at} LEAVES"),
+            Self::Upgraded { at } => write!(f, "n{at} IS UPGRADED"),
+            Self::PassedOver { at, from } => {
+                write!(f, "n{at} <- n{from} passed over what its release does not know")
+            }
+            Self::Put { place } => write!(f, "KEPT {}", place.name),
             Self::Deaf { from, to } => write!(f, "n{from} -> n{to} ONE WAY ONLY"),
             Self::Cut { a, b } => write!(f, "n{a} - n{b} CUT"),
             Self::Disconnected { at, peer } => write!(f, "n{at} hears that n{peer} is gone"),

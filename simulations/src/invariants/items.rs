@@ -35,9 +35,8 @@ impl Invariant for Items {
                 return self.given_away(seen, *at, it.job, (&it.gathered, &it.sessions));
             }
             Fact::Started { at, attempt } => {
-                let Attempt { token, job, gathered, sessions, .. } = attempt;
-                // What a coordinator gives to itself is not sent.
-                if token.term.node == seen.nodes[*at].config.node {
+                let Attempt { job, gathered, sessions, .. } = attempt;
+                if seen.gives_itself(*at, attempt) {
                     return self.given_away(seen, *at, *job, (gathered, sessions));
                 }
             }

@@ -124,7 +124,7 @@ impl Invariant for LegalReap {
             Fact::Started { at, attempt } => {
                 let step = super::position(attempt);
                 self.attempts.insert(attempt.token, (attempt.job, step));
-                if attempt.token.term.node == seen.nodes[*at].config.node {
+                if seen.gives_itself(*at, attempt) {
                     return self.given_away(seen, *at, attempt.job);
                 }
             }

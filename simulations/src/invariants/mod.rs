@@ -25,6 +25,7 @@ mod order;
 mod partitions;
 mod same_key;
 mod schedules;
+mod secrets;
 mod terminal_stays;
 mod undone;
 
@@ -112,6 +113,11 @@ impl Seen<'_> {
         self.nodes.iter().filter_map(|node| Some((node, node.core.as_ref()?)))
     }
 
+    /// All nodes that run and know values and secrets.
+    fn knowing_secrets(&self) -> impl Iterator<Item = (&Node, &Core)> {
+        self.cores().filter(|(node, _)| node.reads == u8::MAX)
+    }
+
     /// The pipeline's group on each node that runs.
     fn groups(&self) -> impl Iterator<Item = (&Node, GroupSnapshot)> {
         self.cores()
@@ -121,6 +127,18 @@ impl Seen<'_> {
     /// Whether a node's disk has anything of a job.
     fn has_on_disk(&self, at: usize, job: JobId) -> bool {
         self.nodes[at].disk.job(self.pipeline, job).is_some()
+    }
+
+    /// Whether an attempt that begins at a node is given by that node itself: what a coordinator gives to
+    /// itself is not sent. Once it has stepped down, an attempt that waited begins as one of elsewhere.
+    fn gives_itself(&self, at: usize, attempt: &Attempt) -> bool {
+        let term = attempt.token.term;
+        let own = term.node == self.nodes[at].config.node;
+        let group = || {
+            let core = self.nodes[at].core.as_ref()?;
+            core.snapshot().groups.remove(&self.pipeline)
+        };
+        own && group().is_some_and(|group| group.coordinates == Some(term))
     }
 
     fn by_id(&self, id: NodeId) -> Option<&Node> {
@@ -164,6 +182,7 @@ impl Invariants {
                 Box::new(convergence::Convergence::default()),
                 Box::new(bounded::Bounded),
                 Box::new(events::Events::default()),
+                Box::new(secrets::Secrets::default()),
             ],
             acknowledged: BTreeSet::new(),
             violations: Vec::new(),

@@ -9,6 +9,10 @@ use super::Seen;
 
 /// What is not at its end yet.
 pub(super) fn unfinished(seen: &Seen<'_>, acknowledged: &BTreeSet<JobId>) -> Option<String> {
+    // Whoever was just being upgraded has missed what came meanwhile.
+    if let Some(node) = seen.nodes.iter().find(|node| node.core.is_none() && !node.gone) {
+        return Some(format!("{} is not back", node.config.name));
+    }
     let coordinators = seen.groups().filter(|(_, group)| group.coordinates.is_some()).count();
     // Should all disks be lost that knew of the pipeline, there is nothing to coordinate.
     let known = seen.groups().next().is_some();
@@ -48,6 +52,11 @@ pub(super) fn unfinished(seen: &Seen<'_>, acknowledged: &BTreeSet<JobId>) -> Opt
         if group.live.count + group.finished.count > 0 && !group.admitted {
             return Some(format!("{} keeps jobs, and is not admitted", node.config.name));
         }
+    }
+    let secrets: BTreeSet<u64> =
+        seen.knowing_secrets().map(|(_, core)| core.secrets_digest()).collect();
+    if secrets.len() > 1 {
+        return Some("values and secrets differ".to_owned());
     }
     let digests = seen.groups().map(|(_, group)| (group.live, group.finished));
     let held: BTreeSet<(u64, u64, u64)> = digests

@@ -24,8 +24,7 @@ impl Invariant for Order {
                 if results != usize::from(position) && !undoes || results < usize::from(position) {
                     return Err(format!("job {job} step {position} began with {results} results"));
                 }
-                // What a coordinator gives to itself is not sent.
-                match attempt.token.term.node == seen.nodes[*at].config.node {
+                match seen.gives_itself(*at, attempt) {
                     true => ended(seen, *at, job, position),
                     false => Ok(()),
                 }

@@ -12,6 +12,7 @@ use carbonmesh_protocol::{
     },
     record::JobOptions,
     schedule::{Missed, Overlap, Schedule},
+    secret::Place,
 };
 
 use super::{Event, Node, PIPELINE, World, name, node::WALL_START_MS, step_name};
@@ -65,6 +66,15 @@ pub(super) struct Clients {
     /// Whether the pipeline was to be split that was whole at first.
     split: bool,
     enqueued: usize,
+    /// Values and secrets that are put, and not answered.
+    put: BTreeMap<RequestId, Place>,
+}
+
+impl Clients {
+    /// A value or secret is put.
+    pub(super) fn put(&mut self, id: RequestId, place: Place) {
+        self.put.insert(id, place);
+    }
 }
 
 impl World {
@@ -149,6 +159,11 @@ impl World {
             gateways.retain(old);
         }
         let at = gateways[self.random.below(gateways.len())];
+        self.request_at(at, request)
+    }
+
+    pub(super) fn request_at(&mut self, at: usize, request: Request) -> RequestId {
+        let request = self.as_release_takes(at, request);
         self.clients.last_request += 1;
         let id = RequestId(self.clients.last_request);
         let life = self.nodes[at].life;
@@ -204,7 +219,8 @@ impl World {
             () if self.options.keyed => format!("{{\"k\":{owner}}}").into(),
             () => Bytes::from_static(b"{}"),
         };
-        NewJob { key, options: self.new_options(), trace: None, instructions }
+        let options = self.new_options();
+        self.traced(NewJob { key, options, trace: None, instructions })
     }
 
     fn new_options(&mut self) -> JobOptions {
@@ -248,6 +264,11 @@ impl World {
                 self.try_again(unknown, tries);
             }
             Response::Job(view) => self.tell(Fact::Told { at, view: &view }),
+            Response::SecretPut { .. } => {
+                if let Some(place) = self.clients.put.remove(&id) {
+                    self.tell(Fact::Put { place: &place });
+                }
+            }
             _ => {}
         }
     }

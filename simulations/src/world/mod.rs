@@ -9,6 +9,7 @@ mod disk;
 mod faults;
 mod network;
 mod node;
+mod upgrade;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -124,6 +125,13 @@ pub(crate) enum Event {
     EndSchedule,
     /// The pipeline is split.
     Split,
+    /// The next node gets another release.
+    Upgrade,
+    /// One that was told to stop has stopped, and its program is another.
+    Replaced {
+        at: usize,
+        life: u64,
+    },
     /// A client has waited long enough for an answer.
     Patience(RequestId),
     /// An attempt gives items, or has given all.
@@ -227,6 +235,7 @@ impl World {
             self.push(Duration::from_millis(self.options.faults_ms / 3), Event::Split);
         }
         self.schedule_faults();
+        self.schedule_upgrade();
         let end = self.now + Duration::from_millis(self.options.faults_ms);
         while self.step(end) && self.invariants.hold() {}
         let peace_began = self.now;
@@ -368,6 +377,8 @@ impl World {
             Event::Read(job) => self.read(job),
             Event::EndSchedule => self.end_schedule(),
             Event::Split => self.split(),
+            Event::Upgrade => self.upgrade(),
+            Event::Replaced { at, life } => self.replace_program(at, life),
             Event::Change(job, change) => self.change(job, change),
             Event::Leave => self.leave(),
             Event::Gone(at) => self.be_gone(at),

@@ -110,6 +110,9 @@ impl World {
     pub(super) fn send(&mut self, at: usize, to: NodeId, message: Message) {
         let Some(&to) = self.by_id.get(&to) else { return };
         let message = self.as_newer_release(message);
+        if !self.knows(at, &message) {
+            return;
+        }
         self.tell(Fact::Sent { at, to, message: &whole(&message) });
         let Some(&session) = self.nodes[at].sessions.get(&to) else { return };
         if self.network.links.get(&pair(at, to)) != Some(&session)
@@ -182,6 +185,9 @@ impl World {
         let lost = self.network.ends.get(&(session, at)).is_some_and(|last| arrives > *last);
         if !lost && self.nodes[at].sessions.get(&from) == Some(&session) {
             self.note(at, "message");
+            if !self.knows(at, &message) {
+                return self.pass_over(at, from);
+            }
             self.tell(Fact::Delivered { at, from, message: &whole(&message) });
             let from = self.nodes[from].config.node;
             self.input(at, Input::Message { from, message });

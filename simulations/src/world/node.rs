@@ -35,6 +35,8 @@ pub(crate) struct Node {
     pub(super) unsynced: VecDeque<(PersistId, Vec<Write>)>,
     /// Counts its processes.
     pub(crate) life: u64,
+    /// The latest version of messages that its release knows.
+    pub(crate) reads: u8,
     /// Whether it has left for good.
     pub(crate) gone: bool,
     clock: Clock,
@@ -121,6 +123,7 @@ impl Node {
             backup: Disk::default(),
             unsynced: VecDeque::new(),
             life: 0,
+            reads: options.reads_at_first,
             gone: false,
             clock: Clock::new(options, random),
             paused_until: Timestamp::default(),
@@ -249,7 +252,7 @@ impl World {
     }
 
     /// Whether the shell has a bug.
-    fn is_mutated(&self, _mutant: Mutant) -> bool {
+    pub(super) fn is_mutated(&self, _mutant: Mutant) -> bool {
         #[cfg(feature = "mutants")]
         return self.options.mutant == Some(_mutant);
         #[cfg(not(feature = "mutants"))]
