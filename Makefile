@@ -1,7 +1,7 @@
 # make demo      builds what is missing and shows a cluster that loses its coordinator, and no job
 # make wordcount counts words on a cluster that loses a node, compared with sort and uniq; FOLDER=folder
 # make test      builds what is missing and runs every check and test
-# make bench     measures clusters of processes; OUT=FOLDER writes results.json, charts; BENCH="..."
+# make bench     measures clusters of processes; OUT=FOLDER writes results.json, charts; BENCH="..."; RELEASE=1
 # make bench-peers  the same work through other queues beside ours; `make setup-peers` installs them
 # make simulate  simulates many clusters under faults; SEEDS=n JOBS=n NODES=n PARTITIONS=n
 # make model     explores elections and takeovers in every order, within wider bounds; JOBS=n MODEL="..."
@@ -49,11 +49,13 @@ export CXX := ccache c++
 endif
 
 BIN := $(CARGO_TARGET_DIR)/debug
+# RELEASE=1 measures programs as they are shipped, which takes half an hour to build the first time.
+BENCH_BIN := $(CARGO_TARGET_DIR)/$(if $(RELEASE),release,debug)
 # AXE is asked for when this is used: what has it may just have been installed.
 PAGE = "$(PAGE_TOOLS)/bin/python3" tests/page/check.py --program $(BIN)/carbonmesh \
 	$(addprefix --axe ,$(or $(AXE),$(shell ls "$(PAGE_TOOLS)/node_modules/axe-core/axe.min.js" 2>/dev/null)))
 
-.PHONY: help setup setup-peers build demo wordcount test test-sdk test-api test-page test-docs test-ops test-quick deb audit sbom book verify verify-peers bench bench-peers simulate model chaos upgrade fuzz doc clean flood cost
+.PHONY: help setup setup-peers build release demo wordcount test test-sdk test-api test-page test-docs test-ops test-quick deb audit sbom book verify verify-peers bench bench-peers simulate model chaos upgrade fuzz doc clean flood cost
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -72,16 +74,20 @@ demo: build
 wordcount: build
 	@$(BIN)/wordcount $(or $(FOLDER),.)
 
-bench: build
-	@$(BIN)/bench $(if $(OUT),--out $(OUT)) $(BENCH)
+bench: $(if $(RELEASE),release,build)
+	@$(BENCH_BIN)/bench $(if $(OUT),--out $(OUT)) $(BENCH)
+
+release: setup
+	@test -e "$(BENCH_BIN)/rust-node" || echo "Building what is shipped: about half an hour on 2 cores, once."
+	@cargo build --locked --release -p carbonmesh-examples --bin bench --bin rust-node
 
 setup-peers:
 	@./.ci/setup-peers "$(PEERS)"
 
 # The clients of other queues are built here only.
-bench-peers: build
-	@cargo build --locked -p carbonmesh-peers --features clients
-	@$(BIN)/bench-peers --tools "$(PEERS)" $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(ONLY),--only $(ONLY)) \
+bench-peers: $(if $(RELEASE),release,build)
+	@cargo build --locked $(if $(RELEASE),--release) -p carbonmesh-peers --features clients
+	@$(BENCH_BIN)/bench-peers --tools "$(PEERS)" $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(ONLY),--only $(ONLY)) \
 		$(if $(OUT),--out $(OUT))
 
 verify-peers: setup

@@ -260,10 +260,10 @@ pub enum TraceOf {
 }
 
 /// The version that traces are written as.
-const TRACE_SCHEMA: u8 = 2;
+pub const TRACE_SCHEMA: u8 = 2;
 
 /// The version that values and secrets are written as.
-const SECRETS_SCHEMA: u8 = 3;
+pub const SECRETS_SCHEMA: u8 = 3;
 
 impl Encoded for Message {
     const KIND: Kind = 0x02;

@@ -170,7 +170,7 @@ pub const SIMPLIFICATIONS: &[Simplification] = &[
     ("slow-syncs", |it| it.sync_ms = 1),
     ("long-ways", |it| it.delay_ms = 2),
     ("later-phases", |it| it.phases = 1),
-    ("partitions", |it| it.partitions = 1),
+    ("one-partition", |it| it.partitions = 1),
     ("later-split", |it| it.split_later = false),
 ];
 
@@ -375,7 +375,7 @@ impl Options {
             "retention",
             "rates",
             "keys",
-            "partitions",
+            "one-partition",
         ];
         for (name, simplify) in SIMPLIFICATIONS {
             if !harmless.contains(name) {

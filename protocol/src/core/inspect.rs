@@ -91,6 +91,12 @@ impl Core {
         self.groups.get(&pipeline).map_or(0, |group| group.copy)
     }
 
+    /// The term in which this node coordinates a pipeline, if it does.
+    pub fn coordinated_term(&self, pipeline: PipelineId) -> Option<Term> {
+        let group = self.groups.get(&pipeline).filter(|group| group.is_coordinator())?;
+        group.elected_term()
+    }
+
     /// The state at this moment.
     pub fn snapshot(&self) -> Snapshot {
         let groups = self.groups.iter().map(|(pipeline, group)| {
@@ -102,7 +108,7 @@ impl Core {
                 Role::Coordinator(reign) => (reign.events.size(), reign.logs.bytes()),
                 _ => ((0, 0), 0),
             };
-            let coordinates = group.elected_term().filter(|_| group.is_coordinator());
+            let coordinates = self.coordinated_term(*pipeline);
             let snapshot = GroupSnapshot {
                 highest: group.promise.highest,
                 voted: group.promise.voted,

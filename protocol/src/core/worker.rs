@@ -17,7 +17,7 @@ use crate::{
     trace::TraceParent,
 };
 
-use super::{Core, group::Group, said::Tails};
+use super::{Core, said::Tails};
 
 /// No more attempts are taken while this many ends wait for a coordinator.
 const MAX_UNACKNOWLEDGED: usize = 10_000;
@@ -232,6 +232,8 @@ impl Core {
             };
             if self.is_given_in_vain(held) {
                 self.worker_cancel(token);
+                self.give_back(held.pipeline, token);
+                self.forget_if_settled(held.pipeline, held.job);
                 continue;
             }
             let running = self.worker.attempts.get_mut(&token);
@@ -245,13 +247,22 @@ impl Core {
         }
     }
 
-    /// Whether this node gave itself an attempt that it does not wait for any more: while it waited for
-    /// a slot, the job may have come to its end at another coordinator.
-    fn is_given_in_vain(&self, held: Held) -> bool {
+    /// Whether an attempt that this node coordinates was given in vain: while the attempt waited for a
+    /// slot, its job may have come to its end elsewhere, or what it comes after is to be done again.
+    fn is_given_in_vain(&mut self, held: Held) -> bool {
         let Held { pipeline, job, step, token } = held;
-        let group = self.groups.get(&pipeline).filter(|group| group.is_coordinator());
-        group.and_then(Group::elected_term) == Some(token.term)
-            && !self.is_wanted(pipeline, job, step, token)
+        let reign = self.groups.get_mut(&pipeline).and_then(|group| group.reign());
+        if !reign.is_some_and(|reign| reign.running.contains_key(&token)) {
+            return false;
+        }
+        // A job that is over may be on disk alone, and may yet wait for this end.
+        match self.load_job(pipeline, job) {
+            Ok(_) => !self.is_wanted(pipeline, job, step, token),
+            Err(error) => {
+                self.broken = Some(error);
+                false
+            }
+        }
     }
 
     /// An attempt has ended here.

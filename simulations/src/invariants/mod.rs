@@ -35,6 +35,7 @@ use carbonmesh_protocol::{
     core::{Core, GroupSnapshot},
     id::{JobId, NodeId, PipelineId},
     io::Attempt,
+    message::SECRETS_SCHEMA,
     record::JobRecord,
     time::Timestamp,
 };
@@ -115,7 +116,7 @@ impl Seen<'_> {
 
     /// All nodes that run and know values and secrets.
     fn knowing_secrets(&self) -> impl Iterator<Item = (&Node, &Core)> {
-        self.cores().filter(|(node, _)| node.reads == u8::MAX)
+        self.cores().filter(|(node, _)| node.reads >= SECRETS_SCHEMA)
     }
 
     /// The pipeline's group on each node that runs.
@@ -133,12 +134,9 @@ impl Seen<'_> {
     /// itself is not sent. Once it has stepped down, an attempt that waited begins as one of elsewhere.
     fn gives_itself(&self, at: usize, attempt: &Attempt) -> bool {
         let term = attempt.token.term;
-        let own = term.node == self.nodes[at].config.node;
-        let group = || {
-            let core = self.nodes[at].core.as_ref()?;
-            core.snapshot().groups.remove(&self.pipeline)
-        };
-        own && group().is_some_and(|group| group.coordinates == Some(term))
+        let core = self.nodes[at].core.as_ref();
+        term.node == self.nodes[at].config.node
+            && core.is_some_and(|core| core.coordinated_term(self.pipeline) == Some(term))
     }
 
     fn by_id(&self, id: NodeId) -> Option<&Node> {

@@ -9,7 +9,7 @@ use super::Seen;
 
 /// What is not at its end yet.
 pub(super) fn unfinished(seen: &Seen<'_>, acknowledged: &BTreeSet<JobId>) -> Option<String> {
-    // Whoever was just being upgraded has missed what came meanwhile.
+    // Whoever is being upgraded, or could not read its disk, has missed what came meanwhile.
     if let Some(node) = seen.nodes.iter().find(|node| node.core.is_none() && !node.gone) {
         return Some(format!("{} is not back", node.config.name));
     }

@@ -1,5 +1,5 @@
-//! SECRETS: what was kept of values and secrets is on every node whose release knows them, and the same
-//! on all, however nodes that do not know them stand between.
+//! SECRETS: what was kept of values and secrets is on every node whose release knows them, however nodes
+//! that do not know them stand between. That it is the same on all is looked at by `no_lost_job.rs`.
 
 use std::collections::BTreeSet;
 

@@ -55,7 +55,7 @@ impl Invariant for TerminalStays {
             }
             Fact::Started { at, attempt } if self.strict => {
                 let step = super::position(attempt);
-                if attempt.token.term.node == seen.nodes[*at].config.node {
+                if seen.gives_itself(*at, attempt) {
                     return self.dispatched(attempt.token, attempt.job, step);
                 }
             }

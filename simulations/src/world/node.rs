@@ -37,6 +37,8 @@ pub(crate) struct Node {
     pub(crate) life: u64,
     /// The latest version of messages that its release knows.
     pub(crate) reads: u8,
+    /// The process that was told to make way for another release.
+    pub(super) replaced: u64,
     /// Whether it has left for good.
     pub(crate) gone: bool,
     clock: Clock,
@@ -124,6 +126,7 @@ impl Node {
             unsynced: VecDeque::new(),
             life: 0,
             reads: options.reads_at_first,
+            replaced: u64::MAX,
             gone: false,
             clock: Clock::new(options, random),
             paused_until: Timestamp::default(),

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use carbonmesh_protocol::{
     codec::Encoded,
     io::{Input, NewJob, Request},
-    message::Message,
+    message::{Message, SECRETS_SCHEMA, TRACE_SCHEMA},
     mutant::Mutant,
     name::Namespace,
     secret::{KeyId, Pattern, Place, SEAL_BYTES, Sealed},
@@ -20,14 +20,8 @@ use carbonmesh_protocol::{
 use super::{Event, World};
 use crate::invariants::Fact;
 
-/// The first release whose jobs are parts of traces, by the version of messages that it brought.
-const TRACES: u8 = 2;
-
-/// The first that keeps values and secrets.
-const SECRETS: u8 = 3;
-
-/// How many of those that clients put are under a name of its own.
-const PLACES: usize = 6;
+/// How many names are put more than once.
+const SHARED_PLACES: usize = 4;
 
 impl World {
     /// Whether a node's release knows a message.
@@ -51,19 +45,22 @@ impl World {
         }
     }
 
-    /// The next node is told to stop. Once peace has come, whoever has its old release keeps it.
+    /// The next node is told to stop. Once peace has come nobody is told any more: some clusters stay mixed.
     pub(super) fn upgrade(&mut self) {
         let old = |at: &usize| {
             let node = &self.nodes[*at];
-            node.reads < u8::MAX && node.core.is_some() && !node.gone
+            node.reads < u8::MAX && node.core.is_some() && !node.gone && node.replaced != node.life
         };
         if self.peace {
             return;
         }
         if let Some(at) = (0..self.nodes.len()).find(old) {
             self.tell(Fact::Upgraded { at });
-            self.input(at, Input::Draining);
-            let (after, life) = (self.random.between(0, 5000), self.nodes[at].life);
+            let life = self.nodes[at].life;
+            self.nodes[at].replaced = life;
+            let input = Input::Draining.into();
+            self.push(Duration::ZERO, Event::Input { at, life, input });
+            let after = self.random.between(0, 5000);
             self.push(after, Event::Replaced { at, life });
         }
         self.put_secret();
@@ -84,7 +81,7 @@ impl World {
     /// What a gateway makes of a request for jobs: an earlier release knows nothing of traces.
     pub(super) fn as_release_takes(&self, at: usize, mut request: Request) -> Request {
         if let Request::Enqueue { jobs, .. } = &mut request
-            && self.nodes[at].reads < TRACES
+            && self.nodes[at].reads < TRACE_SCHEMA
         {
             jobs.iter_mut().for_each(|job| job.trace = None);
         }
@@ -106,7 +103,7 @@ impl World {
     fn put_secret(&mut self) {
         let knows = |at: &usize| {
             let node = &self.nodes[*at];
-            node.reads >= SECRETS && node.core.is_some() && node.config.roles.gateway
+            node.reads >= SECRETS_SCHEMA && node.core.is_some() && node.config.roles.gateway
         };
         let knowing: Vec<usize> = (0..self.nodes.len()).filter(knows).collect();
         if knowing.is_empty() {
@@ -117,7 +114,10 @@ impl World {
             namespace: Namespace::default(),
             pipeline: Pattern::default(),
             phase: Pattern::default(),
-            name: format!("V{}", self.random.below(PLACES)),
+            name: match self.random.below(2) {
+                0 => format!("SHARED_{}", self.random.below(SHARED_PLACES)),
+                _ => format!("OWN_{}", self.now.as_millis()),
+            },
         };
         let bytes = vec![self.random.next() as u8; SEAL_BYTES + 8];
         let sealed =

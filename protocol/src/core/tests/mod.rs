@@ -17,6 +17,7 @@ mod schedules;
 mod secrets;
 mod session;
 mod trace;
+mod waiting;
 
 use std::{sync::Arc, time::Duration};
 
