@@ -62,6 +62,11 @@ async fn a_killed_workers_jobs_run_elsewhere() {
     world.apply("a", 1).await;
     let jobs = world.enqueue("a", 1).await;
     world.await_runs(1).await;
+    let began = Instant::now();
+    while !marker.exists() {
+        assert!(began.elapsed() < PATIENCE, "the first run does not hang");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
     let worker = world.runs()[0][3].clone();
     world.cluster.kill(&worker).unwrap();
     let survivor = NAMES.into_iter().find(|name| *name != worker).unwrap();

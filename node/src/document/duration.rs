@@ -32,7 +32,10 @@ pub fn parse_duration(text: &str) -> Result<Duration, DurationError> {
 pub fn format_duration(duration: Duration) -> String {
     let (seconds, rest) = (duration.as_secs(), duration.subsec_nanos());
     if rest == 0 && seconds > 0 && seconds.is_multiple_of(DAY_S) {
-        return format!("{}d", seconds / DAY_S);
+        // More of them are read in smaller units alone.
+        if let Ok(days) = u32::try_from(seconds / DAY_S) {
+            return format!("{days}d");
+        }
     }
     format!("{:#}", SignedDuration::try_from(duration).unwrap_or(SignedDuration::MAX))
 }
@@ -52,6 +55,10 @@ mod tests {
         let odd = Duration::from_millis(5_400_250);
         assert_eq!(parse_duration(&format_duration(odd)), Ok(odd));
         assert_eq!(parse_duration("0s"), Ok(Duration::ZERO));
+        for text in ["9223372036854720m", "4294967295d", "103079215104h"] {
+            let long = parse_duration(text).expect(text);
+            assert_eq!(parse_duration(&format_duration(long)), Ok(long), "{text}");
+        }
     }
 
     #[test]
