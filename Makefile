@@ -78,7 +78,7 @@ bench: $(if $(RELEASE),release,build)
 	@$(BENCH_BIN)/bench $(if $(OUT),--out $(OUT)) $(BENCH)
 
 release: setup
-	@test -e "$(BENCH_BIN)/rust-node" || echo "Building what is shipped: about half an hour on 2 cores, once."
+	@test -e "$(CARGO_TARGET_DIR)/release/rust-node" || echo "Building what is shipped: about half an hour on 2 cores, once."
 	@cargo build --locked --release -p carbonmesh-examples --bin bench --bin rust-node
 
 setup-peers:

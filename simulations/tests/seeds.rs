@@ -36,7 +36,7 @@ fn invariants_hold_where_they_once_did_not() {
     ];
     for seed in seeds {
         let options = Options::of_size(seed, Some(5));
-        // Some were found before nodes could begin with another release.
+        // Some were found before nodes could begin with another release: `--without upgrade` shows these.
         check(&Options { reads_at_first: u8::MAX, upgrade_every_ms: 0, ..options.clone() });
         check(&options);
     }

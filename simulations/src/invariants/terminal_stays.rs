@@ -55,6 +55,7 @@ impl Invariant for TerminalStays {
             }
             Fact::Started { at, attempt } if self.strict => {
                 let step = super::position(attempt);
+                self.attempts.insert(attempt.token, (attempt.job, step));
                 if seen.gives_itself(*at, attempt) {
                     return self.dispatched(attempt.token, attempt.job, step);
                 }
