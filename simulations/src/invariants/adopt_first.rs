@@ -16,7 +16,8 @@ use super::{Fact, Invariant, Seen, Verdict};
 
 #[derive(Default)]
 pub(super) struct AdoptFirst {
-    /// What each voter held on disk when its vote for a term left.
+    /// What each voter held on disk when its vote for a term left, for the first time if it was asked twice:
+    /// the candidate counts the first that comes.
     held: BTreeMap<(Term, NodeId), BTreeMap<JobId, Arc<JobRecord>>>,
     /// Terms that have dispatched.
     checked: BTreeSet<Term>,
@@ -37,7 +38,8 @@ impl Invariant for AdoptFirst {
                 // Finished jobs are not dispatched: what the live ones need is what counts.
                 let jobs = core.records(seen.pipeline).map(|(job, _)| job);
                 let held = jobs.filter_map(|job| Some((job, seen.on_disk(*at, job)?)));
-                self.held.insert((ballot.highest, node.config.node), held.collect());
+                let vote = (ballot.highest, node.config.node);
+                self.held.entry(vote).or_insert_with(|| held.collect());
                 Ok(())
             }
             Fact::Started { attempt, .. } => self.check(seen, attempt.token.term),
