@@ -237,7 +237,7 @@ impl Core {
     pub(super) fn give_back(&mut self, pipeline: PipelineId, token: Token) {
         self.requeue(pipeline, token, |control| {
             control.attempt_count = control.attempt_count.saturating_sub(1);
-            control.attempts.pop();
+            control.attempts.retain(|attempt| attempt.token != token);
             control.progress = Progress::Waiting { not_before_ms: 0 };
         });
     }

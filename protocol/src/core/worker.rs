@@ -230,11 +230,18 @@ impl Core {
             let Some(held) = self.worker.attempts.get(&token).map(|running| running.held) else {
                 continue;
             };
-            if self.is_given_in_vain(held) {
-                self.worker_cancel(token);
-                self.give_back(held.pipeline, token);
-                self.forget_if_settled(held.pipeline, held.job);
-                continue;
+            match self.is_given_in_vain(held) {
+                Ok(false) => {}
+                Ok(true) => {
+                    self.worker_cancel(token);
+                    self.give_back(held.pipeline, token);
+                    self.forget_if_settled(held.pipeline, held.job);
+                    continue;
+                }
+                Err(error) => {
+                    self.broken = Some(error);
+                    return;
+                }
             }
             let running = self.worker.attempts.get_mut(&token);
             let attempt = running.and_then(|running| running.waiting.take());
@@ -248,21 +255,17 @@ impl Core {
     }
 
     /// Whether an attempt that this node coordinates was given in vain: while the attempt waited for a
-    /// slot, its job may have come to its end elsewhere, or what it comes after is to be done again.
-    fn is_given_in_vain(&mut self, held: Held) -> bool {
+    /// slot, its job may have come to its end elsewhere, what it comes after may have to be done again,
+    /// or this node's lease may have run out.
+    fn is_given_in_vain(&mut self, held: Held) -> Result<bool, ReadError> {
         let Held { pipeline, job, step, token } = held;
         let reign = self.groups.get_mut(&pipeline).and_then(|group| group.reign());
         if !reign.is_some_and(|reign| reign.running.contains_key(&token)) {
-            return false;
+            return Ok(false);
         }
         // A job that is over may be on disk alone, and may yet wait for this end.
-        match self.load_job(pipeline, job) {
-            Ok(_) => !self.is_wanted(pipeline, job, step, token),
-            Err(error) => {
-                self.broken = Some(error);
-                false
-            }
-        }
+        self.load_job(pipeline, job)?;
+        Ok(!self.may_act(pipeline) || !self.is_wanted(pipeline, job, step, token))
     }
 
     /// An attempt has ended here.

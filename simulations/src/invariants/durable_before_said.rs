@@ -15,13 +15,13 @@ use super::{Fact, Invariant, Seen, Verdict};
 use crate::world::WALL_START_MS;
 
 /// What a node was asked to keep: by whom, in which life of the asker, and under which numbers.
-type Asked = BTreeMap<(usize, usize, u64, u64, u64), Vec<JobUpdate>>;
+type Asked<T> = BTreeMap<(usize, usize, u64, u64, u64), Vec<T>>;
 
 #[derive(Default)]
 pub(super) struct DurableBeforeSaid {
-    stores: Asked,
-    batches: Asked,
-    pushes: Asked,
+    stores: Asked<JobId>,
+    batches: Asked<JobUpdate>,
+    pushes: Asked<JobUpdate>,
     ends: BTreeMap<(usize, Token), (JobId, u16)>,
     /// Disks that were replaced, and with them what was on them when it was said.
     lost_disks: usize,
@@ -56,7 +56,8 @@ impl DurableBeforeSaid {
         let life = seen.nodes[from].life;
         match message {
             Message::Store { store, jobs, .. } => {
-                self.stores.insert((at, from, life, *store, 0), jobs.clone());
+                let jobs = jobs.iter().map(|update| update.job).collect();
+                self.stores.insert((at, from, life, *store, 0), jobs);
             }
             Message::Replicate(replicate) => {
                 let own = replicate.groups.iter().filter(|it| it.pipeline == seen.pipeline);
@@ -81,10 +82,10 @@ impl DurableBeforeSaid {
         match message {
             Message::Stored { store, results, .. } => {
                 let asked = self.stores.get(&(at, to, life, *store, 0)).into_iter().flatten();
-                for (update, result) in asked.zip(results) {
+                for (job, result) in asked.zip(results) {
                     let there = matches!(result, StoreResult::Stored | StoreResult::Existed);
-                    if there && !seen.has_on_disk(at, update.job) {
-                        return Err(format!("n{at} says that it stored {}", update.job));
+                    if there && !seen.has_on_disk(at, *job) {
+                        return Err(format!("n{at} says that it stored {job}"));
                     }
                 }
             }

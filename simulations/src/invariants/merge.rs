@@ -8,6 +8,7 @@ use carbonmesh_protocol::{
     message::{Message, StoreResult},
     record::Control,
 };
+use rustc_hash::FxHashMap;
 
 use super::{Fact, Invariant, Seen, Verdict};
 use crate::{Options, world::newer_component};
@@ -16,7 +17,7 @@ pub(super) struct Merge {
     newer_per_mille: u32,
     /// The last value of each phase that a process held, by disk, life and copy: whoever stood in for
     /// others drops its copy when they are back, and may begin another.
-    last: BTreeMap<(DiskId, u64, u64, JobId, u16), Control>,
+    last: FxHashMap<(DiskId, u64, u64, JobId, u16), Control>,
     /// What each store was about.
     stores: BTreeMap<(usize, usize, u64), Vec<JobId>>,
     /// Jobs that some disk took together with a component that it does not know.
@@ -28,7 +29,7 @@ impl Merge {
         Self {
             // What was forgotten, and comes back when nobody knows that any more, has lost it.
             newer_per_mille: if options.expires() { 0 } else { options.newer_per_mille },
-            last: BTreeMap::new(),
+            last: FxHashMap::default(),
             stores: BTreeMap::new(),
             newer: BTreeSet::new(),
         }

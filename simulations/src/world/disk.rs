@@ -3,11 +3,7 @@
 //! Invariants ask for the same records again and again: what was read is kept until it is written
 //! anew.
 
-use std::{
-    cell::RefCell,
-    collections::{BTreeMap, HashMap},
-    sync::Arc,
-};
+use std::{cell::RefCell, collections::BTreeMap, sync::Arc};
 
 use carbonmesh_protocol::{
     id::{JobId, PipelineId},
@@ -15,9 +11,9 @@ use carbonmesh_protocol::{
     store::{Table, Write},
 };
 use carbonmesh_storage::{MemoryStorage, Storage, StoreReader};
-use xxhash_rust::xxh3::Xxh3DefaultBuilder;
+use rustc_hash::FxHashMap;
 
-type Records = HashMap<(PipelineId, JobId), Option<Arc<JobRecord>>, Xxh3DefaultBuilder>;
+type Records = FxHashMap<(PipelineId, JobId), Option<Arc<JobRecord>>>;
 
 /// See the [module](self).
 #[derive(Default)]

@@ -119,7 +119,7 @@ impl World {
         if self.nodes[at].disk.is_damaged() || !self.may_lose_disk(at) {
             return;
         }
-        let torn = self.nodes[at].disk.copy();
+        let torn = self.nodes[at].disk.copy().into();
         let (after, life) = (self.random.between(10, 1000), self.nodes[at].life);
         self.push(after, Event::Tear { at, life, torn });
     }

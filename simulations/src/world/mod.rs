@@ -14,6 +14,7 @@ mod upgrade;
 use std::{
     collections::{BTreeMap, BTreeSet},
     hash::{DefaultHasher, Hash, Hasher},
+    sync::LazyLock,
     time::Duration,
 };
 
@@ -101,7 +102,7 @@ pub(crate) enum Event {
     Tear {
         at: usize,
         life: u64,
-        torn: Disk,
+        torn: Box<Disk>,
     },
     Dial,
     Restart(usize),
@@ -353,7 +354,7 @@ impl World {
                 self.deliver((at, from), session, arrives, *message);
             }
             Event::Silence { a, b, session } => self.on_silence(a, b, session),
-            Event::Tear { at, life, torn } => self.tear(at, life, torn),
+            Event::Tear { at, life, torn } => self.tear(at, life, *torn),
             Event::Up { at, peer, session } => self.come_up(at, peer, session),
             Event::Down { at, peer, session } => self.go_down(at, peer, session),
             Event::Synced { at, life, id } => self.synced(at, life, id),
@@ -528,5 +529,7 @@ impl World {
 
 /// The pipeline, which is the first of its partitions.
 fn pipeline() -> PipelineId {
-    PipelineId::of_name(PIPELINE)
+    /// Its hash is asked for with every fact.
+    static ID: LazyLock<PipelineId> = LazyLock::new(|| PipelineId::of_name(PIPELINE));
+    *ID
 }
