@@ -130,7 +130,8 @@ fn coordinates(seen: &Seen<'_>, at: usize) -> bool {
 /// A disk that has a later generation of the phase counts too. What is told is let go when it is
 /// committed, and one message can commit both the end and the retry that came after it, which was
 /// asked for only once the end could be seen. By then no disk needs to have the end any more: whoever
-/// asked is told what held when it asked, and whoever asked for the retry hears of that later.
+/// asked is told what held when it asked, and whoever asked for the retry hears of that later. So does a
+/// disk that has forgotten the job since, which only one that has ended is.
 fn are_ends_committed(seen: &Seen<'_>, at: usize, view: &JobView) -> Verdict {
     for (step, invocation) in view.invocations.iter().enumerate() {
         if invocation.state != JobState::Succeeded {
@@ -140,7 +141,7 @@ fn are_ends_committed(seen: &Seen<'_>, at: usize, view: &JobView) -> Verdict {
             record.controls.get(&(step as u16)).is_some_and(|control| {
                 let ended = control.state() == JobState::Succeeded;
                 ended || control.generation > view.generation
-            })
+            }) || record.reaped.is_some_and(|mark| mark.generation >= view.generation)
         })?;
     }
     Ok(())

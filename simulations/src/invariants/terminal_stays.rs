@@ -26,13 +26,21 @@ pub(super) struct TerminalStays {
     told: BTreeSet<(JobId, u16)>,
     /// Phases that had ended on a disk, by how often it was emptied: whoever stood in for others
     /// drops its copy when they are back, and may begin another.
-    ended: BTreeMap<(DiskId, u32, JobId, u16), u32>,
+    ended: BTreeMap<(DiskId, u32, JobId, u16), Ended>,
     /// Jobs that were to be tried again, from the start perhaps: what ended may begin again.
     retried: BTreeSet<JobId>,
     /// Jobs that were taken: those whose disks are looked at.
     jobs: Vec<JobId>,
     /// Which of these are looked at next: some at a time, since disks are read slowly.
     next: usize,
+}
+
+/// An end that was seen on a disk.
+#[derive(Clone, Copy)]
+struct Ended {
+    generation: u32,
+    /// When the job was enqueued, that is: which of those that had its key in turn.
+    created_ms: u64,
 }
 
 /// How many jobs are looked at at once.
@@ -179,8 +187,9 @@ impl TerminalStays {
         let node = &seen.nodes[at];
         let Some(record) = seen.on_disk(at, job) else { return Ok(()) };
         let disk = node.copy(seen.pipeline);
+        let created_ms = record.spec.as_ref().map_or(0, |spec| spec.created_ms);
         for (step, control) in &record.controls {
-            self.stays(disk, job, *step, control)?;
+            self.stays(disk, job, *step, control, created_ms)?;
         }
         Ok(())
     }
@@ -191,12 +200,16 @@ impl TerminalStays {
         job: JobId,
         step: u16,
         control: &Control,
+        created_ms: u64,
     ) -> Verdict {
         let key = (disk, emptied, job, step);
-        let ended = self.ended.get(&key).copied();
+        // A copy that was away for longer than marks are kept gives way to the job that the key has got
+        // since. Of two that meet otherwise, the earlier stays.
+        let ended = self.ended.get(&key).filter(|ended| ended.created_ms >= created_ms).copied();
+        let generation = control.generation;
         if control.is_terminal() {
-            self.ended.insert(key, control.generation);
-        } else if ended.is_some_and(|generation| control.generation <= generation) {
+            self.ended.insert(key, Ended { generation, created_ms });
+        } else if ended.is_some_and(|ended| generation <= ended.generation) {
             return Err(format!("disk {}: job {job} step {step} is unfinished again", disk.0));
         }
         Ok(())
