@@ -66,8 +66,12 @@ impl AdoptFirst {
         for voter in &group.voters {
             let held = self.held.get(&(term, *voter)).into_iter().flatten();
             for (job, theirs) in held {
-                let mine = coordinator.disk.job(seen.pipeline, *job).unwrap_or_default();
-                let mut mine = Arc::unwrap_or_clone(mine);
+                let mine = coordinator.disk.job(seen.pipeline, *job);
+                // It may have ended at the voter before both compared what lives there.
+                if mine.is_none() && has_ended(seen, *voter, *job) {
+                    continue;
+                }
+                let mut mine = Arc::unwrap_or_clone(mine.unwrap_or_default());
                 let mut news = false;
                 for component in theirs.components() {
                     news |= mine.merge(&component).expect("it reads back");
@@ -81,4 +85,9 @@ impl AdoptFirst {
         }
         Ok(())
     }
+}
+
+fn has_ended(seen: &Seen<'_>, node: NodeId, job: JobId) -> bool {
+    let record = seen.by_id(node).and_then(|node| node.disk.job(seen.pipeline, job));
+    record.is_some_and(|record| record.is_over())
 }
