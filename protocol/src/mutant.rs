@@ -73,4 +73,8 @@ pub enum Mutant {
     SessionKept,
     /// A shell that ends a connection over which a message comes that it does not know.
     UnknownEndsConnection,
+    /// A shell whose clock stands still while its process does.
+    ClockStops,
+    /// One copy is enough for any acknowledgement.
+    AcceptsAlone,
 }

@@ -139,7 +139,7 @@ fn run_large(seed: u64, nodes: usize) -> ExitCode {
 fn run_seeds(arguments: &Arguments) -> ExitCode {
     // What breaks is told at the end, once.
     panic::set_hook(Box::new(|_| {}));
-    let failed = run_all(arguments);
+    let (done, failed) = run_all(arguments);
     for (at, (seed, report)) in failed.iter().enumerate() {
         tell(&(*seed, report.clone()));
         let violation = report.violations.first().filter(|_| at < SHRINK && !arguments.no_shrink);
@@ -154,7 +154,7 @@ fn run_seeds(arguments: &Arguments) -> ExitCode {
         let without = without.unwrap_or_default();
         println!("  see it: carbonmesh-sim replay {seed}{nodes}{partitions}{without}");
     }
-    println!("{} seeds, {} violations", arguments.seeds, failed.len());
+    println!("{done} seeds, {} violations", failed.len());
     exit_code(&failed)
 }
 
@@ -164,8 +164,8 @@ fn tell((seed, report): &(u64, Report)) {
     }
 }
 
-/// Runs the seeds; gives back those that failed.
-fn run_all(arguments: &Arguments) -> Vec<(u64, Report)> {
+/// Runs the seeds; gives back how many were run, and those that failed.
+fn run_all(arguments: &Arguments) -> (u64, Vec<(u64, Report)>) {
     let end = arguments.first.saturating_add(arguments.seeds);
     let (next, simulated_ms) = (AtomicU64::new(arguments.first), AtomicU64::new(0));
     let node_ms = AtomicU64::new(0);
@@ -204,7 +204,7 @@ fn run_all(arguments: &Arguments) -> Vec<(u64, Report)> {
         rate(simulated_ms, 3_600_000.0),
         rate(node_ms, 1000.0)
     );
-    failed
+    (done, failed)
 }
 
 fn exit_code(reports: &[(u64, Report)]) -> ExitCode {

@@ -74,6 +74,8 @@ pub struct Options {
     /// How many crashes of a thousand take the disk with them: all of it, the end of its log, or
     /// everything since some copy.
     pub disk_losses_per_mille: u32,
+    /// How long a process is away or stands still at most; partitions last somewhat longer.
+    pub away_ms: u64,
     /// Mean time between pauses of a process.
     pub pause_every_ms: u64,
     /// The longest sync.
@@ -126,6 +128,9 @@ pub struct Options {
     pub mutant: Option<carbonmesh_protocol::mutant::Mutant>,
 }
 
+/// The longest absence in worlds with long ones.
+const LONG_MS: u64 = 60_000;
+
 /// A way to make a world simpler: its name, and what it does.
 pub type Simplification = (&'static str, fn(&mut Options));
 
@@ -166,6 +171,7 @@ pub const SIMPLIFICATIONS: &[Simplification] = &[
     ("dates", |it| it.dated_per_mille = 0),
     ("changes", |it| it.changes_per_mille = 0),
     ("half-the-requests", |it| it.requests = it.requests.div_ceil(2)),
+    ("long-absences", |it| it.away_ms = it.away_ms.min(6000)),
     ("half-the-time", |it| it.faults_ms /= 2),
     ("slow-syncs", |it| it.sync_ms = 1),
     ("long-ways", |it| it.delay_ms = 2),
@@ -227,6 +233,8 @@ impl Options {
             0 => (1 + apart.below(2) as u8, [4000, 12_000][apart.below(2)]),
             _ => (u8::MAX, 0),
         };
+        // Longer than a member's place is kept for it, and about as long as marks are kept.
+        let away_ms = if apart.below(5) == 0 { LONG_MS } else { 6000 };
         Self {
             seed,
             roles,
@@ -240,7 +248,8 @@ impl Options {
             phases: one_of(&[1, 2, 3]) as usize,
             slots: one_of(&[1, 2, 3, 4]),
             requests: one_of(&[10, 30, 60]) as usize,
-            faults_ms: 60_000 + u64::from(one_of(&[0, 5000, 20_000])),
+            faults_ms: 54_000 + away_ms + u64::from(one_of(&[0, 5000, 20_000])),
+            away_ms,
             wire: one_of(&[0, 0, 0, 1]) == 1,
             newer_per_mille: one_of(&[0, 0, 0, 300]),
             reads_at_first,
@@ -305,6 +314,17 @@ impl Options {
         self
     }
 
+    /// For how long after a fault began its effects may show, if that is `usually` so.
+    pub(crate) fn aftermath(&self, usually: Duration) -> Duration {
+        let longer = if self.away_ms == LONG_MS { self.away_ms * 5 / 2 } else { 0 };
+        usually + Duration::from_millis(longer)
+    }
+
+    /// How much rarer faults are whose effects last longer.
+    pub(crate) fn rarer(&self) -> u64 {
+        if self.away_ms == LONG_MS { 4 } else { 1 }
+    }
+
     /// Whether any job is forgotten while the world lasts.
     pub(crate) fn forgets(&self) -> bool {
         self.keep_ms > 0 || self.changes_per_mille > 0
@@ -312,7 +332,17 @@ impl Options {
 
     /// Whether it is forgotten in time that jobs were.
     pub(crate) fn expires(&self) -> bool {
-        self.forgets() && self.tombstones_ms < 60_000
+        self.forgets() && self.has_short_marks()
+    }
+
+    /// Whether a node may be away for longer than marks are kept.
+    pub(crate) fn outlasts_marks(&self) -> bool {
+        self.has_short_marks() && self.away_ms == LONG_MS
+    }
+
+    /// Whether marks of what was forgotten are kept for less than the world lasts.
+    pub(crate) fn has_short_marks(&self) -> bool {
+        self.tombstones_ms < 60_000
     }
 
     /// The phase that waits for a signal.

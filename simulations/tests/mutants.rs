@@ -68,5 +68,7 @@ mutants! {
     attempts_that_nobody_counts: AttemptsUncounted => ["no-lost-job"];
     a_restored_disk_that_nobody_notices: RestoredDiskUnnoticed => ["one-vote", "durable-before-said"];
     an_unknown_message_that_ends_its_connection: UnknownEndsConnection => ["no-lost-job"];
+    a_clock_that_stops_with_its_process: ClockStops => ["one-coordinator"];
+    an_acknowledgement_of_one_copy: AcceptsAlone => ["durable-before-said"];
     a_boot_that_is_used_twice: BootReused => ["fenced", "one-vote", "durable-before-said"];
 }

@@ -143,8 +143,9 @@ impl Core {
         record.controls.get(before)?.attempts.last().map(|attempt| attempt.worker)
     }
 
-    /// Of the workers that have what is required, the one with the smallest share of its window taken; of several, the one that is near;
-    /// of others, who waited longest.
+    /// Of the workers that have what is required, the one with the smallest share of its window taken; of
+    /// several, the one that is near, or this node, which nothing has to be sent to; of others, who waited
+    /// longest.
     fn least_loaded(
         &self,
         phase: &Name,
@@ -162,7 +163,7 @@ impl Core {
             .filter(|(worker, slots)| meets(worker) && self.is_trusted(*worker, slots.taken))
             .min_by_key(|(worker, slots)| {
                 let share = u64::from(slots.taken) * 1_000_000 / u64::from(slots.window);
-                (share, Some(*worker) != near, slots.last)
+                (share, Some(*worker) != near, *worker != self.me(), slots.last)
             })
             .map(|(worker, _)| worker)
     }

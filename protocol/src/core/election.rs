@@ -342,6 +342,7 @@ impl Core {
             if let Some(group) = self.groups.get_mut(&pipeline) {
                 group.promise.voted = term;
                 group.promise.highest = promise.highest.max(term);
+                group.founded = founding.then_some(term);
             }
             self.write_promise(pipeline);
             // The candidate gets time to merge what its voters hold before anybody stands again.
@@ -569,6 +570,7 @@ impl Core {
         let Some(group) = self.groups.get_mut(&pipeline) else { return };
         if group.promise.admitted != admitted {
             group.promise.admitted = admitted;
+            group.founded = None;
             self.write_promise(pipeline);
             self.note_complete(pipeline);
         }

@@ -450,6 +450,9 @@ pub(super) struct Group {
     pub(super) view: Option<GroupView>,
     /// To whom a strict group's lease was granted, and until when nobody else gets it.
     pub(super) pledge: Option<(NodeId, Timestamp)>,
+    /// The term that this node voted for when nobody's copy counted, until its own does: whoever
+    /// coordinates in it knows no better.
+    pub(super) founded: Option<Term>,
     /// Counts how often this node began anew to keep a copy, since it started.
     pub(super) copy: u64,
     /// Of jobs that were forgotten before this moment (ms since 1970), nothing is kept at all.
@@ -506,6 +509,7 @@ impl Group {
             answered_in: PersistId(0),
             view: None,
             pledge: None,
+            founded: None,
             copy: 0,
             horizon_ms: 0,
             expiring: BTreeSet::new(),

@@ -18,7 +18,7 @@
 use std::{borrow::Cow, collections::BTreeSet, time::Duration};
 
 use crate::{
-    id::{JobId, PipelineId},
+    id::{JobId, NodeId, PipelineId},
     message::JobUpdate,
     mutant::Mutant,
     pipeline::{Keep, Retention},
@@ -29,7 +29,7 @@ use crate::{
 use super::{
     Core,
     commit::Held,
-    group::{End, job_hash},
+    group::{End, Group, job_hash},
     timer::Timer,
 };
 
@@ -360,9 +360,14 @@ impl Core {
 
     /// Whether this copy's word of a job counts for less than that of the coordinator that compares
     /// with it.
-    pub(super) fn yields(&self, pipeline: PipelineId, update: &JobUpdate) -> bool {
+    pub(super) fn yields(&self, pipeline: PipelineId, to: NodeId, update: &JobUpdate) -> bool {
         let horizon_ms = self.horizon_ms(pipeline);
-        if horizon_ms == 0 || self.is_admitted(pipeline) || self.is_strict(pipeline) {
+        let founds = |group: &Group| {
+            let term = group.founded.filter(|term| *term == group.promise.highest);
+            term.is_some_and(|term| term.node == to)
+        };
+        let founds = self.groups.get(&pipeline).is_some_and(founds);
+        if founds || horizon_ms == 0 || self.is_admitted(pipeline) || self.is_strict(pipeline) {
             return false;
         }
         let mut record = JobRecord::default();

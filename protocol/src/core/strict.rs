@@ -94,6 +94,9 @@ impl Core {
     /// How many copies an acknowledgement needs at least.
     pub(super) fn least_copies(&self, pipeline: PipelineId) -> usize {
         let Some(entry) = self.catalog.get(&pipeline) else { return 1 };
+        if self.has(Mutant::AcceptsAlone) {
+            return 1;
+        }
         let replicas = entry.definition().map_or(1, |definition| definition.replicas.into());
         let members = self.replica_nodes().len().max(entry.founders.len());
         match entry.definition().map(|definition| definition.accept) {

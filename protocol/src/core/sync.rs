@@ -365,7 +365,9 @@ impl Core {
                 continue;
             }
             match self.whole(pipeline, job)? {
-                Some(record) if theirs.contains_key(&job) && self.yields(pipeline, &record) => {
+                Some(record)
+                    if theirs.contains_key(&job) && self.yields(pipeline, from, &record) =>
+                {
                     want.push(job);
                 }
                 Some(record) => {

@@ -13,9 +13,11 @@ use carbonmesh_protocol::{
 };
 
 use super::{Fact, Invariant, Seen, Verdict};
+use crate::Options;
 
-#[derive(Default)]
 pub(super) struct AdoptFirst {
+    /// Whether only what a majority holds is an end.
+    strict: bool,
     /// What each voter held on disk when its vote for a term left, for the first time if it was asked twice:
     /// the candidate counts the first that comes.
     held: BTreeMap<(Term, NodeId), BTreeMap<JobId, Arc<JobRecord>>>,
@@ -49,9 +51,13 @@ impl Invariant for AdoptFirst {
 }
 
 impl AdoptFirst {
+    pub(super) fn new(options: &Options) -> Self {
+        Self { strict: options.is_strict(), held: BTreeMap::new(), checked: BTreeSet::new() }
+    }
+
     /// The first attempt of a term begins.
     fn check(&mut self, seen: &Seen<'_>, term: Term) -> Verdict {
-        if !self.checked.insert(term) {
+        if self.checked.contains(&term) {
             return Ok(());
         }
         let coordinator = seen.by_id(term.node).filter(|node| !node.disk.is_damaged());
@@ -63,12 +69,13 @@ impl AdoptFirst {
         if group.coordinates != Some(term) {
             return Ok(());
         }
+        self.checked.insert(term);
         for voter in &group.voters {
             let held = self.held.get(&(term, *voter)).into_iter().flatten();
             for (job, theirs) in held {
                 let mine = coordinator.disk.job(seen.pipeline, *job);
                 // It may have ended at the voter before both compared what lives there.
-                if mine.is_none() && has_ended(seen, *voter, *job) {
+                if !self.strict && mine.is_none() && has_ended(seen, *voter, *job) {
                     continue;
                 }
                 let mut mine = Arc::unwrap_or_clone(mine.unwrap_or_default());

@@ -1,7 +1,7 @@
 //! BOUNDED-RERUN: without a fault each phase runs once; else every further run comes after the one
 //! before has failed, or after something went wrong since that began.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use carbonmesh_protocol::{
     id::{JobId, Token},
@@ -10,6 +10,9 @@ use carbonmesh_protocol::{
 
 use super::{Fact, Invariant, Seen, Verdict};
 use crate::Options;
+
+/// For how long after a fault an attempt may be given out that it makes run again.
+const AFTERMATH: Duration = Duration::from_secs(15);
 
 /// How much longer than others a slow link takes.
 const SLOWEST: u64 = 10;
@@ -22,6 +25,7 @@ pub(super) struct BoundedRerun {
     last: BTreeMap<(JobId, String), (Token, Timestamp)>,
     failed: BTreeMap<Token, bool>,
     last_fault: Option<Timestamp>,
+    aftermath: Duration,
     timed: bool,
     /// Whether some links take about as long as a lease, there and back: then coordinators lose theirs
     /// without a fault.
@@ -35,6 +39,7 @@ impl BoundedRerun {
             last: BTreeMap::new(),
             failed: BTreeMap::new(),
             last_fault: None,
+            aftermath: options.aftermath(AFTERMATH),
             timed: options.timed,
             slow: options.slow_links_per_mille > 0 && 2 * SLOWEST * options.delay_ms >= LEASE_MS,
         }
@@ -43,8 +48,7 @@ impl BoundedRerun {
     /// Whether something that went wrong may still have its consequences.
     fn blames_fault(&self, since: Timestamp) -> bool {
         // A connection that is cut is given up seconds later, and leases run out after that.
-        const AFTERMATH: std::time::Duration = std::time::Duration::from_secs(15);
-        !self.faultless && self.last_fault.is_some_and(|fault| fault + AFTERMATH >= since)
+        !self.faultless && self.last_fault.is_some_and(|fault| fault + self.aftermath >= since)
     }
 }
 

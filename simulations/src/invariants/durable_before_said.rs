@@ -8,17 +8,20 @@ use carbonmesh_protocol::{
     id::{JobId, Token},
     io::Outcome,
     message::{JobUpdate, Message, StoreResult},
+    pipeline::Quorum,
     record::{Component, JobRecord, Progress, REAPED},
 };
 
 use super::{Fact, Invariant, Seen, Verdict};
-use crate::world::WALL_START_MS;
+use crate::{Options, world::WALL_START_MS};
 
 /// What a node was asked to keep: by whom, in which life of the asker, and under which numbers.
 type Asked<T> = BTreeMap<(usize, usize, u64, u64, u64), Vec<T>>;
 
 #[derive(Default)]
 pub(super) struct DurableBeforeSaid {
+    /// Whether an acknowledgement needs a majority of the copies that there should be.
+    majority: bool,
     stores: Asked<JobId>,
     batches: Asked<JobUpdate>,
     pushes: Asked<JobUpdate>,
@@ -40,6 +43,11 @@ impl Invariant for DurableBeforeSaid {
             Fact::Acknowledged { receipt, .. } => {
                 let disks = (0..seen.nodes.len()).filter(|at| seen.has_on_disk(*at, receipt.job));
                 let (found, said) = (disks.count(), receipt.copies as usize);
+                let target = receipt.target as usize;
+                if self.majority && said * 2 <= target || said < target.min(2) && !receipt.degraded
+                {
+                    return Err(format!("{receipt:?} is too few copies"));
+                }
                 if said == 0 || found + self.lost_disks < said {
                     let job = receipt.job;
                     return Err(format!("job {job}: {said} copies were told, {found} are there"));
@@ -52,6 +60,10 @@ impl Invariant for DurableBeforeSaid {
 }
 
 impl DurableBeforeSaid {
+    pub(super) fn new(options: &Options) -> Self {
+        Self { majority: options.quorums.0 == Quorum::Majority, ..Self::default() }
+    }
+
     fn note(&mut self, seen: &Seen<'_>, at: usize, from: usize, message: &Message) {
         let life = seen.nodes[from].life;
         match message {

@@ -35,9 +35,12 @@ pub(super) struct LegalReap {
     strict: bool,
     /// Whether marks run out, so that what an old copy brings back is set aside.
     expires: bool,
+    /// Whether somebody may be away until they have.
+    outlasts_marks: bool,
     /// Whether any disk was lost.
     lost_disk: bool,
     last_fault: Option<Timestamp>,
+    aftermath: Duration,
     /// Those that were to be tried again: another generation may outlive the mark.
     retried: BTreeSet<JobId>,
 }
@@ -54,14 +57,16 @@ impl LegalReap {
             reaped: BTreeMap::new(),
             strict: options.is_strict(),
             expires: options.expires(),
+            outlasts_marks: options.outlasts_marks(),
             lost_disk: false,
             last_fault: None,
+            aftermath: options.aftermath(AFTERMATH),
             retried: BTreeSet::new(),
         }
     }
 
     fn is_calm(&self, seen: &Seen<'_>) -> bool {
-        self.last_fault.is_none_or(|fault| seen.now.since(fault) > AFTERMATH)
+        self.last_fault.is_none_or(|fault| seen.now.since(fault) > self.aftermath)
     }
 
     fn given_away(&self, seen: &Seen<'_>, at: usize, job: JobId) -> Verdict {
@@ -155,7 +160,7 @@ impl Invariant for LegalReap {
                     continue;
                 }
                 // Only an old copy had it: it may have ended there after that, and been forgotten.
-                let set_aside = self.expires && self.lost_disk;
+                let set_aside = self.expires && (self.lost_disk || self.outlasts_marks);
                 if !set_aside && !self.may_be_over.contains(job) {
                     return Err(format!("n{at} has forgotten job {job}, which never ended"));
                 }

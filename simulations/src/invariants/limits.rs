@@ -24,6 +24,7 @@ pub(super) struct Limits {
     /// By attempt: where it runs, for which job, under which key.
     running: BTreeMap<Token, (usize, JobId, String)>,
     last_fault: Option<Timestamp>,
+    aftermath: Duration,
 }
 
 impl Limits {
@@ -37,6 +38,7 @@ impl Limits {
             begun: BTreeMap::new(),
             running: BTreeMap::new(),
             last_fault: None,
+            aftermath: options.aftermath(AFTERMATH),
         }
     }
 
@@ -64,7 +66,7 @@ impl Limits {
     fn runs(&mut self, now: Timestamp, at: usize, attempt: &Attempt) -> Verdict {
         let (token, job) = (attempt.token, attempt.job);
         let key = String::from_utf8_lossy(&attempt.instructions).into_owned();
-        let calm = self.last_fault.is_none_or(|at| now.since(at) > AFTERMATH);
+        let calm = self.last_fault.is_none_or(|at| now.since(at) > self.aftermath);
         let same = |(other, (_, _, of)): &(&Token, &(usize, JobId, String))| {
             other.term == token.term && *of == key
         };

@@ -160,12 +160,12 @@ impl Invariants {
     fn new(options: &Options) -> Self {
         Self {
             all: vec![
-                Box::new(durable_before_said::DurableBeforeSaid::default()),
+                Box::new(durable_before_said::DurableBeforeSaid::new(options)),
                 Box::new(acked_survives::AckedSurvives::new(options)),
                 Box::new(merge::Merge::new(options)),
                 Box::new(terminal_stays::TerminalStays::new(options)),
                 Box::new(one_vote::OneVote::default()),
-                Box::new(adopt_first::AdoptFirst::default()),
+                Box::new(adopt_first::AdoptFirst::new(options)),
                 Box::new(order::Order),
                 Box::new(fenced::Fenced::new(options)),
                 Box::new(bounded_rerun::BoundedRerun::new(options)),

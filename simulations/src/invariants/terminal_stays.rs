@@ -18,6 +18,8 @@ use crate::Options;
 pub(super) struct TerminalStays {
     /// Whether only what a majority holds is an end.
     strict: bool,
+    /// Whether a copy can have been away for longer than marks are kept.
+    gives_way: bool,
     /// What each attempt is for.
     attempts: BTreeMap<Token, (JobId, u16)>,
     /// Phases whose end was committed.
@@ -111,6 +113,7 @@ impl TerminalStays {
     pub(super) fn new(options: &Options) -> Self {
         Self {
             strict: options.is_strict(),
+            gives_way: options.has_short_marks(),
             attempts: BTreeMap::new(),
             committed: BTreeMap::new(),
             told: BTreeSet::new(),
@@ -205,7 +208,8 @@ impl TerminalStays {
         let key = (disk, emptied, job, step);
         // A copy that was away for longer than marks are kept gives way to the job that the key has got
         // since. Of two that meet otherwise, the earlier stays.
-        let ended = self.ended.get(&key).filter(|ended| ended.created_ms >= created_ms).copied();
+        let same = |ended: &&Ended| !self.gives_way || ended.created_ms >= created_ms;
+        let ended = self.ended.get(&key).filter(same).copied();
         let generation = control.generation;
         if control.is_terminal() {
             self.ended.insert(key, Ended { generation, created_ms });

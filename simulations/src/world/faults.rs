@@ -1,6 +1,6 @@
 //! What goes wrong, and when; and the peace that ends it.
 
-use carbonmesh_protocol::io::Input;
+use carbonmesh_protocol::{io::Input, mutant::Mutant};
 
 use super::{Disk, Event, World};
 use crate::invariants::Fact;
@@ -67,7 +67,13 @@ impl World {
 
     /// The next fault of a kind, about when it is due.
     fn schedule(&mut self, fault: Fault) {
-        let mean = self.every_ms(fault);
+        let mean = self.every_ms(fault)
+            * match fault {
+                Fault::Crash | Fault::Partition | Fault::OneWay | Fault::Pause => {
+                    self.options.rarer()
+                }
+                _ => 1,
+            };
         if mean > 0 && !self.peace {
             let after = self.random.between(mean / 2, mean * 3 / 2);
             self.push(after, Event::Fault(fault));
@@ -110,7 +116,7 @@ impl World {
             };
             self.replace_disk(at, disk, restored);
         }
-        let after = self.random.between(100, 6000);
+        let after = self.random.between(100, self.options.away_ms);
         self.push(after, Event::Restart(at));
     }
 
@@ -154,7 +160,7 @@ impl World {
             true => self.split_in_half(),
             false => self.set_apart(),
         }
-        let after = self.random.between(500, 10_000);
+        let after = self.random.between(500, self.options.away_ms * 5 / 3);
         self.push(after, Event::Heal);
     }
 
@@ -163,20 +169,24 @@ impl World {
         if from != to {
             self.deafen(from, to);
         }
-        let after = self.random.between(500, 15_000);
+        let after = self.random.between(500, self.options.away_ms * 5 / 2);
         self.push(after, Event::Hear);
     }
 
     fn pause_some(&mut self) {
         let at = self.some_node();
-        let pause = self.random.between(50, 6000);
+        let pause = self.random.between(50, self.options.away_ms);
         // What it has decided by now is on its way: that a message takes long is a fault of the network.
         if self.nodes[at].paused_until <= self.now {
             self.drain(at);
         }
         // A pause is never cut short: what waits for its end keeps its order.
-        let until = self.nodes[at].paused_until.max(self.now + pause);
+        let before = self.nodes[at].paused_until.max(self.now);
+        let until = before.max(self.now + pause);
         self.nodes[at].paused_until = until;
+        if self.is_mutated(Mutant::ClockStops) {
+            self.nodes[at].stop_clock(until.since(before));
+        }
         self.reschedule(at);
         self.tell(Fact::Paused { at, until });
     }
@@ -199,6 +209,13 @@ impl World {
 
     pub(super) fn set_full(&mut self, at: usize, full: bool) {
         self.tell(Fact::Full { at, full });
+        self.nodes[at].full = full;
+        self.tell_room(at);
+    }
+
+    /// A node sees how much room its disk has.
+    pub(super) fn tell_room(&mut self, at: usize) {
+        let full = self.nodes[at].full;
         let accepting = if full { Err("the disk is full".to_owned()) } else { Ok(()) };
         self.input(at, Input::Accepting(accepting));
     }

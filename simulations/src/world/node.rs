@@ -21,6 +21,9 @@ use carbonmesh_protocol::{
     time::Timestamp,
 };
 
+/// How many writes of a thousand a full disk refuses.
+const REFUSED_PER_MILLE: u32 = 100;
+
 /// The wall clock when a world begins.
 pub(crate) const WALL_START_MS: u64 = 1_700_000_000_000;
 
@@ -39,6 +42,8 @@ pub(crate) struct Node {
     pub(crate) reads: u8,
     /// The process that was told to make way for another release.
     pub(super) replaced: u64,
+    /// Whether its disk has no room.
+    pub(super) full: bool,
     /// Whether it has left for good.
     pub(crate) gone: bool,
     clock: Clock,
@@ -127,6 +132,7 @@ impl Node {
             life: 0,
             reads: options.reads_at_first,
             replaced: u64::MAX,
+            full: false,
             gone: false,
             clock: Clock::new(options, random),
             paused_until: Timestamp::default(),
@@ -139,6 +145,12 @@ impl Node {
     /// Its own time at a moment.
     pub(super) fn local(&self, world: Timestamp) -> Timestamp {
         self.clock.local(world)
+    }
+
+    /// A clock that stands still with its process, as if nothing had been.
+    pub(super) fn stop_clock(&mut self, time: Duration) {
+        let offset_ms = self.clock.offset_ms;
+        self.clock.offset_ms = offset_ms.saturating_sub(time.as_millis() as u64);
     }
 
     /// When its core wants to be called next.
@@ -174,6 +186,9 @@ impl World {
         }
         let (disk, boot) = (node.config.disk, node.config.boot);
         self.tell(Fact::Up { at, disk, boot });
+        if self.nodes[at].full {
+            self.tell_room(at);
+        }
         self.drain(at);
         self.reschedule(at);
     }
@@ -246,6 +261,14 @@ impl World {
         if node.life != life {
             return;
         }
+        // A full disk takes little things for a while. What it refuses ends the node.
+        if node.full && self.random.per_mille(REFUSED_PER_MILLE) {
+            self.nodes[at].unsynced.clear();
+            self.crash(at);
+            let after = self.random.between(100, 6000);
+            return self.push(after, Event::Restart(at));
+        }
+        let node = &mut self.nodes[at];
         let Some((_, writes)) = node.unsynced.pop_front().filter(|(first, _)| *first == id) else {
             return;
         };

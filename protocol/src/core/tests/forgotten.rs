@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::{
     config::Timing,
-    id::{JobId, PipelineId},
+    id::{DiskId, JobId, PipelineId},
     io::Outcome,
     pipeline::{Keep, PhaseInput, PipelineDef, Quorum, Retention, Settings},
     record::JobRecord,
@@ -23,6 +23,10 @@ fn forgetful() -> Cluster {
 }
 
 fn forgetful_with(quorum: Quorum) -> Cluster {
+    forgetful_of(&["a"], quorum)
+}
+
+fn forgetful_of(phases: &[&str], quorum: Quorum) -> Cluster {
     let timing =
         Timing { tombstones: MARKS_KEPT, replace_after: REPLACED_AFTER, ..Timing::DEFAULT };
     let mut cluster = Cluster::with_timing(4, &PHASES, timing);
@@ -30,7 +34,8 @@ fn forgetful_with(quorum: Quorum) -> Cluster {
     // What is set aside stays for the operator.
     let retention = Retention { succeeded: keep, dead: keep, ..Retention::DEFAULT };
     let settings = Settings { accept: quorum, execute: quorum, retention, ..Settings::default() };
-    let definition = PipelineDef::with(name("p"), vec![PhaseInput::named(name("a"))], settings);
+    let phases = phases.iter().map(|phase| PhaseInput::named(name(phase))).collect();
+    let definition = PipelineDef::with(name("p"), phases, settings);
     cluster.apply_pipeline(0, definition.expect("a valid pipeline"));
     cluster.coordinator();
     cluster.run_for(Duration::from_secs(3));
@@ -203,5 +208,40 @@ fn nor_does_it_where_a_majority_decides() {
         (0..4).filter(|index| *index != away).for_each(|index| cluster.start(index));
         assert!(record(&cluster, away, job).is_some(), "it still has a copy");
         assert_set_aside(&mut cluster, job, ran);
+    }
+}
+
+#[test]
+fn who_founds_a_group_anew_learns_what_others_held_of_old_jobs() {
+    for missed in [true, false] {
+        let mut cluster = forgetful_of(&["a", "b"], Quorum::Any);
+        cluster.automatic = false;
+        let job = cluster.enqueue(0, "p", None, "{}").expect("accepted").job;
+        cluster.run_for(MARKS_KEPT * 2);
+        // One misses the first phase's end, just before all go.
+        let behind = replica(&mut cluster, job, missed);
+        cluster.kill(behind);
+        let begun = |cluster: &Cluster, step: &str| {
+            let mut nodes = cluster.nodes.iter().enumerate();
+            nodes.find_map(|(at, node)| {
+                let attempt = node.attempts.iter().find(|it| it.step.as_str() == step)?;
+                Some((at, attempt.token))
+            })
+        };
+        cluster.run_until("the first phase runs", |cluster| begun(cluster, "a").is_some());
+        let (at, token) = begun(&cluster, "a").expect("it runs");
+        cluster.finish(at, token, Outcome::Succeeded("{}".into()));
+        cluster.run_until("the second runs", |cluster| begun(cluster, "b").is_some());
+        let ran = cluster.runs[&(job, name("a"))];
+        // All come back with what they held, and on disks that count for nothing.
+        (0..4).for_each(|index| cluster.kill(index));
+        for (index, node) in cluster.nodes.iter_mut().enumerate() {
+            node.config.disk = DiskId(100 + index as u64);
+        }
+        cluster.start(behind);
+        (0..4).filter(|index| *index != behind).for_each(|index| cluster.start(index));
+        cluster.run_until("the second runs again", |cluster| begun(cluster, "b").is_some());
+        cluster.run_for(Duration::from_secs(30));
+        assert_eq!(cluster.runs[&(job, name("a"))], ran, "what was done is done again");
     }
 }
