@@ -10,7 +10,7 @@ use bytes::Bytes;
 use carbonmesh_protocol::{
     advert::{Advert, PhaseSlots, Roles},
     catalog::CatalogEntry,
-    codec,
+    codec::{self, Encoded},
     event::{
         About, AttemptLog, Event, EventPage, EventQuery, EventToken, EventsFrom, LogLevel,
         LogsPage, Said, What,
@@ -18,7 +18,10 @@ use carbonmesh_protocol::{
     handler::{Handler, HandlerEntry, Language},
     id::{DiskId, JobId, Term, Token},
     io::{Change, Changed, Outcome, Refusal},
-    message::{Answer, Completion, Message, Question, SaidBatch, StoreResult, Which},
+    message::{
+        Answer, Assignment, Completion, Message, Question, SaidBatch, SessionOf, StoreResult, Which,
+    },
+    pipeline::Handling,
     record::{Control, JobOptions, JobRecord, JobSpec, Progress},
     secret::{KeyId, Pattern, Place, SEAL_BYTES, Sealed, SecretEntry},
     trace::TraceParent,
@@ -34,6 +37,15 @@ const OF_A_KIND: usize = 8;
 pub(crate) fn messages() -> Vec<Vec<u8>> {
     static MESSAGES: OnceLock<Vec<Vec<u8>>> = OnceLock::new();
     MESSAGES.get_or_init(collect).clone()
+}
+
+/// How many kinds of messages there are: what cannot be one says so.
+pub(crate) fn kinds() -> u8 {
+    let error = codec::decode::<Message>(&carbonmesh_fuzz::seal(Message::KIND, 1, &[250]));
+    let error = error.expect_err("no message has that number").to_string();
+    let count = error.rsplit("i < ").next().unwrap_or_default();
+    let digits = count.split(|c: char| !c.is_ascii_digit()).next().unwrap_or_default();
+    digits.parse().unwrap_or_else(|_| panic!("it says how many there are: {error}"))
 }
 
 fn collect() -> Vec<Vec<u8>> {
@@ -102,6 +114,7 @@ fn rare() -> Vec<Message> {
                 StoreResult::Refused(refusal),
             ],
         },
+        assigned_with_session(),
         Message::Declined(token),
         Message::Cancel(token),
         Message::Query {
@@ -220,6 +233,32 @@ pub(crate) fn others() -> Vec<Vec<u8>> {
         codec::encode(&entry).to_vec(),
         codec::encode(&changed).to_vec(),
     ]
+}
+
+/// An attempt behind items of attempts that left sessions.
+fn assigned_with_session() -> Message {
+    let pipeline = pipeline().id();
+    let session = SessionOf { step: name("one"), entries: Bytes::from_static(b"{\"open\":1}") };
+    Message::assign(Box::new(Assignment {
+        token: token(),
+        pipeline,
+        name: name("p"),
+        job: JobId::of_key(pipeline, "k"),
+        step: 1,
+        step_name: name("two"),
+        phase: name("two"),
+        number: 1,
+        timeout: Some(Duration::from_secs(1)),
+        key: Some("k".to_owned()),
+        instructions: Bytes::from_static(b"{}"),
+        results: vec![Bytes::from_static(b"{}")],
+        names: Some(vec![name("one")]),
+        gathered: Vec::new(),
+        gives_items: false,
+        handling: Handling::default(),
+        sessions: vec![session],
+        trace: None,
+    }))
 }
 
 fn token() -> Token {
