@@ -316,13 +316,18 @@ impl Options {
 
     /// For how long after a fault began its effects may show, if that is `usually` so.
     pub(crate) fn aftermath(&self, usually: Duration) -> Duration {
-        let longer = if self.away_ms == LONG_MS { self.away_ms * 5 / 2 } else { 0 };
+        let longer = if self.has_long_absences() { self.away_ms * 5 / 2 } else { 0 };
         usually + Duration::from_millis(longer)
+    }
+
+    /// Whether nodes are away, or links gone, for up to minutes.
+    pub(crate) fn has_long_absences(&self) -> bool {
+        self.away_ms == LONG_MS
     }
 
     /// How much rarer faults are whose effects last longer.
     pub(crate) fn rarer(&self) -> u64 {
-        if self.away_ms == LONG_MS { 4 } else { 1 }
+        if self.has_long_absences() { 4 } else { 1 }
     }
 
     /// Whether any job is forgotten while the world lasts.
@@ -337,7 +342,7 @@ impl Options {
 
     /// Whether a node may be away for longer than marks are kept.
     pub(crate) fn outlasts_marks(&self) -> bool {
-        self.has_short_marks() && self.away_ms == LONG_MS
+        self.has_short_marks() && self.has_long_absences()
     }
 
     /// Whether marks of what was forgotten are kept for less than the world lasts.

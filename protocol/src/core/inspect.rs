@@ -8,7 +8,7 @@ use std::{
 
 use crate::{
     group_view::GroupView,
-    id::{JobId, NodeId, PipelineId, Term},
+    id::{DiskId, JobId, NodeId, PipelineId, Term},
     message::Digest,
     record::JobRecord,
     store::{ReadError, Reader},
@@ -42,6 +42,8 @@ pub struct StoredPromise {
     pub highest: Term,
     /// The last term that it has voted for.
     pub voted: Term,
+    /// The disk with which it is admitted, if it is.
+    pub admitted: Option<DiskId>,
 }
 
 /// What a disk says that its node has promised.
@@ -53,7 +55,11 @@ pub fn stored_promise(
     pipeline: PipelineId,
 ) -> Result<Option<StoredPromise>, ReadError> {
     let promise: Option<Promise> = super::replica::read_meta(reader, PROMISE, pipeline)?;
-    Ok(promise.map(|promise| StoredPromise { highest: promise.highest, voted: promise.voted }))
+    Ok(promise.map(|Promise { highest, voted, admitted, .. }| StoredPromise {
+        highest,
+        voted,
+        admitted,
+    }))
 }
 
 /// A group's state at one moment.

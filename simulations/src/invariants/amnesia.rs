@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use carbonmesh_protocol::{id::DiskId, message::Message};
+use carbonmesh_protocol::{core::stored_promise, id::DiskId, message::Message};
 
 use super::{Fact, Invariant, Seen, Verdict};
 use crate::{Options, world::Node};
@@ -34,6 +34,18 @@ impl Invariant for Amnesia {
             }
             Fact::Delivered { message: Message::Admit { disk, .. }, .. } => {
                 self.fresh.remove(disk);
+            }
+            // Whoever is alone for long founds the group anew, and has nobody to tell of that: its next
+            // process finds it on disk.
+            Fact::Up { at, disk, .. } => {
+                let node = &seen.nodes[*at];
+                let promise = stored_promise(&node.disk.reader(), seen.pipeline);
+                let founded = promise.ok().flatten().is_some_and(|promise| {
+                    promise.admitted == Some(*disk) && promise.voted.node == node.config.node
+                });
+                if founded {
+                    self.fresh.remove(disk);
+                }
             }
             // Where nobody else can be reached or is known, a group is founded anew.
             Fact::Sent { at, message: Message::Beat(beat), .. }

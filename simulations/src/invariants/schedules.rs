@@ -35,7 +35,8 @@ pub(super) struct Schedules {
 impl Schedules {
     pub(super) fn new(options: &Options) -> Self {
         Self {
-            checked: options.cron && !options.expires(),
+            // With nobody to coordinate for long, runs are missed, of which the last alone is made good.
+            checked: options.cron && !options.expires() && !options.has_long_absences(),
             applied: None,
             lost_disk: false,
             faults_ms: options.faults_ms,
