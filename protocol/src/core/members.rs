@@ -4,7 +4,10 @@
 //! stands and something came over it within a lease. A member that stays away for long is retired:
 //! its place among the replicas goes to another, until it comes back.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use bytes::Bytes;
 
@@ -50,6 +53,8 @@ pub(super) struct Member {
     pub(super) away_since: Timestamp,
     /// Since when it can be.
     pub(super) here_since: Timestamp,
+    /// For how long it could not be, before that, as far as this node was there to see.
+    pub(super) was_away: Duration,
     /// The number of its last beat on this connection.
     pub(super) last_beat: u64,
     /// Which of the pipelines that this node coordinates it has no admitted copy of, as it said
@@ -83,6 +88,7 @@ impl Core {
             heard,
             away_since,
             here_since: heard,
+            was_away: Duration::ZERO,
             last_beat: 0,
             unadmitted: None,
             busy: Vec::new(),
@@ -173,6 +179,7 @@ impl Core {
         if !member.reachable && self.connections.contains(&peer) {
             member.reachable = true;
             member.here_since = self.now;
+            member.was_away = self.now.since(member.away_since);
             member.met = true;
             self.tell_liveness();
             self.on_reachable(peer);

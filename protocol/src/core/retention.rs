@@ -73,7 +73,7 @@ impl Core {
 
     /// Moves the horizon. It is written down now and then: what is on disk may lag somewhat, and
     /// is brought in line before anything is dropped by it.
-    fn advance_horizon(&mut self, pipeline: PipelineId, to_ms: u64) {
+    pub(super) fn advance_horizon(&mut self, pipeline: PipelineId, to_ms: u64) {
         let kept = self.marks_kept_ms();
         let to_ms = to_ms.min(self.wall_ms().saturating_sub(kept));
         let Some(group) = self.groups.get_mut(&pipeline) else { return };
@@ -270,11 +270,12 @@ impl Core {
     pub(super) fn learn_horizon(
         &mut self,
         pipeline: PipelineId,
+        from: NodeId,
         horizon_ms: u64,
         continuous: bool,
     ) {
-        if !continuous {
-            self.lapse_if_stale(pipeline, horizon_ms);
+        if !continuous && !self.lapse_if_stale(pipeline, horizon_ms) && self.were_apart(from) {
+            self.lapse(pipeline);
         }
         self.advance_horizon(pipeline, horizon_ms);
     }
@@ -288,14 +289,26 @@ impl Core {
         let Some(group) = self.groups.get_mut(&pipeline) else { return false };
         let known = group.horizon_ms > 0 && group.promise.admitted.is_some();
         let stale = known && horizon_ms > group.horizon_ms.saturating_add(kept);
-        if !stale || self.is_strict(pipeline) {
+        stale && self.lapse(pipeline)
+    }
+
+    /// This copy counts no more until it was compared anew. Says whether that is so.
+    fn lapse(&mut self, pipeline: PipelineId) -> bool {
+        if self.is_strict(pipeline) {
             return false;
         }
-        if let Some(group) = self.groups.get_mut(&pipeline) {
-            group.promise.admitted = None;
+        let Some(group) = self.groups.get_mut(&pipeline) else { return false };
+        if group.promise.admitted.take().is_some() {
             self.write_promise(pipeline);
         }
         true
+    }
+
+    /// Whether a node and this one heard nothing of each other for longer than marks are kept. Both sides
+    /// may have coordinated meanwhile, and forgotten what the other still has.
+    pub(super) fn were_apart(&self, node: NodeId) -> bool {
+        let kept = Duration::from_millis(self.marks_kept_ms());
+        self.members.get(&node).is_some_and(|member| member.was_away > kept)
     }
 
     /// Whether a copy that was last in step when marks were dropped up to a moment has heard of all that

@@ -381,7 +381,7 @@ impl Core {
         }
         if later_ms > self.horizon_ms(pipeline) + self.marks_kept_ms() {
             // Others have been in step since this copy was: what they lack may have been forgotten.
-            self.learn_horizon(pipeline, later_ms, true);
+            self.advance_horizon(pipeline, later_ms);
             doubtful.extend(lacks);
         }
         let reign = self.groups.get_mut(&pipeline).and_then(|group| group.elected());

@@ -448,7 +448,8 @@ impl Core {
             return Ok(());
         }
         let mut push = reply.want;
-        let current = self.is_current(pipeline, reply.horizon_ms);
+        let apart = !self.is_strict(pipeline) && self.were_apart(from);
+        let current = self.is_current(pipeline, reply.horizon_ms) && !apart;
         for update in &reply.records {
             self.absorb(pipeline, update, Origin::Copy { current })?;
             if self.differs(pipeline, update)? {

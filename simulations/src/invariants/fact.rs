@@ -59,6 +59,8 @@ pub(crate) enum Fact<'a> {
     Ended { token: Token, failed: bool },
     /// An attempt has given all of its items.
     Gave { token: Token, count: u32, leaves: bool },
+    /// A client wants a job taken.
+    Asked { job: &'a NewJob },
     /// A client hears that its job is taken.
     Acknowledged { receipt: &'a Receipt, job: &'a NewJob },
     /// A client hears that its value or secret is kept.
@@ -101,6 +103,7 @@ impl Fact<'_> {
             | Self::Started { .. }
             | Self::Ended { .. }
             | Self::Gave { .. }
+            | Self::Asked { .. }
             | Self::Acknowledged { .. }
             | Self::Told { .. } => false,
         }
@@ -150,6 +153,7 @@ impl fmt::Display for Fact<'_> {
                 let with = if *leaves { "with" } else { "without" };
                 write!(f, "attempt {token} has given {count} items, {with} a session")
             }
+            Self::Asked { job } => write!(f, "TO BE TAKEN: key {:?}, {:?}", job.key, job.options),
             Self::Applied => write!(f, "APPLIED"),
             Self::Changed { job, change } => write!(f, "TO BE CHANGED {job}: {change:?}"),
             Self::Told { at, view } => write!(f, "n{at} TELLS OF {}: {:?}", view.job, view.state),

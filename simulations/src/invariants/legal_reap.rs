@@ -8,7 +8,7 @@ use std::{
 
 use carbonmesh_protocol::{
     id::{DiskId, JobId, Token},
-    io::Change,
+    io::{Change, NewJob},
     message::Message,
     time::Timestamp,
 };
@@ -116,6 +116,12 @@ impl Invariant for LegalReap {
                 if job.options.deadline_ms.is_some() {
                     self.may_be_over.insert(receipt.job);
                 }
+            }
+            // Also one that its client never heard of: of two with one key the earlier stays.
+            Fact::Asked { job: NewJob { key: Some(key), options, .. } }
+                if options.deadline_ms.is_some() =>
+            {
+                self.may_be_over.insert(JobId::of_key(seen.pipeline, key));
             }
             Fact::Changed { job, change } => {
                 self.may_be_over.insert(*job);

@@ -84,6 +84,7 @@ impl World {
             self.clients.enqueued += 1;
             let count = [1, 1, 20][self.random.below(3)];
             let jobs: Vec<NewJob> = (0..count).map(|_| self.new_job()).collect();
+            jobs.iter().for_each(|job| self.tell(Fact::Asked { job }));
             self.enqueue(jobs, 1);
         } else {
             let definition = self.definition();
