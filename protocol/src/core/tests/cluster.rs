@@ -30,9 +30,21 @@ const LATENCY: Duration = Duration::from_millis(1);
 
 /// A disk that survives its node.
 #[derive(Clone, Default)]
-pub(super) struct Disk(Arc<Mutex<BTreeMap<(Table, Bytes), Bytes>>>);
+pub(super) struct Disk(Arc<Mutex<Rows>>);
+
+type Rows = BTreeMap<(Table, Bytes), Bytes>;
 
 impl Disk {
+    /// All that is on it.
+    pub(super) fn rows(&self) -> Rows {
+        self.0.lock().expect("not poisoned").clone()
+    }
+
+    /// Puts a copy back.
+    pub(super) fn set_rows(&self, rows: Rows) {
+        *self.0.lock().expect("not poisoned") = rows;
+    }
+
     pub(super) fn apply(&self, writes: Vec<Write>) {
         let mut rows = self.0.lock().expect("not poisoned");
         for write in writes {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::{
     config::Timing,
     id::{DiskId, JobId, PipelineId},
-    io::Outcome,
+    io::{Input, Outcome},
     pipeline::{Keep, PhaseInput, PipelineDef, Quorum, Retention, Settings},
     record::JobRecord,
     view::JobState,
@@ -213,14 +213,11 @@ fn nor_does_it_where_a_majority_decides() {
 
 #[test]
 fn who_founds_a_group_anew_learns_what_others_held_of_old_jobs() {
-    for missed in [true, false] {
+    for behind in 0..4 {
         let mut cluster = forgetful_of(&["a", "b"], Quorum::Any);
         cluster.automatic = false;
         let job = cluster.enqueue(0, "p", None, "{}").expect("accepted").job;
         cluster.run_for(MARKS_KEPT * 2);
-        // One misses the first phase's end, just before all go.
-        let behind = replica(&mut cluster, job, missed);
-        cluster.kill(behind);
         let begun = |cluster: &Cluster, step: &str| {
             let mut nodes = cluster.nodes.iter().enumerate();
             nodes.find_map(|(at, node)| {
@@ -230,18 +227,44 @@ fn who_founds_a_group_anew_learns_what_others_held_of_old_jobs() {
         };
         cluster.run_until("the first phase runs", |cluster| begun(cluster, "a").is_some());
         let (at, token) = begun(&cluster, "a").expect("it runs");
+        let backup = cluster.nodes[behind].disk.rows();
         cluster.finish(at, token, Outcome::Succeeded("{}".into()));
         cluster.run_until("the second runs", |cluster| begun(cluster, "b").is_some());
         let ran = cluster.runs[&(job, name("a"))];
-        // All come back with what they held, and on disks that count for nothing.
+        // All come back on disks that count for nothing, and one without the first phase's end.
         (0..4).for_each(|index| cluster.kill(index));
+        cluster.nodes[behind].disk.set_rows(backup);
         for (index, node) in cluster.nodes.iter_mut().enumerate() {
             node.config.disk = DiskId(100 + index as u64);
         }
-        cluster.start(behind);
-        (0..4).filter(|index| *index != behind).for_each(|index| cluster.start(index));
+        (0..4).for_each(|index| cluster.start(index));
         cluster.run_until("the second runs again", |cluster| begun(cluster, "b").is_some());
         cluster.run_for(Duration::from_secs(30));
         assert_eq!(cluster.runs[&(job, name("a"))], ran, "what was done is done again");
     }
+}
+
+#[test]
+fn what_one_side_of_a_long_cut_forgot_does_not_run_again_when_the_other_comes_back() {
+    let mut cluster = forgetful();
+    cluster.automatic = false;
+    let job = cluster.enqueue(0, "p", None, "{}").expect("accepted").job;
+    // It lives on and coordinates for itself, in an earlier term, and has no worker.
+    let apart = cluster.coordinator();
+    cluster.input(apart, Input::Offers(Vec::new()));
+    let others: Vec<usize> = (0..4).filter(|index| *index != apart).collect();
+    others.iter().for_each(|other| cluster.disconnect(apart, *other));
+    let begun = |cluster: &Cluster| {
+        let at = others.iter().find(|at| !cluster.nodes[**at].attempts.is_empty());
+        at.map(|at| (*at, cluster.nodes[*at].attempts[0].token))
+    };
+    cluster.run_until("it runs with the others", |cluster| begun(cluster).is_some());
+    let (at, token) = begun(&cluster).expect("it runs");
+    cluster.finish(at, token, Outcome::Succeeded("{}".into()));
+    cluster.run_for(KEPT + REPLACED_AFTER + MARKS_KEPT * 2);
+    assert!(others.iter().all(|index| record(&cluster, *index, job).is_none()), "forgotten");
+    assert!(record(&cluster, apart, job).is_some(), "but not beyond the cut");
+    let ran = runs(&cluster, job);
+    others.iter().for_each(|other| cluster.connect(apart, *other));
+    assert_set_aside(&mut cluster, job, ran);
 }
