@@ -22,6 +22,8 @@ mod vault;
 #[cfg(test)]
 mod frozen;
 #[cfg(test)]
+mod fuzz;
+#[cfg(test)]
 pub(crate) mod tests;
 
 pub(crate) use certificate::{Chain, ChainError, MAX_CHAIN_BYTES, PublicKey, Statement};
