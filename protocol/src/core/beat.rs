@@ -249,7 +249,7 @@ impl Core {
         if let Some(view) = &beat.view {
             self.learn_view(pipeline, view);
         }
-        self.learn_horizon(pipeline, from, beat.horizon_ms, continuous);
+        self.learn_horizon(pipeline, beat.horizon_ms, continuous);
         if let Some(group) = self.groups.get_mut(&pipeline)
             && group.leader.is_some_and(|leader| (leader.node, leader.term) == (from, term))
         {

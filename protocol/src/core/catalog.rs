@@ -377,7 +377,7 @@ impl Core {
         if founder && group.promise == Promise::NONE {
             group.promise.admitted = Some(disk);
             self.write_promise(pipeline);
-            self.note_complete(pipeline);
+            self.note_made(pipeline);
         }
         self.consider_election(pipeline);
     }

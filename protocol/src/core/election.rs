@@ -572,7 +572,6 @@ impl Core {
             group.promise.admitted = admitted;
             group.founded = None;
             self.write_promise(pipeline);
-            self.note_complete(pipeline);
         }
     }
 }

@@ -91,8 +91,8 @@ impl Core {
         }
     }
 
-    /// A copy is complete now, and knows of all that was forgotten.
-    pub(super) fn note_complete(&mut self, pipeline: PipelineId) {
+    /// This node has made the pipeline: before that, nothing was forgotten.
+    pub(super) fn note_made(&mut self, pipeline: PipelineId) {
         self.advance_horizon(pipeline, u64::MAX);
         self.store_horizon(pipeline);
     }
@@ -270,14 +270,20 @@ impl Core {
     pub(super) fn learn_horizon(
         &mut self,
         pipeline: PipelineId,
-        from: NodeId,
         horizon_ms: u64,
         continuous: bool,
     ) {
-        if !continuous && !self.lapse_if_stale(pipeline, horizon_ms) && self.were_apart(from) {
-            self.lapse(pipeline);
+        if !continuous {
+            self.lapse_if_stale(pipeline, horizon_ms);
         }
-        self.advance_horizon(pipeline, horizon_ms);
+        if self.is_admitted(pipeline) || self.is_strict(pipeline) {
+            return self.advance_horizon(pipeline, horizon_ms);
+        }
+        // A copy that does not count yet becomes what its coordinator's is, and knows no more than that.
+        if let Some(group) = self.groups.get_mut(&pipeline) {
+            group.horizon_ms = horizon_ms;
+            group.promise.horizon_ms = horizon_ms;
+        }
     }
 
     /// Somebody who was in step later than this copy says up to when marks are dropped. Says whether
@@ -289,23 +295,18 @@ impl Core {
         let Some(group) = self.groups.get_mut(&pipeline) else { return false };
         let known = group.horizon_ms > 0 && group.promise.admitted.is_some();
         let stale = known && horizon_ms > group.horizon_ms.saturating_add(kept);
-        stale && self.lapse(pipeline)
-    }
-
-    /// This copy counts no more until it was compared anew. Says whether that is so.
-    fn lapse(&mut self, pipeline: PipelineId) -> bool {
-        if self.is_strict(pipeline) {
+        if !stale || self.is_strict(pipeline) {
             return false;
         }
-        let Some(group) = self.groups.get_mut(&pipeline) else { return false };
-        if group.promise.admitted.take().is_some() {
+        if let Some(group) = self.groups.get_mut(&pipeline) {
+            group.promise.admitted = None;
             self.write_promise(pipeline);
         }
         true
     }
 
     /// Whether a node and this one heard nothing of each other for longer than marks are kept. Both sides
-    /// may have coordinated meanwhile, and forgotten what the other still has.
+    /// may have coordinated meanwhile, and forgotten what the other still has, whatever their horizons say.
     pub(super) fn were_apart(&self, node: NodeId) -> bool {
         let kept = Duration::from_millis(self.marks_kept_ms());
         self.members.get(&node).is_some_and(|member| member.was_away > kept)
