@@ -117,17 +117,17 @@ impl Core {
 
     fn dispatch_phase(&mut self, phase: &Name, mut queues: VecDeque<(PipelineId, Name)>) {
         while let Some((pipeline, step)) = queues.pop_front() {
-            if self.least_loaded(phase, &[], None).is_none() {
+            if self.least_loaded(phase, &[], [None; 2]).is_none() {
                 return;
             }
             let requires = self.catalog.get(&pipeline).map(|entry| entry.requires(&step).to_vec());
             let requires = requires.unwrap_or_default();
-            if !requires.is_empty() && self.least_loaded(phase, &requires, None).is_none() {
+            if !requires.is_empty() && self.least_loaded(phase, &requires, [None; 2]).is_none() {
                 continue;
             }
             let name = (phase.clone(), step);
             if let Some((entry, key)) = self.next_ready(pipeline, &name) {
-                let near = self.last_worker(pipeline, entry.job, entry.step);
+                let near = self.near(pipeline, entry.job, entry.step);
                 let Some(worker) = self.least_loaded(phase, &requires, near) else { return };
                 self.assign(pipeline, entry.job, entry.step, (&name, key), worker);
                 queues.push_back((pipeline, name.1));
@@ -135,22 +135,25 @@ impl Core {
         }
     }
 
-    /// Who ran the phase before, and so may have what that left.
-    fn last_worker(&self, pipeline: PipelineId, job: JobId, step: u16) -> Option<NodeId> {
-        let record = &self.groups.get(&pipeline)?.jobs.get(&job)?.record;
-        let phases = self.phases_of(pipeline, record)?;
-        let before = phases.get(usize::from(step))?.after.last()?;
-        record.controls.get(before)?.attempts.last().map(|attempt| attempt.worker)
+    /// Who gets a phase of those that are equally loaded: whoever ran the phase before, and so may have
+    /// what that left; then this node, which nothing has to be sent to, unless it has just tried.
+    fn near(&self, pipeline: PipelineId, job: JobId, step: u16) -> [Option<NodeId>; 2] {
+        let record = self.groups.get(&pipeline).and_then(|group| group.jobs.get(&job));
+        let Some(record) = record.map(|entry| &entry.record) else { return [None; 2] };
+        let last = |step: u16| Some(record.controls.get(&step)?.attempts.last()?.worker);
+        let phases = self.phases_of(pipeline, record);
+        let before = phases.and_then(|phases| phases.get(usize::from(step))?.after.last().copied());
+        let me = Some(self.me()).filter(|me| last(step) != Some(*me));
+        [before.and_then(last), me]
     }
 
     /// Of the workers that have what is required, the one with the smallest share of its window taken; of
-    /// several, the one that is near, or this node, which nothing has to be sent to; of others, who waited
-    /// longest.
+    /// several, the first that is near; of others, who waited longest.
     fn least_loaded(
         &self,
         phase: &Name,
         requires: &[Requirement],
-        near: Option<NodeId>,
+        near: [Option<NodeId>; 2],
     ) -> Option<NodeId> {
         let meets = |worker: &NodeId| {
             requires.is_empty()
@@ -163,7 +166,8 @@ impl Core {
             .filter(|(worker, slots)| meets(worker) && self.is_trusted(*worker, slots.taken))
             .min_by_key(|(worker, slots)| {
                 let share = u64::from(slots.taken) * 1_000_000 / u64::from(slots.window);
-                (share, Some(*worker) != near, *worker != self.me(), slots.last)
+                let far = near.iter().position(|it| *it == Some(*worker)).unwrap_or(near.len());
+                (share, far, slots.last)
             })
             .map(|(worker, _)| worker)
     }
@@ -289,6 +293,10 @@ impl Core {
         let Some(term) = self.elected_term(pipeline) else {
             return;
         };
+        if self.has_lost_what_it_undoes(pipeline, job) {
+            // Its phases are left out.
+            return self.refresh(pipeline, job);
+        }
         let gathered = self.take_collected(pipeline, job, step);
         let mut token = Token { term, sequence: 0 };
         self.update_control(pipeline, job, step, |control| {

@@ -567,11 +567,17 @@ impl Core {
 
     fn admit_self(&mut self, pipeline: PipelineId) {
         let admitted = Some(self.config.disk);
+        let strict = self.is_strict(pipeline);
         let Some(group) = self.groups.get_mut(&pipeline) else { return };
         if group.promise.admitted != admitted {
             group.promise.admitted = admitted;
+            group.promise.horizon_ms = group.horizon_ms;
             group.founded = None;
+            let unknown = group.horizon_ms == 0;
             self.write_promise(pipeline);
+            if strict || unknown {
+                self.note_made(pipeline);
+            }
         }
     }
 }

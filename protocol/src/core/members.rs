@@ -53,7 +53,8 @@ pub(super) struct Member {
     pub(super) away_since: Timestamp,
     /// Since when it can be.
     pub(super) here_since: Timestamp,
-    /// For how long it could not be, before that, as far as this node was there to see.
+    /// For how long it could not be, before that, as far as this node was there to see: until it could be
+    /// for long enough to be compared.
     pub(super) was_away: Duration,
     /// The number of its last beat on this connection.
     pub(super) last_beat: u64,
@@ -179,7 +180,7 @@ impl Core {
         if !member.reachable && self.connections.contains(&peer) {
             member.reachable = true;
             member.here_since = self.now;
-            member.was_away = self.now.since(member.away_since);
+            member.was_away = member.was_away.max(self.now.since(member.away_since));
             member.met = true;
             self.tell_liveness();
             self.on_reachable(peer);
@@ -191,6 +192,9 @@ impl Core {
         let Some(member) = self.members.get_mut(&peer) else { return };
         if !member.reachable {
             return;
+        }
+        if self.now.since(member.here_since) > 2 * self.config.timing.anti_entropy {
+            member.was_away = Duration::ZERO;
         }
         member.reachable = false;
         member.away_since = self.now;

@@ -91,7 +91,8 @@ impl Core {
         }
     }
 
-    /// This node has made the pipeline: before that, nothing was forgotten.
+    /// This node has made the pipeline, or founded it anew: before that, nothing was forgotten that
+    /// anybody knows of. In a strict group, whoever is admitted is in step as of now.
     pub(super) fn note_made(&mut self, pipeline: PipelineId) {
         self.advance_horizon(pipeline, u64::MAX);
         self.store_horizon(pipeline);
@@ -280,9 +281,10 @@ impl Core {
             return self.advance_horizon(pipeline, horizon_ms);
         }
         // A copy that does not count yet becomes what its coordinator's is, and knows no more than that.
+        let horizon_ms = horizon_ms.min(self.wall_ms().saturating_sub(self.marks_kept_ms()));
         if let Some(group) = self.groups.get_mut(&pipeline) {
             group.horizon_ms = horizon_ms;
-            group.promise.horizon_ms = horizon_ms;
+            group.promise.horizon_ms = group.promise.horizon_ms.min(horizon_ms);
         }
     }
 
