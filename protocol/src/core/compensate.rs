@@ -219,11 +219,14 @@ impl Core {
     }
 
     /// Whether the job that one undoes was forgotten while that one waited for its turn.
-    pub(super) fn has_lost_what_it_undoes(&self, pipeline: PipelineId, job: JobId) -> bool {
+    pub(super) fn has_lost_what_it_undoes(
+        &self,
+        pipeline: PipelineId,
+        job: JobId,
+    ) -> Result<bool, ReadError> {
         let spec = self.record_of(pipeline, job).and_then(|record| record.spec.as_deref());
-        let Some(spec) = spec.filter(|spec| spec.compensates.is_some()) else { return false };
-        let record = self.compensated(pipeline, spec);
-        record.is_ok_and(|record| record.is_none_or(|record| record.spec.is_none()))
+        let Some(spec) = spec.filter(|spec| spec.compensates.is_some()) else { return Ok(false) };
+        Ok(self.compensated(pipeline, spec)?.is_none_or(|record| record.spec.is_none()))
     }
 
     /// What a phase that undoes another gets beside: what one behind all that succeeded would get.

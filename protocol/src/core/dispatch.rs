@@ -293,9 +293,14 @@ impl Core {
         let Some(term) = self.elected_term(pipeline) else {
             return;
         };
-        if self.has_lost_what_it_undoes(pipeline, job) {
+        match self.has_lost_what_it_undoes(pipeline, job) {
+            Ok(false) => {}
             // Its phases are left out.
-            return self.refresh(pipeline, job);
+            Ok(true) => return self.refresh(pipeline, job),
+            Err(error) => {
+                self.broken = Some(error);
+                return;
+            }
         }
         let gathered = self.take_collected(pipeline, job, step);
         let mut token = Token { term, sequence: 0 };

@@ -9,7 +9,8 @@
 //!
 //! Who was away for longer than marks are kept cannot know what was forgotten meanwhile. Such a copy
 //! lapses: it has no vote until it was compared anew, gives way where a key has got another job, and
-//! what only it knows of is not run. Cassandra calls that time `gc_grace_seconds`, and leaves it to
+//! what only it knows of is not run. So is what comes back from beyond a cut that lasted longer: both sides
+//! may have had a coordinator that forgot. Cassandra calls that time `gc_grace_seconds`, and leaves it to
 //! its operators.
 //!
 //! Invariants: only what has ended, on every replica that should keep it, is forgotten; a mark is
