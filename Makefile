@@ -105,6 +105,7 @@ verify: setup
 
 test: verify
 	@./.ci/setup-examples
+	@./.ci/setup-faults
 	cargo build --locked --workspace --all-targets
 	cargo test --locked --workspace
 	@$(MAKE) --no-print-directory test-sdk test-docs
@@ -190,6 +191,7 @@ cost: setup
 		cargo test --locked --workspace --lib -- net::cost --nocapture --ignored
 
 chaos: build
+	@./.ci/setup-faults
 	@$(BIN)/carbonmesh-chaos --out "$(OUT_CHAOS)" \
 		$(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED))
 

@@ -505,6 +505,9 @@ fn now() -> String {
 }
 
 #[cfg(test)]
+mod fuzz;
+
+#[cfg(test)]
 mod tests {
     use bytes::Bytes;
     use carbonmesh_protocol::store::{Table, Write as Put};

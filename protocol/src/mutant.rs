@@ -77,4 +77,14 @@ pub enum Mutant {
     ClockStops,
     /// One copy is enough for any acknowledgement.
     AcceptsAlone,
+    /// A client is told that its job is changed before that is on disk.
+    ChangeBeforeSync,
+    /// A copy that was away for longer than marks are kept counts as before.
+    StaleCounts,
+    /// Events are told in the order in which a batch came to them.
+    EventsUnordered,
+    /// Whoever takes over does not look for runs of schedules that are late.
+    RunsMissed,
+    /// Values and secrets are kept in memory alone.
+    SecretsUnwritten,
 }

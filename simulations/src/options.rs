@@ -41,6 +41,8 @@ pub struct Options {
     pub faults_ms: u64,
     /// Whether messages go through the codec, as over a wire.
     pub wire: bool,
+    /// Whether the trace takes in whole what cores do: slow, and exact.
+    pub traced: bool,
     /// How many jobs of a thousand carry a component that only a newer release knows.
     pub newer_per_mille: u32,
     /// The latest version of messages that the release knows with which nodes begin.
@@ -251,6 +253,7 @@ impl Options {
             faults_ms: 54_000 + away_ms + u64::from(one_of(&[0, 5000, 20_000])),
             away_ms,
             wire: one_of(&[0, 0, 0, 1]) == 1,
+            traced: false,
             newer_per_mille: one_of(&[0, 0, 0, 300]),
             reads_at_first,
             upgrade_every_ms,

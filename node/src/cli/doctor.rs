@@ -70,7 +70,7 @@ pub(super) async fn run(client: &Client, out: &Output) -> Result<(), Failure> {
     let nodes = client.get::<NodesDoc>(&["nodes"], &[]).await?.document;
     let status = client.get::<StatusDoc>(&["status"], &[]).await?.document;
     let own_ms = crate::clock::unix_ms();
-    let mut findings = judge(&facts, &nodes, &status);
+    let mut findings = judge(&facts, &nodes, &status.pipelines);
     findings.push(own_clock(facts.unix_ms, own_ms));
     let worst = findings.iter().map(|finding| finding.level).max().unwrap_or(Level::Ok);
     let document = serde_json::json!({ "worst": worst, "findings": findings });
@@ -101,7 +101,7 @@ fn line(finding: &Finding) -> String {
 }
 
 /// All that can be said of the cluster from these.
-fn judge(facts: &FactsDoc, nodes: &NodesDoc, status: &StatusDoc) -> Vec<Finding> {
+fn judge(facts: &FactsDoc, nodes: &NodesDoc, pipelines: &[PipelineDoc]) -> Vec<Finding> {
     let names: BTreeMap<&str, &str> =
         nodes.nodes.iter().map(|one| (one.id.as_str(), one.name.as_str())).collect();
     let told: Vec<&Facts> = std::iter::once(&facts.asked)
@@ -120,7 +120,7 @@ fn judge(facts: &FactsDoc, nodes: &NodesDoc, status: &StatusDoc) -> Vec<Finding>
         let name = names.get(other.id.as_str()).copied().unwrap_or(&other.id);
         clock(name, other, &mut findings);
     }
-    for pipeline in &status.pipelines {
+    for pipeline in pipelines {
         coordinated(pipeline, &mut findings);
     }
     findings
@@ -377,6 +377,8 @@ fn coordinated(pipeline: &PipelineDoc, findings: &mut Vec<Finding>) {
 
 #[cfg(test)]
 mod tests {
+    use carbonmesh_fuzz::{Corpus, target};
+
     use super::*;
     use crate::facts::Tried;
 
@@ -413,6 +415,29 @@ mod tests {
 
     fn levels(findings: &[Finding]) -> Vec<Level> {
         findings.iter().map(|finding| finding.level).collect()
+    }
+
+    #[test]
+    fn whatever_a_node_says_of_itself_is_judged_and_shown_as_text() {
+        let words =
+            ["\"\\u001b[2J\"", "-9223372036854775808", "18446744073709551615", "null", "[", "]"];
+        let seed = FactsOf {
+            id: "b".repeat(32),
+            clock_ahead_ms: Some(-3),
+            clock_within_ms: Some(1),
+            facts: Some(Facts { reach: vec![reach(true, &[Some("refused"), None])], ..facts("b") }),
+            error: Some("it is silent".to_owned()),
+        };
+        let seed = serde_json::to_vec(&seed).unwrap();
+        let nodes = NodesDoc { nodes: Vec::new(), next: None };
+        target!(Corpus::of("facts", vec![seed]).words(words), |input: &[u8]| {
+            let Ok(other) = serde_json::from_slice::<FactsOf>(input) else { return };
+            let told = FactsDoc { unix_ms: 0, asked: facts("a"), others: vec![other] };
+            for finding in judge(&told, &nodes, &[]) {
+                let shown = line(&finding).replace('\n', "");
+                assert!(!shown.chars().any(char::is_control), "{shown:?}");
+            }
+        });
     }
 
     #[test]
@@ -485,7 +510,7 @@ mod tests {
             "pipelines": [], "refusing": [],
         }))
         .unwrap();
-        let findings = judge(&asked, &nodes, &status);
+        let findings = judge(&asked, &nodes, &status.pipelines);
         let unwell: Vec<_> = findings.iter().filter(|it| it.level != Level::Ok).collect();
         assert_eq!(unwell.len(), 4, "{findings:?}");
         assert!(unwell.iter().all(|finding| finding.advice.is_some()));

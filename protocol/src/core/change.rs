@@ -8,6 +8,7 @@ use crate::{
     id::{JobId, PipelineId, Token},
     io::{Change, ChangeName, Changed, Refusal, RequestId, Response, Target},
     message::{Answer, Question, Which},
+    mutant::Mutant,
     pipeline::MAX_PHASES,
     record::{Progress, SPEC},
     store::ReadError,
@@ -130,6 +131,10 @@ impl Core {
                 self.change_jobs(pipeline, state, after, limit, change)?
             }
         };
+        if self.has(Mutant::ChangeBeforeSync) {
+            self.answer(asker, Answer::Changed(result));
+            return Ok(());
+        }
         self.answer_when_durable(asker, pipeline, Answer::Changed(result));
         Ok(())
     }

@@ -23,6 +23,7 @@ use crate::{
     id::{JobId, NodeId, PipelineId, Term},
     io::{Refusal, RequestId, Response},
     message::{Answer, Question},
+    mutant::Mutant,
     name::Name,
     record::{Control, Progress},
     time::Timestamp,
@@ -359,6 +360,7 @@ impl Core {
             _ => return None,
         };
         let first = matches!(what, What::Enqueued | What::Retried { .. });
+        let first = first && !self.has(Mutant::EventsUnordered);
         Some((first, self.kept(pipeline, (job, None), None, what)?))
     }
 

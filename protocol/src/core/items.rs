@@ -291,7 +291,7 @@ impl Core {
     }
 
     /// The unfinished items of a phase are looked at again, some at a time.
-    fn doubt(&mut self, pipeline: PipelineId, job: JobId, step: u16) {
+    pub(super) fn doubt(&mut self, pipeline: PipelineId, job: JobId, step: u16) {
         let Some(group) = self.groups.get(&pipeline) else { return };
         let items = group.jobs.range(JobId::of_items(pipeline, job, step));
         let live = items.filter(|(_, entry)| !entry.record.is_over());

@@ -296,6 +296,23 @@ impl Core {
         update: &JobUpdate,
         origin: Origin,
     ) -> Result<bool, ReadError> {
+        // What is forgotten does not say any more what it was made of.
+        let forgotten = update.components.iter().any(|component| component.tag == REAPED);
+        let record = self.record_of(pipeline, update.job).filter(|_| forgotten);
+        let parts = record.map(|record| self.phases_for_items(pipeline, record));
+        let changed = self.join(pipeline, update, origin)?;
+        for (step, _) in parts.unwrap_or_default() {
+            self.doubt(pipeline, update.job, step);
+        }
+        Ok(changed)
+    }
+
+    fn join(
+        &mut self,
+        pipeline: PipelineId,
+        update: &JobUpdate,
+        origin: Origin,
+    ) -> Result<bool, ReadError> {
         let replicate = origin != Origin::Change;
         let doubted = origin == Origin::Copy { current: false };
         if self.is_strict(pipeline) {

@@ -298,7 +298,7 @@ impl Core {
         let Some(group) = self.groups.get_mut(&pipeline) else { return false };
         let known = group.horizon_ms > 0 && group.promise.admitted.is_some();
         let stale = known && horizon_ms > group.horizon_ms.saturating_add(kept);
-        if !stale || self.is_strict(pipeline) {
+        if !stale || self.is_strict(pipeline) || self.has(Mutant::StaleCounts) {
             return false;
         }
         if let Some(group) = self.groups.get_mut(&pipeline) {
@@ -312,13 +312,15 @@ impl Core {
     /// may have coordinated meanwhile, and forgotten what the other still has, whatever their horizons say.
     pub(super) fn were_apart(&self, node: NodeId) -> bool {
         let kept = Duration::from_millis(self.marks_kept_ms());
-        self.members.get(&node).is_some_and(|member| member.was_away > kept)
+        let member = self.members.get(&node).filter(|_| !self.has(Mutant::StaleCounts));
+        member.is_some_and(|member| member.was_away > kept)
     }
 
     /// Whether a copy that was last in step when marks were dropped up to a moment has heard of all that
     /// was forgotten so long ago that no mark of it is left here.
     pub(super) fn is_current(&self, pipeline: PipelineId, horizon_ms: u64) -> bool {
         self.horizon_ms(pipeline) <= horizon_ms.saturating_add(self.marks_kept_ms())
+            || self.has(Mutant::StaleCounts)
     }
 
     /// What still counts of what somebody holds of a job: not a mark that all others have dropped.

@@ -13,6 +13,7 @@ use crate::{
     id::NodeId,
     io::{Effect, Refusal, RequestId, Response},
     message::Message,
+    mutant::Mutant,
     name::Namespace,
     secret::{
         MAX_NAMESPACE_PLACES, MAX_NAMESPACE_SECRETS, MAX_SECRET_PLACES, MAX_SECRETS, Place,
@@ -217,6 +218,7 @@ impl Core {
 
     fn learn_secret(&mut self, place: PlaceId, entry: &SecretEntry) {
         if self.secrets.learn(place, entry)
+            && !self.has(Mutant::SecretsUnwritten)
             && let Some(known) = self.secrets.all.get(&place)
         {
             let key = [&[SECRET], place.as_bytes().as_slice()].concat();

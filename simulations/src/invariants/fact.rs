@@ -69,6 +69,8 @@ pub(crate) enum Fact<'a> {
     Applied,
     /// A client wants a job changed.
     Changed { job: JobId, change: &'a Change },
+    /// It hears that this is done.
+    Heard { job: JobId, change: &'a Change },
     /// A client hears how far its job is.
     Told { at: usize, view: &'a JobView },
 }
@@ -105,6 +107,7 @@ impl Fact<'_> {
             | Self::Gave { .. }
             | Self::Asked { .. }
             | Self::Acknowledged { .. }
+            | Self::Heard { .. }
             | Self::Told { .. } => false,
         }
     }
@@ -156,6 +159,7 @@ impl fmt::Display for Fact<'_> {
             Self::Asked { job } => write!(f, "TO BE TAKEN: key {:?}, {:?}", job.key, job.options),
             Self::Applied => write!(f, "APPLIED"),
             Self::Changed { job, change } => write!(f, "TO BE CHANGED {job}: {change:?}"),
+            Self::Heard { job, change } => write!(f, "IS CHANGED {job}: {change:?}"),
             Self::Told { at, view } => write!(f, "n{at} TELLS OF {}: {:?}", view.job, view.state),
             Self::Acknowledged { receipt, job } => {
                 write!(

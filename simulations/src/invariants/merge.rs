@@ -1,20 +1,32 @@
 //! MERGE, as far as it can be seen from outside: a node's view of a phase only moves up, and what a
 //! newer release wrote is kept byte for byte. The laws themselves are tested in `protocol/tests`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use carbonmesh_protocol::{
     id::{DiskId, JobId},
     message::{Message, StoreResult},
     record::Control,
+    time::Timestamp,
 };
 use rustc_hash::FxHashMap;
 
 use super::{Fact, Invariant, Seen, Verdict};
-use crate::{Options, world::newer_component};
+use crate::{
+    Options,
+    world::{Node, newer_component},
+};
+
+/// How often it is looked for jobs of which no mark is left.
+const SWEEP_EVERY: Duration = Duration::from_secs(1);
 
 pub(super) struct Merge {
     newer_per_mille: u32,
+    /// When it was last looked for those, if marks are dropped while the world lasts.
+    swept: Option<Timestamp>,
     /// The last value of each phase that a process held, by disk, life and copy: whoever stood in for
     /// others drops its copy when they are back, and may begin another.
     last: FxHashMap<(DiskId, u64, u64, JobId, u16), Control>,
@@ -29,6 +41,7 @@ impl Merge {
         Self {
             // What was forgotten, and comes back when nobody knows that any more, has lost it.
             newer_per_mille: if options.expires() { 0 } else { options.newer_per_mille },
+            swept: options.expires().then(Timestamp::default),
             last: FxHashMap::default(),
             stores: BTreeMap::new(),
             newer: BTreeSet::new(),
@@ -61,6 +74,7 @@ impl Invariant for Merge {
     }
 
     fn inspect(&mut self, seen: &Seen<'_>) -> Verdict {
+        self.sweep(seen);
         for (node, core) in seen.cores() {
             let (disk, life) = (node.config.disk, node.life);
             let copy = core.copies_begun(seen.pipeline);
@@ -96,7 +110,7 @@ impl Invariant for Merge {
                     record.is_some_and(|record| record.reaped.is_none())
                 })
                 .collect();
-            let keep = |it: &&&crate::world::Node| it.disk.has(seen.pipeline, *job, &newer);
+            let keep = |it: &&&Node| it.disk.has(seen.pipeline, *job, &newer);
             // Disks that had it may all be gone; but whoever has it has given it to the others.
             let kept = holders.iter().filter(|it| keep(it)).count();
             if kept > 0 && kept < holders.len()
@@ -110,9 +124,23 @@ impl Invariant for Merge {
 }
 
 impl Merge {
+    /// What a node has nothing of on disk any more may come back as something else.
+    fn sweep(&mut self, seen: &Seen<'_>) {
+        if self.swept.is_none_or(|swept| seen.now.since(swept) < SWEEP_EVERY) {
+            return;
+        }
+        self.swept = Some(seen.now);
+        let disks = seen.nodes.iter().map(|node| (node.config.disk, node));
+        let disks: BTreeMap<DiskId, &Node> = disks.collect();
+        self.last.retain(|(disk, life, _, job, _), _| {
+            let node = disks.get(disk).filter(|node| node.life == *life);
+            node.is_some_and(|node| node.disk.job(seen.pipeline, *job).is_some())
+        });
+    }
+
     /// Whether every disk is still the one that it was at first.
     fn calm(&self, seen: &Seen<'_>) -> bool {
-        let first = |(at, node): (usize, &crate::world::Node)| node.config.disk.0 == at as u64 + 1;
+        let first = |(at, node): (usize, &Node)| node.config.disk.0 == at as u64 + 1;
         seen.nodes.iter().enumerate().all(first)
     }
 }

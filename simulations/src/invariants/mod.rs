@@ -9,6 +9,7 @@ mod adopt_first;
 mod amnesia;
 mod bounded;
 mod bounded_rerun;
+mod changes;
 mod convergence;
 mod durable_before_said;
 mod events;
@@ -181,6 +182,7 @@ impl Invariants {
                 Box::new(bounded::Bounded),
                 Box::new(events::Events::default()),
                 Box::new(secrets::Secrets::default()),
+                Box::new(changes::Changes::new(options)),
             ],
             acknowledged: BTreeSet::new(),
             violations: Vec::new(),

@@ -116,7 +116,7 @@ impl Partitions {
                 }
                 of
             }
-            Fact::Changed { job, .. } => self.of_job(*job),
+            Fact::Changed { job, .. } | Fact::Heard { job, .. } => self.of_job(*job),
             Fact::Told { view, .. } => self.of_job(view.job),
             Fact::Started { attempt, .. } => {
                 let of = self.of_job(attempt.job)?;

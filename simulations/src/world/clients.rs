@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, time::Duration};
 use bytes::Bytes;
 use carbonmesh_protocol::{
     id::JobId,
-    io::{Change, Input, NewJob, Refusal, Request, RequestId, Response, Target},
+    io::{Change, Changed, Input, NewJob, Refusal, Request, RequestId, Response, Target},
     pipeline::{
         Combine, EachInput, Keep, KeyedLimit, PhaseInput, PipelineDef, Retention, Settings,
     },
@@ -22,7 +22,7 @@ use crate::invariants::Fact;
 const SHARED_KEYS: usize = 5;
 
 /// How long a client waits before it asks another node.
-const PATIENCE: Duration = Duration::from_secs(7);
+pub(super) const PATIENCE: Duration = Duration::from_secs(7);
 
 /// How long attempts may take, where phases have time-outs: longer than all but those that hang.
 const TIME_OUT: Duration = Duration::from_secs(3);
@@ -68,6 +68,8 @@ pub(super) struct Clients {
     enqueued: usize,
     /// Values and secrets that are put, and not answered.
     put: BTreeMap<RequestId, Place>,
+    /// Jobs that are to be changed, and how.
+    changes: BTreeMap<RequestId, (JobId, Change)>,
 }
 
 impl Clients {
@@ -270,6 +272,11 @@ impl World {
                     self.tell(Fact::Put { place: &place });
                 }
             }
+            Response::Changed(Changed { count: 1.., .. }) => {
+                if let Some((job, change)) = self.clients.changes.remove(&id) {
+                    self.tell(Fact::Heard { job, change: &change });
+                }
+            }
             _ => {}
         }
     }
@@ -325,7 +332,9 @@ impl World {
     /// A client wants a job changed.
     pub(super) fn change(&mut self, job: JobId, change: Change) {
         self.tell(Fact::Changed { job, change: &change });
-        self.request(Request::Change { target: Target::Job(job), change });
+        let target = Target::Job(job);
+        let id = self.request(Request::Change { target, change: change.clone() });
+        self.clients.changes.insert(id, (job, change));
     }
 
     /// A client asks for a job, or waits for its end.

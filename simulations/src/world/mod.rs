@@ -21,7 +21,7 @@ use std::{
 use carbonmesh_protocol::{
     core::Core,
     id::{JobId, NodeId, PipelineId, Token},
-    io::{Change, Effect, Input, Outcome, PersistId, RequestId},
+    io::{Change, Effect, Input, Outcome, PersistId, Request, RequestId},
     message::Message,
     name::Name,
     time::Timestamp,
@@ -310,6 +310,15 @@ impl World {
         true
     }
 
+    /// Whether a job would be handed in when marks may have been dropped since it was given up: no
+    /// client waits for as long as these are kept in earnest.
+    fn is_too_late(&self, at: Timestamp, event: &Event) -> bool {
+        let Event::Input { input, .. } = event else { return false };
+        let enqueues =
+            |it: &Input| matches!(it, Input::Request { request: Request::Enqueue { .. }, .. });
+        self.options.expires() && enqueues(input) && at.since(self.now) > clients::PATIENCE
+    }
+
     fn handle(&mut self, order: u64, event: Event) {
         let target = match &event {
             Event::Input { at, .. }
@@ -325,6 +334,9 @@ impl World {
         if let Some(at) = target {
             let wakes = self.nodes[at].paused_until;
             if wakes > self.now {
+                if self.is_too_late(wakes, &event) {
+                    return;
+                }
                 self.queue.insert((wakes, order), event);
                 return;
             }
@@ -421,6 +433,9 @@ impl World {
 
     pub(super) fn drain(&mut self, at: usize) {
         while let Some(effect) = self.nodes[at].core.as_mut().and_then(Core::poll_effect) {
+            if self.options.traced {
+                format!("{effect:?}").hash(&mut self.trace);
+            }
             self.effect(at, effect);
         }
     }

@@ -304,4 +304,6 @@ fn forbidden(verb: Verb, pipeline: Option<&str>) -> Problem {
 }
 
 #[cfg(test)]
+mod fuzz;
+#[cfg(test)]
 mod tests;

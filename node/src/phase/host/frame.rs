@@ -128,8 +128,10 @@ impl<'a> FromHost<'a> {
     pub(super) fn parse(line: &'a [u8]) -> Result<Self, String> {
         let keys: Keys<'a> = serde_json::from_slice(line).map_err(|error| {
             let start: String = String::from_utf8_lossy(line).chars().take(80).collect();
+            // It may quote as much as the frame has.
+            let why: String = error.to_string().chars().take(200).collect();
             format!(
-                "what it wrote is no frame ({error}): `{}`; handlers must print to standard error",
+                "what it wrote is no frame ({why}): `{}`; handlers must print to standard error",
                 start.trim_end()
             )
         })?;

@@ -9,6 +9,8 @@
 
 pub(crate) mod check;
 mod frame;
+#[cfg(test)]
+mod fuzz;
 mod pool;
 mod process;
 pub(crate) mod sdk;
