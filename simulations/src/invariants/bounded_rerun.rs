@@ -1,5 +1,6 @@
 //! BOUNDED-RERUN: without a fault each phase runs once; else every further run comes after the one
-//! before has failed, or after something went wrong since that began.
+//! before has failed, or after something went wrong since that began: with either worker or its coordinator,
+//! or, where another term gives it out, with anybody.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -22,9 +23,12 @@ const LEASE_MS: u64 = 2_500;
 
 pub(super) struct BoundedRerun {
     faultless: bool,
-    last: BTreeMap<(JobId, String), (Token, Timestamp)>,
+    last: BTreeMap<(JobId, String), (Token, usize, Timestamp)>,
     failed: BTreeMap<Token, bool>,
-    last_fault: Option<Timestamp>,
+    /// When each node last had a fault.
+    faults: BTreeMap<usize, Timestamp>,
+    /// When each job was last to be changed.
+    changed: BTreeMap<JobId, Timestamp>,
     aftermath: Duration,
     timed: bool,
     /// Whether some links take about as long as a lease, there and back: then coordinators lose theirs
@@ -38,7 +42,8 @@ impl BoundedRerun {
             faultless: options.is_faultless(),
             last: BTreeMap::new(),
             failed: BTreeMap::new(),
-            last_fault: None,
+            faults: BTreeMap::new(),
+            changed: BTreeMap::new(),
             aftermath: options.aftermath(AFTERMATH),
             timed: options.timed,
             slow: options.slow_links_per_mille > 0 && 2 * SLOWEST * options.delay_ms >= LEASE_MS,
@@ -46,10 +51,19 @@ impl BoundedRerun {
     }
 
     /// Whether something that went wrong may still have its consequences.
-    fn blames_fault(&self, since: Timestamp) -> bool {
+    fn blames(&self, since: Timestamp, mut faults: impl Iterator<Item = Timestamp>) -> bool {
         // A connection that is cut is given up seconds later, and leases run out after that.
-        !self.faultless && self.last_fault.is_some_and(|fault| fault + self.aftermath >= since)
+        !self.faultless && faults.any(|fault| fault + self.aftermath >= since)
     }
+}
+
+/// A job, and what it is a part of.
+fn whole(seen: &Seen<'_>, job: JobId) -> impl Iterator<Item = JobId> {
+    let of = |job: &JobId| {
+        let mut records = (0..seen.nodes.len()).filter_map(|at| seen.on_disk(at, *job));
+        records.find_map(|record| Some(record.spec.as_ref()?.parent.as_ref()?.job))
+    };
+    std::iter::successors(Some(job), of)
 }
 
 impl Invariant for BoundedRerun {
@@ -59,20 +73,30 @@ impl Invariant for BoundedRerun {
 
     fn see(&mut self, seen: &Seen<'_>, fact: &Fact<'_>) -> Verdict {
         if fact.is_fault() {
-            self.last_fault = Some(seen.now);
+            self.faults.extend(fact.nodes().into_iter().flatten().map(|at| (at, seen.now)));
         }
         match fact {
+            Fact::Changed { job, .. } => drop(self.changed.insert(*job, seen.now)),
             Fact::Ended { token, failed } => {
                 self.failed.insert(*token, *failed);
             }
-            Fact::Started { attempt, .. } => {
+            Fact::Started { at, attempt } => {
                 let what = (attempt.job, attempt.step.to_string());
-                let before = self.last.insert(what.clone(), (attempt.token, seen.now));
-                let Some((token, since)) = before else { return Ok(()) };
+                let before = self.last.insert(what.clone(), (attempt.token, *at, seen.now));
+                let Some((token, worker, since)) = before else { return Ok(()) };
                 let failed = self.failed.get(&token) == Some(&true);
                 let deposed = self.slow && attempt.token.term != token.term;
                 // Where phases have time-outs, its worker may have kept it for too long.
-                if !failed && !self.timed && !deposed && !self.blames_fault(since) {
+                let same = attempt.token.term == token.term;
+                let coordinator =
+                    seen.nodes.iter().position(|it| it.config.node == token.term.node);
+                let hit = [Some(worker), Some(*at), coordinator];
+                let concerned = |at: &usize| !same || hit.contains(&Some(*at));
+                let faults = self.faults.iter().filter(|(at, _)| concerned(at)).map(|(_, at)| *at);
+                let changed =
+                    whole(seen, attempt.job).filter_map(|job| self.changed.get(&job).copied());
+                let blames = self.blames(since, faults.chain(changed));
+                if !failed && !self.timed && !deposed && !blames {
                     return Err(format!("{what:?} ran again without a reason, after {token}"));
                 }
             }

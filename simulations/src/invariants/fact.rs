@@ -76,6 +76,29 @@ pub(crate) enum Fact<'a> {
 }
 
 impl Fact<'_> {
+    /// The nodes that a fault is about.
+    pub(super) fn nodes(&self) -> [Option<usize>; 2] {
+        match *self {
+            Self::Crashed { at }
+            | Self::DiskReplaced { at, .. }
+            | Self::Paused { at, .. }
+            | Self::Stalled { at, .. }
+            | Self::Full { at, .. }
+            | Self::Damaged { at, .. }
+            | Self::Jumped { at, .. }
+            | Self::Leaves { at }
+            | Self::Upgraded { at } => [Some(at), None],
+            Self::Deaf { from, to } => [Some(from), Some(to)],
+            Self::Cut { a, b } => [Some(a), Some(b)],
+            Self::Disconnected { at, peer } => [Some(at), Some(peer)],
+            Self::Lost { at, to }
+            | Self::Repeated { at, to }
+            | Self::HeldUp { at, to }
+            | Self::Overtaken { at, to } => [Some(at), Some(to)],
+            _ => [None; 2],
+        }
+    }
+
     /// Whether this may make a phase run again: something is lost, late or gone.
     pub(super) fn is_fault(&self) -> bool {
         match self {
