@@ -9,11 +9,29 @@ use carbonmesh_simulations::{Options, run};
 /// How many seeds a bug may take to show.
 const SEEDS: u64 = 5000;
 
-/// The first seed from one on that breaks one of these invariants; a core that trips over its own
-/// assertions counts as `assertion`.
-fn first_seed(mutant: Mutant, first: u64, expected: &[&str]) -> Option<(u64, String)> {
-    (first..SEEDS).find_map(|seed| {
-        let options = Options { mutant: Some(mutant), ..Options::from_seed(seed) };
+/// The world of a seed. Few worlds forget jobs while nodes are cut off for long: where that is what it takes,
+/// all do.
+fn world(mutant: Mutant, seed: u64) -> Options {
+    let drawn = Options { mutant: Some(mutant), ..Options::from_seed(seed) };
+    match mutant {
+        Mutant::StaleCounts => Options {
+            keep_ms: 4000,
+            tombstones_ms: 45_000,
+            away_ms: 60_000,
+            faults_ms: 120_000,
+            jump_every_ms: 0,
+            partition_every_ms: 10_000,
+            ..drawn
+        },
+        _ => drawn,
+    }
+}
+
+/// The first seed that breaks one of these invariants; a core that trips over its own assertions
+/// counts as `assertion`.
+fn first_seed(mutant: Mutant, expected: &[&str]) -> Option<(u64, String)> {
+    (0..SEEDS).find_map(|seed| {
+        let options = world(mutant, seed);
         let broken = match panic::catch_unwind(|| run(&options)) {
             Ok(report) => report.violations.iter().map(|it| it.invariant.to_owned()).collect(),
             Err(_) => vec!["assertion".to_owned()],
@@ -22,16 +40,15 @@ fn first_seed(mutant: Mutant, first: u64, expected: &[&str]) -> Option<(u64, Str
     })
 }
 
-fn is_found(mutant: Mutant, first: u64, expected: &[&str]) {
-    let found = first_seed(mutant, first, expected);
+fn is_found(mutant: Mutant, expected: &[&str]) {
+    let found = first_seed(mutant, expected);
     println!("{mutant:?} -> {found:?}");
     assert!(found.is_some(), "{mutant:?} breaks none of {expected:?} within {SEEDS} seeds");
 }
 
-// A bug that takes thousands of seeds is looked for from a later one on: those before it take minutes.
 macro_rules! mutants {
-    ($($test:ident: $mutant:ident $(from $first:literal)? => $expected:expr;)*) => {
-        $(#[test] fn $test() { is_found(Mutant::$mutant, 0 $(+ $first)?, &$expected); })*
+    ($($test:ident: $mutant:ident => $expected:expr;)*) => {
+        $(#[test] fn $test() { is_found(Mutant::$mutant, &$expected); })*
     };
 }
 
@@ -72,7 +89,7 @@ mutants! {
     a_clock_that_stops_with_its_process: ClockStops => ["one-coordinator"];
     an_acknowledgement_of_one_copy: AcceptsAlone => ["durable-before-said"];
     a_change_that_is_told_too_early: ChangeBeforeSync => ["changes"];
-    a_copy_that_was_away_for_too_long_and_counts: StaleCounts from 4500 => ["legal-reap", "terminal-stays", "bounded-rerun"];
+    a_copy_that_was_away_for_too_long_and_counts: StaleCounts => ["legal-reap", "terminal-stays"];
     events_that_nobody_orders: EventsUnordered => ["events"];
     runs_that_nobody_makes_good: RunsMissed => ["schedules"];
     secrets_that_nobody_writes_down: SecretsUnwritten => ["secrets"];

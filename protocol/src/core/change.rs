@@ -289,8 +289,12 @@ impl Core {
         generation: u32,
     ) {
         let wall_ms = self.wall_ms();
-        let group = self.groups.get_mut(&pipeline);
-        let Some(entry) = group.and_then(|group| group.jobs.get_mut(&job)) else { return };
+        let Some(group) = self.groups.get_mut(&pipeline) else { return };
+        // Whoever had begun to forget it would pass over items that come now.
+        if let Some(reign) = group.reign() {
+            reign.forgetting.remove(&job);
+        }
+        let Some(entry) = group.jobs.get_mut(&job) else { return };
         let generation = entry.record.generation().saturating_add(1).max(generation);
         let Some(spec) = entry.record.spec.as_mut() else { return };
         let spec = std::sync::Arc::make_mut(spec);

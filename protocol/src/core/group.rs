@@ -258,6 +258,8 @@ pub(super) struct Reign {
     pub(super) orphans: BTreeSet<JobId>,
     /// Those of which nobody could say yet, and when that is asked again.
     pub(super) unsure: (BTreeSet<JobId>, Timestamp),
+    /// Jobs that are being forgotten, and which of their items come next.
+    pub(super) forgetting: BTreeMap<JobId, JobId>,
     /// What items gave, as it is read for phases that come next.
     pub(super) collecting: BTreeMap<(JobId, u16), Collecting>,
     /// The same, all of it.
@@ -384,6 +386,7 @@ impl Reign {
             last_fan: None,
             orphans: BTreeSet::new(),
             unsure: (BTreeSet::new(), Timestamp::default()),
+            forgetting: BTreeMap::new(),
             collecting: BTreeMap::new(),
             collected: BTreeMap::new(),
             uncompensated: Some((0, JobId::MIN)),
@@ -461,8 +464,6 @@ pub(super) struct Group {
     pub(super) expiring: BTreeSet<JobId>,
     /// Whether there is more to forget, and a timer for that.
     pub(super) tidying: bool,
-    /// Jobs that are being forgotten, and which of their items come next.
-    pub(super) forgetting: BTreeMap<JobId, JobId>,
     /// What its jobs did while this node coordinated.
     pub(super) led: Tally,
     /// What its jobs did, as far as this node saw.
@@ -514,7 +515,6 @@ impl Group {
             horizon_ms: 0,
             expiring: BTreeSet::new(),
             tidying: false,
-            forgetting: BTreeMap::new(),
             led: Tally::default(),
             seen: Tally::default(),
         }
@@ -675,6 +675,11 @@ impl Group {
         self.finished_dirty = true;
         self.bytes = 0;
         (self.running, self.items) = (0, 0);
+    }
+
+    /// Whether any of its jobs is unfinished that is a part of another.
+    pub(super) fn has_live_items(&self) -> bool {
+        self.items > 0
     }
 
     /// Whether it has any parts of other jobs.

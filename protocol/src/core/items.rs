@@ -73,7 +73,12 @@ impl Core {
         pipeline: PipelineId,
         record: &JobRecord,
     ) -> Vec<(u16, u16)> {
-        let phases = self.phases_of(pipeline, record).unwrap_or_default().iter().enumerate();
+        record.spec.as_ref().map_or_else(Vec::new, |spec| self.steps_for_items(pipeline, spec))
+    }
+
+    fn steps_for_items(&self, pipeline: PipelineId, spec: &JobSpec) -> Vec<(u16, u16)> {
+        let phases = self.definition(pipeline, spec.revision).and_then(|it| it.phases_of(spec));
+        let phases = phases.unwrap_or_default().iter().enumerate();
         phases.filter_map(|(step, phase)| Some((step as u16, phase.each.as_ref()?.of))).collect()
     }
 
@@ -290,8 +295,22 @@ impl Core {
         }
     }
 
+    /// What a job was is forgotten, or replaced: its unfinished items are looked at again.
+    pub(super) fn doubt_parts(&mut self, pipeline: PipelineId, job: JobId, before: &JobSpec) {
+        let spec = self.record_of(pipeline, job).and_then(|record| record.spec.as_ref());
+        if spec.is_some_and(|spec| spec.revision == before.revision) {
+            return;
+        }
+        if let Some(reign) = self.groups.get_mut(&pipeline).and_then(|group| group.reign()) {
+            reign.forgetting.remove(&job);
+        }
+        for (step, _) in self.steps_for_items(pipeline, before) {
+            self.doubt(pipeline, job, step);
+        }
+    }
+
     /// The unfinished items of a phase are looked at again, some at a time.
-    pub(super) fn doubt(&mut self, pipeline: PipelineId, job: JobId, step: u16) {
+    fn doubt(&mut self, pipeline: PipelineId, job: JobId, step: u16) {
         let Some(group) = self.groups.get(&pipeline) else { return };
         let items = group.jobs.range(JobId::of_items(pipeline, job, step));
         let live = items.filter(|(_, entry)| !entry.record.is_over());
@@ -414,7 +433,8 @@ impl Core {
         record: &JobRecord,
         budget: &mut usize,
     ) -> Result<bool, ReadError> {
-        let reached = self.groups.get(&pipeline).and_then(|it| it.forgetting.get(&job)).copied();
+        let reign = self.groups.get_mut(&pipeline).and_then(|group| group.reign());
+        let reached = reign.and_then(|reign| reign.forgetting.get(&job).copied());
         let reached = reached.unwrap_or(JobId::MIN);
         for (first, to) in self.ranges_of_items(pipeline, job, record) {
             let mut from = first.max(reached);
@@ -427,8 +447,9 @@ impl Core {
                         continue;
                     }
                     if *budget == 0 || !self.forget_items(pipeline, item, &record, budget)? {
-                        if let Some(group) = self.groups.get_mut(&pipeline) {
-                            group.forgetting.insert(job, item);
+                        let group = self.groups.get_mut(&pipeline);
+                        if let Some(reign) = group.and_then(|group| group.reign()) {
+                            reign.forgetting.insert(job, item);
                         }
                         return Ok(false);
                     }
@@ -441,8 +462,8 @@ impl Core {
                 from = last.next();
             }
         }
-        if let Some(group) = self.groups.get_mut(&pipeline) {
-            group.forgetting.remove(&job);
+        if let Some(reign) = self.groups.get_mut(&pipeline).and_then(|group| group.reign()) {
+            reign.forgetting.remove(&job);
         }
         Ok(true)
     }

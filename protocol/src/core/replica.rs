@@ -14,7 +14,7 @@ use crate::{
     message::{JobUpdate, Message, Replicate, StoreResult},
     mutant::Mutant,
     pipeline::{MAX_PHASES, Revision},
-    record::{Component, FIRST_CONTROL, JobRecord, PAYLOADS, REAPED, SPEC},
+    record::{Component, FIRST_CONTROL, JobRecord, JobSpec, PAYLOADS, REAPED, SPEC},
     store::{ReadError, Reader, Table, component_key, job_key, parse_key},
 };
 
@@ -296,18 +296,31 @@ impl Core {
         update: &JobUpdate,
         origin: Origin,
     ) -> Result<bool, ReadError> {
-        // What is forgotten does not say any more what it was made of.
-        let forgotten = update.components.iter().any(|component| component.tag == REAPED);
-        let record = self.record_of(pipeline, update.job).filter(|_| forgotten);
-        let parts = record.map(|record| self.phases_for_items(pipeline, record));
-        let changed = self.join(pipeline, update, origin)?;
-        for (step, _) in parts.unwrap_or_default() {
-            self.doubt(pipeline, update.job, step);
+        let before = self.may_be_parted(pipeline, update);
+        let changed = self.absorb_update(pipeline, update, origin)?;
+        if let Some(before) = before {
+            self.doubt_parts(pipeline, update.job, &before);
+            self.rest_if_crowded(pipeline, update.job);
         }
         Ok(changed)
     }
 
-    fn join(
+    /// What a job was enqueued as, if it may be forgotten now, or follow another definition: then it does not
+    /// say any more what it had items for.
+    fn may_be_parted(&mut self, pipeline: PipelineId, update: &JobUpdate) -> Option<Arc<JobSpec>> {
+        let group = self.groups.get(&pipeline)?;
+        let tells = |component: &Component| [SPEC, REAPED].contains(&component.tag);
+        if !group.has_live_items()
+            || !group.is_coordinator()
+            || !update.components.iter().any(tells)
+        {
+            return None;
+        }
+        self.wake(pipeline, update.job);
+        self.record_of(pipeline, update.job)?.spec.clone()
+    }
+
+    fn absorb_update(
         &mut self,
         pipeline: PipelineId,
         update: &JobUpdate,

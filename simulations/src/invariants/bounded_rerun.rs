@@ -1,11 +1,12 @@
-//! BOUNDED-RERUN: without a fault each phase runs once; else every further run comes after the one
-//! before has failed, or after something went wrong since that began: with either worker or its coordinator,
-//! or, where another term gives it out, with anybody.
+//! BOUNDED-RERUN: without a fault each phase runs once. Else every further run comes after the one before has
+//! failed, after a client changed the job or what it is a part of, or after something went wrong since that
+//! run began: with or between its worker, the next one and its coordinator; or, where another term gives it
+//! out, with one of these.
 
 use std::{collections::BTreeMap, time::Duration};
 
 use carbonmesh_protocol::{
-    id::{JobId, Token},
+    id::{JobId, Term, Token},
     time::Timestamp,
 };
 
@@ -25,8 +26,8 @@ pub(super) struct BoundedRerun {
     faultless: bool,
     last: BTreeMap<(JobId, String), (Token, usize, Timestamp)>,
     failed: BTreeMap<Token, bool>,
-    /// When each node last had a fault.
-    faults: BTreeMap<usize, Timestamp>,
+    /// When each node, or link, last had a fault.
+    faults: BTreeMap<(usize, usize), Timestamp>,
     /// When each job was last to be changed.
     changed: BTreeMap<JobId, Timestamp>,
     aftermath: Duration,
@@ -73,7 +74,7 @@ impl Invariant for BoundedRerun {
 
     fn see(&mut self, seen: &Seen<'_>, fact: &Fact<'_>) -> Verdict {
         if fact.is_fault() {
-            self.faults.extend(fact.nodes().into_iter().flatten().map(|at| (at, seen.now)));
+            self.faults.extend(fact.hits().map(|hit| (hit, seen.now)));
         }
         match fact {
             Fact::Changed { job, .. } => drop(self.changed.insert(*job, seen.now)),
@@ -87,16 +88,23 @@ impl Invariant for BoundedRerun {
                 let failed = self.failed.get(&token) == Some(&true);
                 let deposed = self.slow && attempt.token.term != token.term;
                 // Where phases have time-outs, its worker may have kept it for too long.
-                let same = attempt.token.term == token.term;
-                let coordinator =
-                    seen.nodes.iter().position(|it| it.config.node == token.term.node);
-                let hit = [Some(worker), Some(*at), coordinator];
-                let concerned = |at: &usize| !same || hit.contains(&Some(*at));
-                let faults = self.faults.iter().filter(|(at, _)| concerned(at)).map(|(_, at)| *at);
+                if failed || deposed || self.timed {
+                    return Ok(());
+                }
+                let of = |term: Term| seen.nodes.iter().position(|it| it.config.node == term.node);
+                let terms = [token.term, attempt.token.term];
+                let [first, then] = terms.map(of);
+                let takes_part =
+                    |it: usize| [worker, *at].contains(&it) || [first, then].contains(&Some(it));
+                let concerned = |(a, b): (usize, usize)| match terms[0] == terms[1] {
+                    true => takes_part(a) && takes_part(b),
+                    // Others elect.
+                    false => takes_part(a) || takes_part(b),
+                };
+                let faults = self.faults.iter().filter(|(hit, _)| concerned(**hit));
                 let changed =
                     whole(seen, attempt.job).filter_map(|job| self.changed.get(&job).copied());
-                let blames = self.blames(since, faults.chain(changed));
-                if !failed && !self.timed && !deposed && !blames {
+                if !self.blames(since, faults.map(|(_, at)| *at).chain(changed)) {
                     return Err(format!("{what:?} ran again without a reason, after {token}"));
                 }
             }

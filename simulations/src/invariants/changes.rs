@@ -1,6 +1,11 @@
 //! CHANGES: once a client has heard that its job was cancelled, tried again, discarded or signalled, a disk
 //! says so.
 
+use std::{
+    collections::HashMap,
+    mem::{self, Discriminant},
+};
+
 use carbonmesh_protocol::{id::JobId, io::Change, record::JobRecord};
 
 use super::{Fact, Invariant, Seen, Verdict};
@@ -10,18 +15,27 @@ pub(super) struct Changes {
     signal_step: Option<u16>,
     /// Whether marks of forgotten jobs are dropped while the world lasts.
     expires: bool,
-    /// Whether what said so may be gone.
-    lost_disk: bool,
+    /// How many disks were lost: what said so may have been on one.
+    lost_disks: usize,
+    /// The highest generation of each job on any disk, and how many disks were lost, when a change was asked
+    /// for first.
+    asked: HashMap<(JobId, Discriminant<Change>), (u32, usize)>,
 }
 
 impl Changes {
     pub(super) fn new(options: &Options) -> Self {
-        Self { signal_step: options.signal_step(), expires: options.expires(), lost_disk: false }
+        Self {
+            signal_step: options.signal_step(),
+            expires: options.expires(),
+            lost_disks: 0,
+            asked: HashMap::new(),
+        }
     }
 
-    /// Whether what is on a disk comes from a change, or from something later.
-    fn shows(&self, record: &JobRecord, change: &Change) -> bool {
-        if record.generation() > 0 || record.is_reaped() {
+    /// Whether what is on a disk comes from a change, or from something later, if the job was in a generation
+    /// when that was asked for.
+    fn shows(&self, record: &JobRecord, change: &Change, asked: u32) -> bool {
+        if record.generation() > asked || record.is_reaped() {
             return true;
         }
         match change {
@@ -35,9 +49,11 @@ impl Changes {
     }
 
     fn heard(&self, seen: &Seen<'_>, job: JobId, change: &Change) -> Verdict {
+        let asked = self.asked.get(&(job, mem::discriminant(change)));
+        let (asked, lost_disks) = asked.copied().unwrap_or_default();
         let mut records = (0..seen.nodes.len()).filter_map(|at| seen.on_disk(at, job)).peekable();
-        let forgotten = self.expires && records.peek().is_none();
-        if self.lost_disk || forgotten || records.any(|record| self.shows(&record, change)) {
+        let gone = self.lost_disks > lost_disks || self.expires && records.peek().is_none();
+        if gone || records.any(|record| self.shows(&record, change, asked)) {
             return Ok(());
         }
         Err(format!("a client was told that job {job} was changed ({change:?}): no disk says so"))
@@ -51,7 +67,13 @@ impl Invariant for Changes {
 
     fn see(&mut self, seen: &Seen<'_>, fact: &Fact<'_>) -> Verdict {
         match fact {
-            Fact::DiskReplaced { .. } | Fact::Damaged { .. } => self.lost_disk = true,
+            Fact::DiskReplaced { .. } | Fact::Damaged { .. } => self.lost_disks += 1,
+            Fact::Changed { job, change } => {
+                let records = (0..seen.nodes.len()).filter_map(|at| seen.on_disk(at, *job));
+                let generation = records.map(|record| record.generation()).max();
+                let asked = (generation.unwrap_or_default(), self.lost_disks);
+                self.asked.entry((*job, mem::discriminant(*change))).or_insert(asked);
+            }
             Fact::Heard { job, change } => return self.heard(seen, *job, change),
             _ => {}
         }

@@ -76,8 +76,8 @@ pub(crate) enum Fact<'a> {
 }
 
 impl Fact<'_> {
-    /// The nodes that a fault is about.
-    pub(super) fn nodes(&self) -> [Option<usize>; 2] {
+    /// Whom a fault hits: the two ends of a link, or a node, which comes twice.
+    pub(super) fn hits(&self) -> Option<(usize, usize)> {
         match *self {
             Self::Crashed { at }
             | Self::DiskReplaced { at, .. }
@@ -87,38 +87,14 @@ impl Fact<'_> {
             | Self::Damaged { at, .. }
             | Self::Jumped { at, .. }
             | Self::Leaves { at }
-            | Self::Upgraded { at } => [Some(at), None],
-            Self::Deaf { from, to } => [Some(from), Some(to)],
-            Self::Cut { a, b } => [Some(a), Some(b)],
-            Self::Disconnected { at, peer } => [Some(at), Some(peer)],
-            Self::Lost { at, to }
-            | Self::Repeated { at, to }
-            | Self::HeldUp { at, to }
-            | Self::Overtaken { at, to } => [Some(at), Some(to)],
-            _ => [None; 2],
-        }
-    }
-
-    /// Whether this may make a phase run again: something is lost, late or gone.
-    pub(super) fn is_fault(&self) -> bool {
-        match self {
-            Self::Crashed { .. }
-            | Self::DiskReplaced { .. }
-            | Self::Paused { .. }
-            | Self::Stalled { .. }
-            | Self::Full { .. }
-            | Self::Damaged { .. }
-            | Self::Jumped { .. }
-            | Self::Leaves { .. }
-            | Self::Upgraded { .. }
-            | Self::Deaf { .. }
-            | Self::Cut { .. }
-            | Self::Disconnected { .. }
-            | Self::Lost { .. }
-            | Self::Repeated { .. }
-            | Self::HeldUp { .. }
-            | Self::Overtaken { .. }
-            | Self::Changed { .. } => true,
+            | Self::Upgraded { at } => Some((at, at)),
+            Self::Deaf { from: a, to: b }
+            | Self::Cut { a, b }
+            | Self::Disconnected { at: a, peer: b }
+            | Self::Lost { at: a, to: b }
+            | Self::Repeated { at: a, to: b }
+            | Self::HeldUp { at: a, to: b }
+            | Self::Overtaken { at: a, to: b } => Some((a, b)),
             Self::Up { .. }
             | Self::Applied
             | Self::PassedOver { .. }
@@ -130,9 +106,15 @@ impl Fact<'_> {
             | Self::Gave { .. }
             | Self::Asked { .. }
             | Self::Acknowledged { .. }
+            | Self::Changed { .. }
             | Self::Heard { .. }
-            | Self::Told { .. } => false,
+            | Self::Told { .. } => None,
         }
+    }
+
+    /// Whether this may make a phase run again: something is lost, late or gone.
+    pub(super) fn is_fault(&self) -> bool {
+        matches!(self, Self::Changed { .. }) || self.hits().is_some()
     }
 }
 

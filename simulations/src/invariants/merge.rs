@@ -1,16 +1,12 @@
 //! MERGE, as far as it can be seen from outside: a node's view of a phase only moves up, and what a
 //! newer release wrote is kept byte for byte. The laws themselves are tested in `protocol/tests`.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::Duration,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use carbonmesh_protocol::{
     id::{DiskId, JobId},
     message::{Message, StoreResult},
-    record::Control,
-    time::Timestamp,
+    record::{Control, Progress},
 };
 use rustc_hash::FxHashMap;
 
@@ -20,16 +16,15 @@ use crate::{
     world::{Node, newer_component},
 };
 
-/// How often it is looked for jobs of which no mark is left.
-const SWEEP_EVERY: Duration = Duration::from_secs(1);
-
 pub(super) struct Merge {
     newer_per_mille: u32,
-    /// When it was last looked for those, if marks are dropped while the world lasts.
-    swept: Option<Timestamp>,
+    /// Whether marks are dropped while the world lasts: then what was forgotten may be enqueued anew, or be
+    /// brought back and set aside.
+    expires: bool,
     /// The last value of each phase that a process held, by disk, life and copy: whoever stood in for
-    /// others drops its copy when they are back, and may begin another.
-    last: FxHashMap<(DiskId, u64, u64, JobId, u16), Control>,
+    /// others drops its copy when they are back, and may begin another. With when the job was enqueued, that is:
+    /// which of those that had its key in turn.
+    last: FxHashMap<(DiskId, u64, u64, JobId, u16), (u64, Control)>,
     /// What each store was about.
     stores: BTreeMap<(usize, usize, u64), Vec<JobId>>,
     /// Jobs that some disk took together with a component that it does not know.
@@ -41,7 +36,7 @@ impl Merge {
         Self {
             // What was forgotten, and comes back when nobody knows that any more, has lost it.
             newer_per_mille: if options.expires() { 0 } else { options.newer_per_mille },
-            swept: options.expires().then(Timestamp::default),
+            expires: options.expires(),
             last: FxHashMap::default(),
             stores: BTreeMap::new(),
             newer: BTreeSet::new(),
@@ -74,24 +69,29 @@ impl Invariant for Merge {
     }
 
     fn inspect(&mut self, seen: &Seen<'_>) -> Verdict {
-        self.sweep(seen);
         for (node, core) in seen.cores() {
             let (disk, life) = (node.config.disk, node.life);
             let copy = core.copies_begun(seen.pipeline);
             for (job, record) in core.records(seen.pipeline) {
+                let created_ms = record.spec.as_ref().map_or(0, |spec| spec.created_ms);
                 for (step, control) in &record.controls {
                     let key = (disk, life, copy, job, *step);
                     let before = self.last.get(&key);
-                    if before.is_some_and(|before| before == control) {
+                    if before.is_some_and(|(_, before)| before == control) {
                         continue;
                     }
-                    if let Some(before) = before.filter(|before| *before > control) {
+                    let anew = |before: u64| {
+                        created_ms > before || control.progress == Progress::Cancelled
+                    };
+                    let before =
+                        before.filter(|(created_ms, _)| !self.expires || !anew(*created_ms));
+                    if let Some((_, before)) = before.filter(|(_, before)| before > control) {
                         return Err(format!(
                             "{}: job {job} step {step} fell from {before:?} to {control:?}",
                             node.config.name
                         ));
                     }
-                    self.last.insert(key, control.clone());
+                    self.last.insert(key, (created_ms, control.clone()));
                 }
             }
         }
@@ -124,20 +124,6 @@ impl Invariant for Merge {
 }
 
 impl Merge {
-    /// What a node has nothing of on disk any more may come back as something else.
-    fn sweep(&mut self, seen: &Seen<'_>) {
-        if self.swept.is_none_or(|swept| seen.now.since(swept) < SWEEP_EVERY) {
-            return;
-        }
-        self.swept = Some(seen.now);
-        let disks = seen.nodes.iter().map(|node| (node.config.disk, node));
-        let disks: BTreeMap<DiskId, &Node> = disks.collect();
-        self.last.retain(|(disk, life, _, job, _), _| {
-            let node = disks.get(disk).filter(|node| node.life == *life);
-            node.is_some_and(|node| node.disk.job(seen.pipeline, *job).is_some())
-        });
-    }
-
     /// Whether every disk is still the one that it was at first.
     fn calm(&self, seen: &Seen<'_>) -> bool {
         let first = |(at, node): (usize, &Node)| node.config.disk.0 == at as u64 + 1;

@@ -28,7 +28,7 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(7);
 const TIME_OUT: Duration = Duration::from_secs(3);
 
 /// How often a client asks at most.
-const TRIES: u32 = 4;
+pub(super) const TRIES: u32 = 4;
 
 /// How many of the jobs that were taken are asked for.
 const READS_PER_MILLE: u32 = 100;

@@ -310,13 +310,16 @@ impl World {
         true
     }
 
-    /// Whether a job would be handed in when marks may have been dropped since it was given up: no
-    /// client waits for as long as these are kept in earnest.
+    /// Whether a job would be handed in by a process that stood still for so long that the marks of a job
+    /// with its key may be gone, which another gateway took meanwhile: then it is another job. What clients
+    /// ask for is not kept for days, as marks are in earnest.
     fn is_too_late(&self, at: Timestamp, event: &Event) -> bool {
         let Event::Input { input, .. } = event else { return false };
         let enqueues =
             |it: &Input| matches!(it, Input::Request { request: Request::Enqueue { .. }, .. });
-        self.options.expires() && enqueues(input) && at.since(self.now) > clients::PATIENCE
+        let tries = clients::PATIENCE * clients::TRIES;
+        let kept = Duration::from_millis(self.options.tombstones_ms);
+        enqueues(input) && at.since(self.now) + tries > kept
     }
 
     fn handle(&mut self, order: u64, event: Event) {

@@ -3,9 +3,12 @@
 use std::time::Duration;
 
 use crate::{
-    id::{JobId, PipelineId},
+    codec,
+    id::{JobId, PipelineId, Term},
     io::{Change, Input, Outcome, Refusal, Request, Response, Target},
+    message::{JobUpdate, Message},
     pipeline::{Combine, EachInput, Keep, PhaseInput, PipelineDef, Retention, Settings},
+    record::{Component, REAPED, Reaped},
     view::{JobState, JobSummary},
 };
 
@@ -182,6 +185,37 @@ fn a_cancelled_job_takes_its_items_along() {
     assert!(runs_of(&cluster, "count") < 100);
     let items = items_of(&mut cluster, job);
     assert!(items.iter().all(|item| item.state.is_terminal()), "{items:?}");
+}
+
+/// The job's mark comes to its coordinator from another side of a cut.
+fn mark_comes(cluster: &mut Cluster, job: JobId) {
+    let (pipeline, coordinator) = (PipelineId::of_name("p"), cluster.coordinator());
+    let at_ms = cluster.nodes[coordinator].core.as_ref().expect("it runs").wall_ms();
+    let bytes = codec::encode(&Reaped { generation: 0, at_ms });
+    let records = vec![JobUpdate { job, components: vec![Component { tag: REAPED, bytes }] }];
+    let message = Message::SyncPush { session: 1, part: 1, pipeline, term: Term::ZERO, records };
+    let from = cluster.nodes[(coordinator + 1) % 3].config.node;
+    cluster.input(coordinator, Input::Message { from, message });
+}
+
+#[test]
+fn items_end_when_their_job_was_forgotten_elsewhere() {
+    let unfinished = |cluster: &Cluster| {
+        let items = cluster.nodes.iter().filter_map(|node| node.core.as_ref());
+        let items = items.map(|core| core.snapshot().groups[&PipelineId::of_name("p")].live.count);
+        items.max().unwrap_or_default()
+    };
+    for early in [true, false] {
+        let mut cluster = fanning(100, 0);
+        cluster.run_time = Duration::from_secs(1);
+        let job = cluster.enqueue(0, "p", None, "{}").expect("accepted").job;
+        // At first its first phase still gives them.
+        let ran = |cluster: &Cluster| early || runs_of(cluster, "count") > 10;
+        cluster.run_until("there are items", |cluster| unfinished(cluster) > 50 && ran(cluster));
+        mark_comes(&mut cluster, job);
+        cluster.run_until("all have ended", |cluster| unfinished(cluster) == 0);
+        assert!(runs_of(&cluster, "count") < 100);
+    }
 }
 
 #[test]
