@@ -267,19 +267,23 @@ impl Core {
         Ok(more)
     }
 
-    /// A coordinator says up to when marks are dropped. `continuous` if it was heard all the time:
-    /// then this copy was in step all the time, whatever became of the clocks.
+    /// A coordinator says up to when marks are dropped. `continuous` if it was heard all the time: then
+    /// this copy has not missed anything since it was in step, whatever became of the clocks. `in_step` if
+    /// it is so now: only then does it know of all that was forgotten up to that moment.
     pub(super) fn learn_horizon(
         &mut self,
         pipeline: PipelineId,
         horizon_ms: u64,
-        continuous: bool,
+        (continuous, in_step): (bool, bool),
     ) {
         if !continuous {
             self.lapse_if_stale(pipeline, horizon_ms);
         }
-        if self.is_admitted(pipeline) || self.is_strict(pipeline) {
+        if in_step {
             return self.advance_horizon(pipeline, horizon_ms);
+        }
+        if self.is_admitted(pipeline) || self.is_strict(pipeline) {
+            return;
         }
         // A copy that does not count yet becomes what its coordinator's is, and knows no more than that.
         let horizon_ms = horizon_ms.min(self.wall_ms().saturating_sub(self.marks_kept_ms()));

@@ -22,7 +22,7 @@ use carbonmesh_protocol::{
     core::Core,
     id::{JobId, NodeId, PipelineId, Token},
     io::{Change, Effect, Input, Outcome, PersistId, Request, RequestId},
-    message::Message,
+    message::{Digest, Message},
     name::Name,
     time::Timestamp,
 };
@@ -242,7 +242,7 @@ impl World {
         let peace_began = self.now;
         self.make_peace();
         let mut unfinished = self.unfinished();
-        let (mut progress, mut progress_at) = (self.attempts, self.now);
+        let (mut progress, mut progress_at) = (self.progress(), self.now);
         let latest = self.now + PEACE * 30;
         while self.invariants.hold()
             && unfinished.is_some()
@@ -252,8 +252,9 @@ impl World {
             let until = self.now + Duration::from_millis(500);
             while self.step(until) && self.invariants.hold() {}
             unfinished = self.unfinished();
-            if self.attempts > progress {
-                (progress, progress_at) = (self.attempts, self.now);
+            let now = self.progress();
+            if now != progress {
+                (progress, progress_at) = (now, self.now);
             }
         }
         self.with_seen(|invariants, seen| invariants.finish(seen, unfinished));
@@ -267,6 +268,13 @@ impl World {
             attempts: self.attempts,
             violations: self.invariants.into_violations(),
         }
+    }
+
+    /// What changes while anything goes on: where clocks are wrong, jobs are forgotten minutes after their end.
+    fn progress(&self) -> (usize, Vec<Digest>) {
+        let cores = self.nodes.iter().filter_map(|node| node.core.as_ref());
+        let digests = cores.flat_map(|core| core.snapshot().groups.into_values());
+        (self.attempts, digests.flat_map(|group| [group.live, group.finished]).collect())
     }
 
     fn push(&mut self, after: Duration, event: Event) {
