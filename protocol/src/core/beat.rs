@@ -249,8 +249,9 @@ impl Core {
         if let Some(view) = &beat.view {
             self.learn_view(pipeline, view);
         }
-        // The first beat may have left before its sender took this node for one of those to be settled.
-        let in_step = continuous && beat.settled && self.is_admitted(pipeline);
+        let group = self.groups.get(&pipeline);
+        let told = group.is_some_and(|group| group.in_step == Some(term));
+        let in_step = continuous && told && self.is_admitted(pipeline);
         self.learn_horizon(pipeline, beat.horizon_ms, (continuous, in_step));
         if let Some(group) = self.groups.get_mut(&pipeline)
             && group.leader.is_some_and(|leader| (leader.node, leader.term) == (from, term))

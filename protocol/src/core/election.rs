@@ -485,7 +485,7 @@ impl Core {
         group.leader = Some(Leader { node, term, heard });
         group.successor = None;
         if changed {
-            group.beat = None;
+            (group.beat, group.in_step) = (None, None);
         }
         group.role = Role::Follower;
         group.election_at = None;
@@ -530,11 +530,17 @@ impl Core {
             .is_some_and(|group| term >= group.promise.highest && copy == group.copy);
         if disk == self.config.disk && fits {
             self.admit_self(pipeline);
+            if let Some(group) = self.groups.get_mut(&pipeline)
+                && group.leader.is_some_and(|leader| leader.term == term)
+            {
+                group.in_step = Some(term);
+            }
         }
     }
 
     /// A replica says for which pipelines its disk is not admitted: where its copy is complete by
-    /// now, it is; where it has dropped that copy since, it is brought up to date again.
+    /// now, it is; where it has dropped that copy since, it is brought up to date again. Of others it is
+    /// told now and then that they are complete, as such a message may be lost.
     pub(super) fn admit(&mut self, from: NodeId, disk: DiskId, unadmitted: &[(PipelineId, u64)]) {
         if let Some(member) = self.members.get_mut(&from) {
             member.unadmitted = Some(unadmitted.iter().map(|(pipeline, _)| *pipeline).collect());
@@ -557,6 +563,21 @@ impl Core {
                     dropped.push(pipeline);
                 }
                 _ => {}
+            }
+        }
+        let again = self.config.timing.anti_entropy;
+        for group in self.groups.values_mut() {
+            let pipeline = group.id;
+            let Some(reign) = group.reign() else { continue };
+            let term = reign.term;
+            let Some(PeerSync::Complete { copy }) = reign.peers.get(&from).copied() else {
+                reign.told.remove(&from);
+                continue;
+            };
+            let told = reign.told.get(&from).is_some_and(|at| now.since(*at) < again);
+            if !told && !unadmitted.iter().any(|(id, _)| *id == pipeline) {
+                reign.told.insert(from, now);
+                complete.push(Message::Admit { pipeline, term, disk, copy });
             }
         }
         dropped.into_iter().for_each(|pipeline| self.drop_sessions_of(from, pipeline));

@@ -236,6 +236,8 @@ pub(super) struct Reign {
     pub(super) unmerged: BTreeSet<NodeId>,
     /// Replicas that receive each change.
     pub(super) peers: BTreeMap<NodeId, PeerSync>,
+    /// When those whose copies are complete were told so last.
+    pub(super) told: BTreeMap<NodeId, Timestamp>,
     /// Invocations that want a worker.
     pub(super) ready: BTreeMap<QueueName, ReadyQueue>,
     /// Attempts at workers.
@@ -374,6 +376,7 @@ impl Reign {
             sequence: 0,
             unmerged: voters.clone(),
             peers: voters.iter().map(|voter| (*voter, PeerSync::Syncing)).collect(),
+            told: BTreeMap::new(),
             voters,
             ready: BTreeMap::new(),
             running: BTreeMap::new(),
@@ -432,6 +435,8 @@ pub(super) struct Group {
     pub(super) finished_dirty: bool,
     /// What the coordinator said of the group last.
     pub(super) beat: Option<BeatGroup>,
+    /// The term in which its coordinator has said that this copy is complete, since it is heard.
+    pub(super) in_step: Option<Term>,
     /// Who takes over with this node's vote, and when it was last heard to be at it.
     pub(super) successor: Option<(NodeId, Timestamp)>,
     pub(super) last_anti_entropy: Timestamp,
@@ -498,6 +503,7 @@ impl Group {
             finished: Finished::default(),
             finished_dirty: false,
             beat: None,
+            in_step: None,
             successor: None,
             last_anti_entropy: now,
             handed_on: None,

@@ -269,7 +269,7 @@ impl Core {
 
     /// A coordinator says up to when marks are dropped. `continuous` if it was heard all the time: then
     /// this copy has not missed anything since it was in step, whatever became of the clocks. `in_step` if
-    /// it is so now: only then does it know of all that was forgotten up to that moment.
+    /// the coordinator has said since that it is complete: only then has it heard of all that was forgotten.
     pub(super) fn learn_horizon(
         &mut self,
         pipeline: PipelineId,

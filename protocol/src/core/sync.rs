@@ -345,6 +345,12 @@ impl Core {
         if let Some(view) = &view {
             self.learn_view(pipeline, view);
         }
+        if let Some(group) = self.groups.get_mut(&pipeline)
+            && group.leader.is_some_and(|leader| leader.node == from)
+        {
+            // Its coordinator brings this copy up to date: until it says so again, it is not.
+            group.in_step = None;
+        }
         let copy = self.groups.get(&pipeline).map_or(0, |group| group.copy);
         let (own, covered) = if only_these {
             // They are read one by one, so not too many of them.
