@@ -16,15 +16,21 @@ use crate::{
     world::{Node, newer_component},
 };
 
+/// What a process held of a phase.
+struct Held {
+    /// When the job was enqueued, that is: which of those that had its key in turn.
+    created_ms: u64,
+    control: Control,
+}
+
 pub(super) struct Merge {
     newer_per_mille: u32,
     /// Whether marks are dropped while the world lasts: then what was forgotten may be enqueued anew, or be
     /// brought back and set aside.
     expires: bool,
     /// The last value of each phase that a process held, by disk, life and copy: whoever stood in for
-    /// others drops its copy when they are back, and may begin another. With when the job was enqueued, that is:
-    /// which of those that had its key in turn.
-    last: FxHashMap<(DiskId, u64, u64, JobId, u16), (u64, Control)>,
+    /// others drops its copy when they are back, and may begin another.
+    last: FxHashMap<(DiskId, u64, u64, JobId, u16), Held>,
     /// What each store was about.
     stores: BTreeMap<(usize, usize, u64), Vec<JobId>>,
     /// Jobs that some disk took together with a component that it does not know.
@@ -77,21 +83,20 @@ impl Invariant for Merge {
                 for (step, control) in &record.controls {
                     let key = (disk, life, copy, job, *step);
                     let before = self.last.get(&key);
-                    if before.is_some_and(|(_, before)| before == control) {
+                    if before.is_some_and(|before| before.control == *control) {
                         continue;
                     }
-                    let anew = |before: u64| {
-                        created_ms > before || control.progress == Progress::Cancelled
+                    let anew = |before: &&Held| {
+                        created_ms > before.created_ms || control.progress == Progress::Cancelled
                     };
-                    let before =
-                        before.filter(|(created_ms, _)| !self.expires || !anew(*created_ms));
-                    if let Some((_, before)) = before.filter(|(_, before)| before > control) {
+                    let before = before.filter(|before| !self.expires || !anew(before));
+                    if let Some(before) = before.filter(|before| before.control > *control) {
+                        let (name, before) = (&node.config.name, &before.control);
                         return Err(format!(
-                            "{}: job {job} step {step} fell from {before:?} to {control:?}",
-                            node.config.name
+                            "{name}: job {job} step {step} fell from {before:?} to {control:?}"
                         ));
                     }
-                    self.last.insert(key, (created_ms, control.clone()));
+                    self.last.insert(key, Held { created_ms, control: control.clone() });
                 }
             }
         }
