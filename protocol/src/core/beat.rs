@@ -249,9 +249,12 @@ impl Core {
         if let Some(view) = &beat.view {
             self.learn_view(pipeline, view);
         }
+        if let Some(group) = self.groups.get_mut(&pipeline).filter(|_| !continuous) {
+            group.in_step = None;
+        }
         let group = self.groups.get(&pipeline);
         let told = group.is_some_and(|group| group.in_step == Some(term));
-        let in_step = continuous && told && self.is_admitted(pipeline);
+        let in_step = told && self.is_admitted(pipeline) && self.should_keep(pipeline);
         self.learn_horizon(pipeline, beat.horizon_ms, (continuous, in_step));
         if let Some(group) = self.groups.get_mut(&pipeline)
             && group.leader.is_some_and(|leader| (leader.node, leader.term) == (from, term))

@@ -299,7 +299,9 @@ impl Core {
         let before = self.may_be_parted(pipeline, update);
         let changed = self.absorb_update(pipeline, update, origin)?;
         if let Some(before) = before {
-            self.doubt_parts(pipeline, update.job, &before);
+            if changed {
+                self.doubt_parts(pipeline, update.job, &before);
+            }
             self.rest_if_crowded(pipeline, update.job);
         }
         Ok(changed)

@@ -327,6 +327,15 @@ impl Core {
             || self.has(Mutant::StaleCounts)
     }
 
+    /// The moment (ms since 1970) before which whoever decides here keeps no marks: its coordinator says so, also
+    /// while this copy is brought up to date.
+    fn unmarked_ms(&self, pipeline: PipelineId) -> u64 {
+        let beat = self.groups.get(&pipeline).and_then(|group| group.beat.as_ref());
+        let told_ms = beat.map_or(0, |beat| beat.horizon_ms);
+        let allowed_ms = self.wall_ms().saturating_sub(self.marks_kept_ms());
+        self.horizon_ms(pipeline).max(told_ms.min(allowed_ms))
+    }
+
     /// What still counts of what somebody holds of a job: not a mark that all others have dropped.
     /// None if that is all.
     pub(super) fn still_counting<'a>(
@@ -335,7 +344,7 @@ impl Core {
         update: &'a JobUpdate,
     ) -> Option<Cow<'a, JobUpdate>> {
         let marks = update.components.iter().filter(|component| component.tag == REAPED);
-        let horizon_ms = self.horizon_ms(pipeline);
+        let horizon_ms = self.unmarked_ms(pipeline);
         let is_old = |mark: &Component| {
             let mut record = JobRecord::default();
             let _ = record.merge(mark);
@@ -352,13 +361,13 @@ impl Core {
     /// Whether no more is known here of a job than a mark that all others have dropped.
     pub(super) fn is_as_good_as_unknown(&self, pipeline: PipelineId, record: &JobRecord) -> bool {
         let mark = record.reaped.filter(|_| record.is_reaped());
-        mark.is_some_and(|mark| mark.at_ms < self.horizon_ms(pipeline))
+        mark.is_some_and(|mark| mark.at_ms < self.unmarked_ms(pipeline))
     }
 
     /// Drops what is held of a job where that is of one that was forgotten long ago, and the key has
     /// got another since.
     pub(super) fn make_way(&mut self, pipeline: PipelineId, update: &JobUpdate) {
-        let horizon_ms = self.horizon_ms(pipeline);
+        let horizon_ms = self.unmarked_ms(pipeline);
         let group = self.groups.get(&pipeline);
         let Some(entry) = group.and_then(|group| group.jobs.get(&update.job)) else { return };
         let spec = update.components.iter().find(|component| component.tag == SPEC);

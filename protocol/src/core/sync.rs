@@ -703,7 +703,7 @@ impl Core {
     }
 
     /// Whether this node should have a copy of a pipeline's jobs, or stands in for one that should.
-    fn should_keep(&self, pipeline: PipelineId) -> bool {
+    pub(super) fn should_keep(&self, pipeline: PipelineId) -> bool {
         let me = self.me();
         self.keepers(pipeline).contains(&me) || self.view(pipeline).contains(&me)
     }
