@@ -166,6 +166,10 @@ impl TerminalStays {
         if record.reaped.is_some() || self.retried.contains(&job) {
             return Ok(());
         }
+        // It was forgotten, and brought back by a copy that was away until no mark was left: it is set aside.
+        if self.gives_way && record.state() == JobState::Cancelled {
+            return Ok(());
+        }
         for ((_, step), token) in self.committed.range((job, 0)..=(job, u16::MAX)) {
             let control = record.controls.get(step);
             let kept = control.is_some_and(
