@@ -179,13 +179,13 @@ impl Core {
         coordinated.into_iter().for_each(|pipeline| self.step_down(pipeline));
     }
 
-    /// Whether this node coordinates, and all who should keep a copy have one that is complete.
+    /// Whether this node coordinates, and all who should keep a copy have one of all that there is.
     pub(super) fn is_settled(&self, group: &Group) -> bool {
         let Role::Coordinator(reign) = &group.role else { return false };
-        let complete = |node: &NodeId| {
-            *node == self.me() || reign.peers.get(node).is_some_and(|sync| sync.is_complete())
+        let has_all = |node: &NodeId| {
+            *node == self.me() || reign.peers.get(node).is_some_and(|sync| sync.has_all())
         };
-        self.view(group.id).iter().all(complete)
+        self.view(group.id).iter().all(has_all)
     }
 
     /// A peer renews its leases.

@@ -542,9 +542,7 @@ impl Core {
     /// now, it is; where it has dropped that copy since, it is brought up to date again. Of others it is
     /// told now and then that they are complete, as such a message may be lost.
     pub(super) fn admit(&mut self, from: NodeId, disk: DiskId, unadmitted: &[(PipelineId, u64)]) {
-        if let Some(member) = self.members.get_mut(&from) {
-            member.unadmitted = Some(unadmitted.iter().map(|(pipeline, _)| *pipeline).collect());
-        }
+        let lacking: BTreeSet<PipelineId> = unadmitted.iter().map(|(it, _)| *it).collect();
         let (now, mut complete, mut dropped) = (self.now, Vec::new(), Vec::new());
         for &(pipeline, copy) in unadmitted {
             let Some(reign) = self.groups.get_mut(&pipeline).and_then(|group| group.reign()) else {
@@ -553,10 +551,10 @@ impl Core {
             let term = reign.term;
             let Some(sync) = reign.peers.get_mut(&from) else { continue };
             match *sync {
-                PeerSync::Complete { copy: synced } if synced == copy => {
+                PeerSync::Complete { copy: synced, .. } if synced == copy => {
                     complete.push(Message::Admit { pipeline, term, disk, copy });
                 }
-                PeerSync::InSync { copy: synced } | PeerSync::Complete { copy: synced }
+                PeerSync::InSync { copy: synced } | PeerSync::Complete { copy: synced, .. }
                     if synced != copy =>
                 {
                     *sync = PeerSync::Lagging(now);
@@ -570,15 +568,18 @@ impl Core {
             let pipeline = group.id;
             let Some(reign) = group.reign() else { continue };
             let term = reign.term;
-            let Some(PeerSync::Complete { copy }) = reign.peers.get(&from).copied() else {
+            let Some(PeerSync::Complete { copy, .. }) = reign.peers.get(&from).copied() else {
                 reign.told.remove(&from);
                 continue;
             };
             let told = reign.told.get(&from).is_some_and(|at| now.since(*at) < again);
-            if !told && !unadmitted.iter().any(|(id, _)| *id == pipeline) {
+            if !told && !lacking.contains(&pipeline) {
                 reign.told.insert(from, now);
                 complete.push(Message::Admit { pipeline, term, disk, copy });
             }
+        }
+        if let Some(member) = self.members.get_mut(&from) {
+            member.unadmitted = Some(lacking);
         }
         dropped.into_iter().for_each(|pipeline| self.drop_sessions_of(from, pipeline));
         if !self.has(Mutant::NeverAdmitted) {

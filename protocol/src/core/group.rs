@@ -312,10 +312,13 @@ pub(super) enum PeerSync {
         /// Which copy: one that was dropped since has another number.
         copy: u64,
     },
-    /// It has all finished jobs too.
+    /// It has what is needed of finished jobs too.
     Complete {
         /// Which copy.
         copy: u64,
+        /// Whether that is all of them: who stands in for another needs none of those that had
+        /// ended before it came.
+        all: bool,
     },
     /// It kept the others waiting; it is tried again from this moment on.
     Lagging(Timestamp),
@@ -476,9 +479,14 @@ pub(super) struct Group {
 }
 
 impl PeerSync {
-    /// Whether it has all jobs, finished or not.
+    /// Whether it has all jobs that it needs in its place, so that it may be elected.
     pub(super) fn is_complete(self) -> bool {
         matches!(self, Self::Complete { .. })
+    }
+
+    /// Whether it has all jobs that there are, however long ago they ended.
+    pub(super) fn has_all(self) -> bool {
+        matches!(self, Self::Complete { all: true, .. })
     }
 
     /// Whether each change has to be on its disk before anything builds on it.

@@ -32,6 +32,7 @@ mod inspect;
 mod items;
 mod members;
 mod overdue;
+mod pages;
 mod partitions;
 mod query;
 mod ready;
@@ -48,6 +49,7 @@ mod strict;
 mod sync;
 mod table;
 mod timer;
+mod views;
 mod worker;
 
 #[cfg(test)]

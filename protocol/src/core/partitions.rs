@@ -21,7 +21,7 @@ use crate::{
     view::{JobSummary, StepCounts},
 };
 
-use super::{Core, query::MAX_PAGE};
+use super::{Core, pages::MAX_PAGE};
 
 /// Requests of this node's own are told from clients' by their highest bit.
 const OWN: u64 = 1 << 63;

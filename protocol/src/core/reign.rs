@@ -211,6 +211,7 @@ impl Core {
             return self.step_down(pipeline);
         }
         keepers.retain(|node| *node != self.me());
+        let view = self.view(pipeline);
         let Some(reign) = self.groups.get_mut(&pipeline).and_then(|group| group.reign()) else {
             return;
         };
@@ -220,6 +221,12 @@ impl Core {
         for peer in &gone {
             reign.peers.remove(peer);
         }
+        // Who stood in for another and has its place by now needs what had ended before it came, too.
+        let lacks = |peer: &NodeId| {
+            let sync = reign.peers.get(peer);
+            sync.is_some_and(|sync| sync.is_complete() && !sync.has_all())
+        };
+        let lacking: Vec<NodeId> = view.into_iter().filter(lacks).collect();
         let mut start = Vec::new();
         for peer in keepers {
             let due = match reign.peers.get(&peer) {
@@ -234,6 +241,11 @@ impl Core {
         }
         for peer in start {
             self.start_live_sync(peer, pipeline, Purpose::Reign(term));
+        }
+        for peer in lacking {
+            if !self.is_syncing(peer, pipeline) {
+                self.start_full_sync(peer, pipeline, Purpose::Reign(term));
+            }
         }
     }
 

@@ -107,6 +107,10 @@ impl Core {
         self.start_sync(peer, pipeline, Scope::Live, purpose);
     }
 
+    pub(super) fn start_full_sync(&mut self, peer: NodeId, pipeline: PipelineId, purpose: Purpose) {
+        self.start_sync(peer, pipeline, Scope::All, purpose);
+    }
+
     fn start_sync(
         &mut self,
         peer: NodeId,
@@ -656,9 +660,9 @@ impl Core {
         if group.elected_term() != Some(term) {
             return;
         }
+        let all = scope == Scope::All || group.finished.digest == theirs;
         // Whoever is to come into a strict group's view needs all that ever was.
-        let needs_all = scope == Scope::Live && (in_view || strict);
-        let lacks = needs_all && group.finished.digest != theirs;
+        let lacks = !all && (in_view || strict);
         let Some(reign) = group.elected() else { return };
         if taking_over && lacks {
             // Whoever coordinates a strict group knows all that ever was: a key whose job is
@@ -669,7 +673,7 @@ impl Core {
         let merged = reign.unmerged.remove(&peer);
         match reign.peers.get_mut(&peer) {
             Some(sync) if lacks => *sync = PeerSync::InSync { copy },
-            Some(sync) => *sync = PeerSync::Complete { copy },
+            Some(sync) => *sync = PeerSync::Complete { copy, all },
             None => return,
         }
         if lacks {

@@ -511,6 +511,39 @@ fn a_lost_replicas_place_is_taken_and_given_back_with_all_that_was_kept() {
 }
 
 #[test]
+fn who_takes_the_place_of_another_for_good_gets_what_had_ended_before_though_there_is_work() {
+    let replace_after = Duration::from_secs(20);
+    let timing = crate::config::Timing { replace_after, ..crate::config::Timing::DEFAULT };
+    let mut cluster = Cluster::with_timing(4, &PHASES, timing);
+    cluster.apply_pipeline(0, chain("p", &["a"]));
+    let coordinator = cluster.coordinator();
+    let pipeline = crate::id::PipelineId::of_name("p");
+    let holds = |cluster: &Cluster, index: usize, job| {
+        let core = cluster.nodes[index].core.as_ref()?;
+        core.record(pipeline, job).expect("readable")
+    };
+    let jobs = cluster.enqueue_many(0, "p", 20);
+    cluster.run_until("all done", |cluster| cluster.all_succeeded(&jobs));
+    let spare = (0..4).find(|index| holds(&cluster, *index, jobs[0]).is_none());
+    let spare = spare.expect("one keeps nothing");
+    let lost = (0..4).find(|index| ![spare, coordinator].contains(index)).expect("a replica");
+    // Something is always unfinished, so that nobody compares what has ended of itself.
+    let options = JobOptions { not_before_ms: u64::MAX, ..Default::default() };
+    let far_off = NewJob { key: None, options, trace: None, instructions: "{}".into() };
+    let request = Request::Enqueue { pipeline: name("p"), jobs: vec![far_off] };
+    let Response::Enqueued(kept) = cluster.request(coordinator, request) else { panic!("kept") };
+    let far_off = kept[0].as_ref().expect("accepted").job;
+    cluster.kill(lost);
+    cluster.run_until("it stands in", |cluster| holds(cluster, spare, far_off).is_some());
+    cluster.run_for(Duration::from_secs(5));
+    assert_eq!(holds(&cluster, spare, jobs[0]), None, "that is not asked of a stand-in");
+    cluster.run_for(replace_after);
+    for job in jobs {
+        assert_eq!(holds(&cluster, spare, job), holds(&cluster, coordinator, job));
+    }
+}
+
+#[test]
 fn a_minority_of_a_strict_group_takes_nothing_and_says_why() {
     let mut cluster = three();
     let phases = vec![crate::pipeline::PhaseInput::named(name("a"))];
