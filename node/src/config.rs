@@ -10,7 +10,10 @@ mod encryption;
 mod file;
 #[cfg(test)]
 mod fuzz;
+mod hosts;
 mod notify;
+mod offers;
+mod private;
 #[cfg(test)]
 mod reference;
 #[cfg(test)]
@@ -20,9 +23,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     env, fs, io,
     net::SocketAddr,
-    os::unix::fs::PermissionsExt,
-    path::{Path, PathBuf},
-    sync::Arc,
+    path::PathBuf,
 };
 
 use carbonmesh_protocol::{
@@ -30,44 +31,42 @@ use carbonmesh_protocol::{
     config::{Limits, Timing},
     handler::Language,
     name::{Name, Namespace},
-    pipeline::PipelineDef,
     rights::Rights,
 };
 use carbonmesh_storage::{Files, OperatorKey};
 use libp2p::Multiaddr;
 use thiserror::Error;
-use zeroize::Zeroizing;
 
-use self::file::{ConfigFile, PhaseSection, ResultsSection};
-pub use self::{access::AccessArgs, embed::NodeBuilder, encryption::EncryptionArgs};
+pub use self::{
+    access::AccessArgs, embed::NodeBuilder, encryption::EncryptionArgs, hosts::Hosts,
+    private::ClusterSecret,
+};
+use self::{
+    file::{ConfigFile, ResultsSection},
+    offers::{accepted_languages, granted_phases, in_namespaces, modules, phases},
+    private::{read_invitation, read_secret, secret_text},
+};
+pub(crate) use self::{
+    hosts::{HandlerFile, Take},
+    private::{encryption_key, encryption_key_in, scope_key_in},
+};
 use crate::{
-    document::PipelineDocument,
     http::access::AccessSettings,
     logs::LogFormat,
     net::{is_loopback, parse_address},
     notify::TargetSettings,
     otlp,
-    phase::{
-        ExecPhase, HostSettings, OfferedPhase, Phase, PhaseRegistry, Registered, RunningHost,
-        host::sdk, wasm,
-    },
-    scope::{ScopeKey, Scopes},
+    phase::{OfferedPhase, PhaseRegistry},
+    scope::Scopes,
     trust::{Invitation, joined_rights},
 };
 
 const DEFAULT_CLUSTER: &str = "carbonmesh";
 const DEFAULT_HTTP: &str = "127.0.0.1:7400";
 pub(crate) const DEFAULT_PORT: u16 = 7401;
-const SECRET_BYTES: usize = 16;
-
-/// Slots of a configured phase that says nothing about them.
-const DEFAULT_SLOTS: u32 = 1;
 
 /// In how many namespaces one node may offer its phases: others are told of each.
 const MAX_NAMESPACES: usize = 100;
-
-/// More would be a mistake: every slot may become a process.
-const MAX_SLOTS: u32 = 10_000;
 
 /// The settings cannot be used. Nothing was started.
 #[derive(Debug, Error)]
@@ -202,107 +201,6 @@ pub struct UpArgs {
     file: Option<HandlerFile>,
 }
 
-/// A file of handlers, for a node that is started for it.
-#[derive(Clone, Debug)]
-pub(crate) struct HandlerFile {
-    /// In a language that there is an SDK for.
-    pub(crate) path: PathBuf,
-    /// What of it this node is for.
-    pub(crate) take: Take,
-}
-
-/// What a node takes of a file of handlers.
-#[derive(Clone, Debug)]
-pub(crate) enum Take {
-    /// All phases and all pipelines.
-    All,
-    /// These phases, each as `NAME` or `NAME=SLOTS`.
-    Phases(Vec<String>),
-    /// This pipeline, and no phases.
-    Pipeline(String),
-}
-
-impl HandlerFile {
-    /// Tells nodes of one machine apart.
-    fn label(&self) -> String {
-        let stem = self.path.file_stem().unwrap_or_default().to_string_lossy();
-        match &self.take {
-            Take::All => stem.into_owned(),
-            Take::Phases(names) => {
-                let names = names.iter().map(|name| name.split('=').next().unwrap_or_default());
-                format!("{stem}-{}", names.collect::<Vec<_>>().join("-"))
-            }
-            Take::Pipeline(name) => format!("{stem}-{name}"),
-        }
-    }
-}
-
-/// What [`UpArgs::start_hosts`] has started.
-#[derive(Debug, Default)]
-pub struct Hosts {
-    /// They run.
-    pub running: Vec<RunningHost>,
-    /// Pipelines that the node is to make known.
-    pub pipelines: Vec<PipelineDef>,
-}
-
-impl Hosts {
-    /// These phases, and those of all hosts.
-    ///
-    /// # Errors
-    /// Two have a phase of the same name.
-    pub fn register(&self, registry: PhaseRegistry) -> Result<PhaseRegistry, ConfigError> {
-        self.running.iter().try_fold(registry, |registry, host| {
-            registry.with_host(host).map_err(|phase| {
-                let reason = format!("its phase `{phase}` is there already: rename one of them");
-                wrong(format!("hosts.{}", host.settings().name), reason)
-            })
-        })
-    }
-}
-
-async fn start_host(settings: HostSettings) -> Result<RunningHost, ConfigError> {
-    let setting = format!("hosts.{}", settings.name);
-    if settings.slots == 0 || settings.slots > MAX_SLOTS {
-        let reason = format!("{} is not possible: 1 to {MAX_SLOTS} are", settings.slots);
-        return Err(wrong(format!("{setting}.slots"), reason));
-    }
-    RunningHost::start(settings).await.map_err(|reason| wrong(setting, reason))
-}
-
-/// Which of the pipelines that came with a file are to be made known.
-fn pipelines(
-    host: &RunningHost,
-    path: &Path,
-    take: &Take,
-    namespace: &Namespace,
-) -> Result<Vec<PipelineDef>, ConfigError> {
-    let setting = || path.display().to_string();
-    if matches!(take, Take::Phases(_)) {
-        return Ok(Vec::new());
-    }
-    let mut found = Vec::new();
-    for document in host.pipelines() {
-        let document = PipelineDocument::from_json(document.to_string().as_bytes());
-        let definition = document.and_then(|mut document| {
-            // It lives where the node works, unless it says where.
-            if !document.name.contains('/') {
-                document.name = format!("{namespace}/{}", document.name);
-            }
-            document.definition()
-        });
-        found.push(definition.map_err(|error| wrong(setting(), error.to_string()))?);
-    }
-    let Take::Pipeline(name) = take else { return Ok(found) };
-    let names: Vec<&str> = found.iter().map(|one| one.name.local()).collect();
-    if !names.contains(&name.as_str()) {
-        let there = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
-        return Err(wrong(setting(), format!("there is no pipeline `{name}` (it has: {there})")));
-    }
-    found.retain(|one| one.name.local() == name);
-    Ok(found)
-}
-
 /// All that a node needs to know, checked.
 #[derive(Debug)]
 pub struct Settings {
@@ -366,23 +264,6 @@ pub struct Settings {
     pub free_bytes: u64,
 }
 
-/// A cluster's secret; never printed.
-#[derive(Clone)]
-pub struct ClusterSecret(Vec<u8>);
-
-impl ClusterSecret {
-    /// Its bytes.
-    pub fn as_bytes(&self) -> &[u8] {
-        &self.0
-    }
-}
-
-impl std::fmt::Debug for ClusterSecret {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("ClusterSecret(..)")
-    }
-}
-
 impl UpArgs {
     /// The same, with what a file of handlers has.
     #[must_use]
@@ -396,34 +277,6 @@ impl UpArgs {
             self.namespaces.extend(namespace.map(|namespace| namespace.to_string()));
         }
         self
-    }
-
-    /// Starts the phase hosts that this node is to have; dropping them ends them.
-    ///
-    /// # Errors
-    /// A setting cannot be used, or a host does not start; the text holds what it wrote.
-    pub async fn start_hosts(&self) -> Result<Hosts, ConfigError> {
-        let file = self.read_file()?;
-        let mut hosts = Hosts::default();
-        if roles(&given(self.role.clone(), file.role.clone()))?.worker {
-            for (name, section) in &file.hosts {
-                hosts.running.push(start_host(section.settings(name)?).await?);
-            }
-        }
-        let Some(HandlerFile { path, take }) = &self.file else { return Ok(hosts) };
-        let name = path.file_stem().unwrap_or_default().to_string_lossy();
-        let settings = sdk::host_of(&name, path);
-        let settings = settings.map_err(|reason| wrong(path.display().to_string(), reason))?;
-        let host = start_host(settings).await?;
-        let namespace = match &self.namespaces[..] {
-            [one] => namespaces(std::slice::from_ref(one))?.pop_first(),
-            _ => None,
-        };
-        hosts.pipelines = pipelines(&host, path, take, &namespace.unwrap_or_default())?;
-        if !matches!(take, Take::Pipeline(_)) {
-            hosts.running.push(host);
-        }
-        Ok(hosts)
     }
 
     /// How the node writes its logs.
@@ -651,29 +504,6 @@ fn roles(names: &[String]) -> Result<Roles, ConfigError> {
     Ok(roles)
 }
 
-/// The languages of handlers that the operator lets run here.
-fn accepted_languages(names: &[String], roles: Roles) -> Result<BTreeSet<Language>, ConfigError> {
-    if !names.is_empty() && !roles.worker {
-        return Err(wrong("--accept-handlers", "this node is no worker: add worker to --role"));
-    }
-    let mut accepted = BTreeSet::new();
-    for name in names {
-        match name.trim() {
-            "all" => accepted.extend(Language::ALL),
-            name => {
-                let language = name.parse();
-                let language =
-                    language.map_err(|error: String| wrong("--accept-handlers", error))?;
-                if language == Language::Wasm && !wasm::IS_BUILT_IN {
-                    return Err(wrong("--accept-handlers", wasm::NOT_BUILT_IN));
-                }
-                accepted.insert(language);
-            }
-        }
-    }
-    Ok(accepted)
-}
-
 /// The roles that were asked for, all of which the certificate must grant.
 fn granted_roles(asked: &[String], rights: &Rights) -> Result<Roles, ConfigError> {
     let roles = roles(asked)?;
@@ -691,103 +521,6 @@ fn granted_roles(asked: &[String], rights: &Rights) -> Result<Roles, ConfigError
     }
 }
 
-/// The phases that the certificate grants; what was chosen by name must be among them.
-fn granted_phases(
-    phases: Vec<OfferedPhase>,
-    chosen: &[String],
-    rights: &Rights,
-) -> Result<Vec<OfferedPhase>, ConfigError> {
-    let (granted, others): (Vec<_>, Vec<_>) =
-        phases.into_iter().partition(|phase| rights.offer(&phase.name));
-    match others.first() {
-        Some(other) if !chosen.is_empty() => {
-            let reason = format!(
-                "this node's certificate does not grant phase `{}`: leave it out, or ask for an \
-                 invitation with it",
-                other.name
-            );
-            Err(wrong("--phase", reason))
-        }
-        Some(other) => {
-            tracing::warn!(phase = %other.name, "not offered: this node's certificate does not grant it");
-            Ok(granted)
-        }
-        None => Ok(granted),
-    }
-}
-
-fn read_invitation(
-    text: Option<String>,
-    file: Option<&Path>,
-) -> Result<Option<Invitation>, ConfigError> {
-    let (setting, text) = match (text, file) {
-        (Some(text), _) => ("--join".to_owned(), text),
-        (None, Some(path)) => {
-            (format!("--join-file {}", path.display()), private_text("--join-file", path)?)
-        }
-        (None, None) => return Ok(None),
-    };
-    text.parse::<Invitation>().map(Some).map_err(|error| wrong(setting, error.to_string()))
-}
-
-/// What this node offers: everything that it can run, or what `--phase` names of it.
-fn phases(
-    chosen: &[String],
-    configured: &BTreeMap<String, PhaseSection>,
-    registry: &PhaseRegistry,
-) -> Result<Vec<OfferedPhase>, ConfigError> {
-    let mut known = BTreeMap::new();
-    for (name, Registered { slots, timeout, phase }) in registry.iter() {
-        let name = phase_name(name)?;
-        let (slots, timeout, phase) = (*slots, *timeout, phase.clone());
-        let offered = OfferedPhase { name: name.clone(), slots, timeout, phase };
-        known.insert(name, offered);
-    }
-    for (text, section) in configured {
-        let name = phase_name(text)?;
-        let runs: Option<Arc<dyn Phase>> = match (&section.wasm, &section.command) {
-            (Some(file), _) => Some(Arc::new(section.module(text, file)?)),
-            (None, Some(_)) => Some(Arc::new(ExecPhase::new(section.exec(text)?))),
-            (None, None) => None,
-        };
-        match (runs, known.get_mut(&name)) {
-            (Some(phase), _) => {
-                let slots = section.slots.unwrap_or(DEFAULT_SLOTS);
-                let timeout = section.timeout(text)?;
-                known.insert(name.clone(), OfferedPhase { name, slots, timeout, phase });
-            }
-            (None, Some(offered)) => {
-                offered.slots = section.slots.unwrap_or(offered.slots);
-                offered.timeout = section.timeout(text)?.or(offered.timeout);
-            }
-            (None, None) => {
-                let setting = format!("phases.{text}.command");
-                let reason =
-                    "is missing: give the program and its arguments, or a module as `wasm`";
-                return Err(wrong(setting, reason));
-            }
-        }
-    }
-    let mut offered: Vec<OfferedPhase> = match chosen {
-        [] => known.into_values().collect(),
-        chosen => chosen.iter().map(|text| choose(text, &known)).collect::<Result<_, _>>()?,
-    };
-    offered.sort_by(|a, b| a.name.cmp(&b.name));
-    for pair in offered.windows(2) {
-        if pair[0].name == pair[1].name {
-            return Err(wrong("--phase", format!("`{}` is given twice", pair[0].name)));
-        }
-    }
-    for phase in &offered {
-        if phase.slots == 0 || phase.slots > MAX_SLOTS {
-            let reason =
-                format!("{} has {} slots: 1 to {MAX_SLOTS} are possible", phase.name, phase.slots);
-            return Err(wrong("phases", reason));
-        }
-    }
-    Ok(offered)
-}
-
 /// The registry with the phases that take results where the operator lets them.
 fn with_results(
     results: &ResultsSection,
@@ -795,48 +528,6 @@ fn with_results(
 ) -> Result<PhaseRegistry, ConfigError> {
     let settings = results.settings(secret_text)?;
     settings.register(registry.clone()).map_err(|(setting, reason)| wrong(setting, reason))
-}
-
-/// The key of encryption at rest that a command was given, or the environment has.
-///
-/// # Errors
-/// It cannot be used.
-pub(crate) fn encryption_key(args: EncryptionArgs) -> Result<Option<OperatorKey>, ConfigError> {
-    args.with_variable()?.resolve(None, None)
-}
-
-/// The key of encryption at rest in a file that only its owner may read.
-///
-/// # Errors
-/// It cannot be used.
-pub(crate) fn encryption_key_in(setting: &str, path: &Path) -> Result<OperatorKey, ConfigError> {
-    let key = OperatorKey::new(private_text(setting, path)?.as_bytes());
-    key.map_err(|error| wrong(format!("{setting} {}", path.display()), error.to_string()))
-}
-
-/// The key of the cluster's values and secrets, in a file that only its owner may read.
-///
-/// # Errors
-/// It cannot be used.
-pub(crate) fn scope_key_in(path: &Path) -> Result<ScopeKey, ConfigError> {
-    const SETTING: &str = "--scope-key-file";
-    let text = Zeroizing::new(private_text(SETTING, path)?);
-    let key = ScopeKey::new(text.as_bytes());
-    key.map_err(|error| wrong(format!("{SETTING} {}", path.display()), error.to_string()))
-}
-
-/// Reads a secret from a file that only its owner may read.
-fn secret_text(setting: &str, path: &Path) -> Result<String, ConfigError> {
-    let text = private_text(setting, path)?;
-    let text = text.trim_end_matches(['\r', '\n']).to_owned();
-    if text.is_empty() {
-        return Err(wrong(format!("{setting} {}", path.display()), "the file is empty"));
-    }
-    Ok(text)
-}
-
-fn phase_name(text: &str) -> Result<Name, ConfigError> {
-    Name::plain(text).map_err(|error| wrong(format!("phases.{text}"), error.to_string()))
 }
 
 /// Where the node works.
@@ -854,58 +545,6 @@ fn namespaces(asked: &[String]) -> Result<BTreeSet<Namespace>, ConfigError> {
             Err(wrong("--namespaces", reason))
         }
     }
-}
-
-/// Phases as they are called in each of the namespaces.
-fn in_namespaces(phases: &[OfferedPhase], namespaces: &BTreeSet<Namespace>) -> Vec<OfferedPhase> {
-    let within = |namespace: &Namespace, phase: &OfferedPhase| OfferedPhase {
-        name: phase.name.within(namespace),
-        ..phase.clone()
-    };
-    let each = namespaces.iter();
-    each.flat_map(|namespace| phases.iter().map(move |phase| within(namespace, phase))).collect()
-}
-
-/// Puts the modules that flags name beside those of the file.
-fn modules(
-    flags: &[String],
-    sections: &mut BTreeMap<String, PhaseSection>,
-) -> Result<(), ConfigError> {
-    for text in flags {
-        let named = text.trim().split_once('=').filter(|(_, file)| !file.is_empty());
-        let (name, file) = named.ok_or_else(|| {
-            let reason = format!("`{text}` is no module: write NAME=FILE, as in shout=shout.wasm");
-            wrong("--wasm", reason)
-        })?;
-        let section = sections.entry(name.to_owned()).or_default();
-        if section.by_flag {
-            return Err(wrong("--wasm", format!("`{name}` is given twice")));
-        }
-        (section.wasm, section.by_flag) = (Some(PathBuf::from(file)), true);
-    }
-    Ok(())
-}
-
-/// Reads `NAME` or `NAME=SLOTS`.
-fn choose(text: &str, known: &BTreeMap<Name, OfferedPhase>) -> Result<OfferedPhase, ConfigError> {
-    let (name, slots) = text.trim().split_once('=').unwrap_or((text.trim(), ""));
-    let parsed = Name::plain(name).map_err(|e| wrong("--phase", format!("{e}")))?;
-    let found = known.get(&parsed).ok_or_else(|| {
-        let names: Vec<&str> = known.keys().map(Name::as_str).collect();
-        let there = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
-        let reason = format!(
-            "this node has no phase `{name}` (it has: {there}); give its command in the \
-             configuration file as [phases.{name}]"
-        );
-        wrong("--phase", reason)
-    })?;
-    let slots = match slots {
-        "" => found.slots,
-        slots => slots.parse().map_err(|_| {
-            wrong("--phase", format!("`{text}`: slots are a number, as in {name}=4"))
-        })?,
-    };
-    Ok(OfferedPhase { slots, ..found.clone() })
 }
 
 fn labels(texts: &[String]) -> Result<BTreeMap<String, String>, ConfigError> {
@@ -966,38 +605,4 @@ fn default_data_dir() -> Result<PathBuf, ConfigError> {
     let base = base.or_else(|| env::home_dir().map(|home| home.join(".local/share")));
     base.map(|base| base.join("carbonmesh"))
         .ok_or_else(|| wrong("--data-dir", "there is no home folder: give a folder"))
-}
-
-fn read_secret(
-    variable: Option<String>,
-    file: Option<&Path>,
-) -> Result<Option<ClusterSecret>, ConfigError> {
-    let (setting, text) = match (variable, file) {
-        (Some(text), _) => ("CARBONMESH_SECRET".to_owned(), text),
-        (None, Some(path)) => {
-            (format!("--secret-file {}", path.display()), private_text("--secret-file", path)?)
-        }
-        (None, None) => return Ok(None),
-    };
-    let secret = text.trim_end_matches(['\r', '\n']);
-    if secret.len() < SECRET_BYTES {
-        let reason = format!(
-            "the secret has {} bytes, at least {SECRET_BYTES} are needed: make one with \
-             `head -c 32 /dev/urandom | base64`",
-            secret.len()
-        );
-        return Err(wrong(setting, reason));
-    }
-    Ok(Some(ClusterSecret(secret.as_bytes().to_vec())))
-}
-
-/// Reads a file that only its owner may.
-fn private_text(setting: &str, path: &Path) -> Result<String, ConfigError> {
-    let failed = |source| ConfigError::Read { path: path.to_owned(), source };
-    let mode = fs::metadata(path).map_err(failed)?.permissions().mode();
-    if mode & 0o077 != 0 {
-        let reason = "others on this machine may read it: run chmod 600 on it";
-        return Err(wrong(format!("{setting} {}", path.display()), reason));
-    }
-    fs::read_to_string(path).map_err(failed)
 }

@@ -14,7 +14,7 @@ use std::{
 use carbonmesh_storage::OperatorKey;
 use zeroize::Zeroizing;
 
-use super::{ConfigError, private_text, wrong};
+use super::{ConfigError, private::private_text, wrong};
 
 /// The variable that has the key itself.
 pub(crate) const VARIABLE: &str = "CARBONMESH_ENCRYPTION_KEY";

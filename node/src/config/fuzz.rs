@@ -4,7 +4,7 @@ use std::os::unix::fs::PermissionsExt;
 
 use carbonmesh_fuzz::{Corpus, target};
 
-use super::*;
+use super::{private::SECRET_BYTES, *};
 use crate::key::load_or_create;
 
 const WORDS: [&str; 20] = [

@@ -23,8 +23,9 @@ use serde::{
 };
 
 use super::{
-    DEFAULT_HTTP, DEFAULT_SLOTS, UpArgs,
+    DEFAULT_HTTP, UpArgs,
     file::{ConfigFile, DEFAULT_FREE_BYTES},
+    offers::DEFAULT_SLOTS,
 };
 use crate::{
     document::parse_duration,

@@ -1,6 +1,6 @@
 //! Jobs that fan out: items, what is made of them, and what comes behind.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use crate::{
     codec,
@@ -8,11 +8,11 @@ use crate::{
     io::{Change, Input, Outcome, Refusal, Request, Response, Target},
     message::{JobUpdate, Message},
     pipeline::{Combine, EachInput, Keep, PhaseInput, PipelineDef, Retention, Settings},
-    record::{Component, REAPED, Reaped},
+    record::{Component, REAPED, Reaped, SPEC},
     view::{JobState, JobSummary},
 };
 
-use super::cluster::{Cluster, name};
+use super::cluster::{Cluster, chain, name};
 
 const PHASES: [(&str, u32); 3] = [("split", 4), ("count", 8), ("sum", 4)];
 
@@ -216,6 +216,37 @@ fn items_end_when_their_job_was_forgotten_elsewhere() {
         cluster.run_until("all have ended", |cluster| unfinished(cluster) == 0);
         assert!(runs_of(&cluster, "count") < 100);
     }
+}
+
+#[test]
+fn items_end_when_their_job_follows_another_definition_elsewhere() {
+    let mut cluster = Cluster::new(3, &PHASES);
+    cluster.items = 100;
+    let first = chain("p", &["sum"]);
+    cluster.apply_pipeline(0, first.clone());
+    cluster.apply_pipeline(0, definition(0, Retention::DEFAULT));
+    cluster.run_time = Duration::from_secs(1);
+    let (pipeline, coordinator) = (PipelineId::of_name("p"), cluster.coordinator());
+    let job = cluster.enqueue(0, "p", None, "{}").expect("accepted").job;
+    let unfinished = |cluster: &Cluster| {
+        let core = cluster.nodes[coordinator].core.as_ref().expect("it runs");
+        core.snapshot().groups[&pipeline].live.count
+    };
+    cluster.run_until("some items ran", |cluster| runs_of(cluster, "count") > 10);
+    // Beyond a cut it was enqueued before the definition had come there, and earlier.
+    let core = cluster.nodes[coordinator].core.as_ref().expect("it runs");
+    let mut spec =
+        core.record(pipeline, job).expect("readable").expect("known").spec.expect("known");
+    let earlier = Arc::make_mut(&mut spec);
+    (earlier.revision, earlier.phases, earlier.created_ms) = (first.revision(), 1, 1);
+    let bytes = codec::encode(&*spec);
+    let records = vec![JobUpdate { job, components: vec![Component { tag: SPEC, bytes }] }];
+    let message = Message::SyncPush { session: 1, part: 1, pipeline, term: Term::ZERO, records };
+    let from = cluster.nodes[(coordinator + 1) % 3].config.node;
+    cluster.input(coordinator, Input::Message { from, message });
+    cluster.run_until("all have ended", |cluster| unfinished(cluster) == 0);
+    assert!(runs_of(&cluster, "count") < 100);
+    assert_eq!(cluster.job(0, job).state, JobState::Succeeded);
 }
 
 #[test]
