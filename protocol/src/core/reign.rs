@@ -239,6 +239,10 @@ impl Core {
                 start.push(peer);
             }
         }
+        // What was compared with somebody who was no replica meanwhile counts for nothing.
+        for peer in gone.iter().chain(&start) {
+            self.drop_sessions_of(*peer, pipeline);
+        }
         for peer in start {
             self.start_live_sync(peer, pipeline, Purpose::Reign(term));
         }

@@ -748,7 +748,7 @@ impl Core {
             return false;
         };
         holders.all(|(node, _)| {
-            *node == self.me() || reign.peers.get(node).is_some_and(|sync| sync.is_complete())
+            *node == self.me() || reign.peers.get(node).is_some_and(|sync| sync.has_all())
         })
     }
 

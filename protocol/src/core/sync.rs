@@ -90,6 +90,9 @@ pub(super) struct Session {
     copy: Option<u64>,
     /// How often it stood still and was begun again.
     restarts: u32,
+    /// Whether the other's copy may have been away for too long, and knows of finished jobs: none of
+    /// these may count before they were compared.
+    stale: bool,
     /// Whether the other refused a change since it began: all is compared again.
     refused: bool,
     /// The other's disk.
@@ -133,6 +136,7 @@ impl Core {
             theirs: Digest::default(),
             copy: None,
             restarts: 0,
+            stale: false,
             refused: false,
             disk: None,
             sealed: PersistId(self.next_persist),
@@ -437,6 +441,9 @@ impl Core {
             return Ok(());
         }
         session.page = None;
+        // Later on it has what ended meanwhile, too.
+        let first = session.copy.is_none();
+        session.stale |= first && reply.horizon_ms == 0 && reply.finished.count > 0;
         session.copy = Some(reply.copy);
         session.disk = Some(reply.disk);
         session.theirs = reply.finished;
@@ -616,12 +623,11 @@ impl Core {
             let restarts = session.restarts;
             return self.restart(session, restarts);
         }
-        let Session { peer, pipeline, scope, purpose, theirs, copy, disk, sealed, .. } = session;
-        let copy = copy.unwrap_or_default();
+        let Session { peer, pipeline, purpose, disk, sealed, .. } = session;
         match purpose {
             Purpose::Reign(term) => {
                 let taking_over = self.is_taking_over(pipeline);
-                self.on_replica_synced((peer, copy), pipeline, scope, term, theirs);
+                self.on_replica_synced(&session, term);
                 // Unfinished jobs alone do not tell of those that have ended meanwhile.
                 let group = self.groups.get_mut(&pipeline);
                 let reign = group.and_then(|group| group.elected());
@@ -646,14 +652,9 @@ impl Core {
     }
 
     /// A replica has all that this coordinator has.
-    fn on_replica_synced(
-        &mut self,
-        (peer, copy): (NodeId, u64),
-        pipeline: PipelineId,
-        scope: Scope,
-        term: Term,
-        theirs: Digest,
-    ) {
+    fn on_replica_synced(&mut self, session: &Session, term: Term) {
+        let Session { peer, pipeline, scope, theirs, stale, .. } = *session;
+        let copy = session.copy.unwrap_or_default();
         let in_view = self.view(pipeline).contains(&peer);
         let (strict, taking_over) = (self.is_strict(pipeline), self.is_taking_over(pipeline));
         let Some(group) = self.groups.get_mut(&pipeline) else { return };
@@ -662,7 +663,7 @@ impl Core {
         }
         let all = scope == Scope::All || group.finished.digest == theirs;
         // Whoever is to come into a strict group's view needs all that ever was.
-        let lacks = !all && (in_view || strict);
+        let lacks = !all && (in_view || strict || stale);
         let Some(reign) = group.elected() else { return };
         if taking_over && lacks {
             // Whoever coordinates a strict group knows all that ever was: a key whose job is

@@ -5,9 +5,10 @@ use std::time::Duration;
 use crate::{
     config::Timing,
     id::{DiskId, JobId, PipelineId},
-    io::{Input, Outcome},
+    io::{Input, NewJob, Outcome, Request, Response},
     pipeline::{Keep, PhaseInput, PipelineDef, Quorum, Retention, Settings},
-    record::JobRecord,
+    placement::rank,
+    record::{JobOptions, JobRecord},
     view::JobState,
 };
 
@@ -27,10 +28,15 @@ fn forgetful_with(quorum: Quorum) -> Cluster {
 }
 
 fn forgetful_of(phases: &[&str], quorum: Quorum) -> Cluster {
+    forgetful_for(KEPT, phases, quorum)
+}
+
+/// Four nodes that keep jobs for so long after their end.
+fn forgetful_for(kept: Duration, phases: &[&str], quorum: Quorum) -> Cluster {
     let timing =
         Timing { tombstones: MARKS_KEPT, replace_after: REPLACED_AFTER, ..Timing::DEFAULT };
     let mut cluster = Cluster::with_timing(4, &PHASES, timing);
-    let keep = Keep { age: Some(KEPT), count: None };
+    let keep = Keep { age: Some(kept), count: None };
     // What is set aside stays for the operator.
     let retention = Retention { succeeded: keep, dead: keep, ..Retention::DEFAULT };
     let settings = Settings { accept: quorum, execute: quorum, retention, ..Settings::default() };
@@ -116,6 +122,43 @@ fn an_old_end_does_not_end_a_job_that_has_its_key_anew() {
     use_key_again_while_one_is_away(&mut cluster, job);
     let ended = |index: usize| record(&cluster, index, job).is_some_and(|it| it.is_over());
     assert!(!(0..4).any(ended), "nobody finished it");
+}
+
+#[test]
+fn nor_does_it_take_the_place_of_one_where_a_stale_copy_stands_in_for_another() {
+    let mut cluster = forgetful_for(Duration::from_secs(40), &["a"], Quorum::Any);
+    let ranked = rank(pipeline(), cluster.nodes.iter().map(|node| node.config.node));
+    let ranked: Vec<usize> = ranked.into_iter().map(|node| cluster.index_of(node)).collect();
+    let (coordinator, stale) = (cluster.coordinator(), ranked[3]);
+    let away = ranked.into_iter().find(|index| ![coordinator, stale].contains(index));
+    let away = away.expect("three keep jobs");
+    // Something is always unfinished, so that nobody compares what has ended of itself.
+    let options = JobOptions { not_before_ms: u64::MAX, ..JobOptions::default() };
+    let far_off = NewJob { key: None, options, trace: None, instructions: "{}".into() };
+    let request = Request::Enqueue { pipeline: name("p"), jobs: vec![far_off] };
+    assert!(matches!(cluster.request(coordinator, request), Response::Enqueued(_)));
+    cluster.kill(away);
+    cluster.run_for(Duration::from_secs(3));
+    let job = cluster.enqueue(coordinator, "p", Some("k"), "{}").expect("accepted").job;
+    cluster.run_until("a stand-in has its end", |cluster| {
+        record(cluster, stale, job).is_some_and(|it| it.is_over())
+    });
+    cluster.run_for(Duration::from_millis(100));
+    cluster.kill(stale);
+    cluster.start(away);
+    wait_until_forgotten(&mut cluster, job);
+    let again = cluster.enqueue(coordinator, "p", Some("k"), "{\"x\":1}").expect("free again");
+    assert_eq!((again.job, again.existed), (job, false));
+    cluster.run_until("done again", |cluster| cluster.all_succeeded(&[job]));
+    // The stale copy is back, stands in, and gets the place for good.
+    cluster.kill(away);
+    cluster.run_for(Duration::from_secs(3));
+    cluster.start(stale);
+    cluster.run_for(REPLACED_AFTER + Duration::from_secs(5));
+    for index in (0..4).filter(|index| *index != away) {
+        let spec = record(&cluster, index, job).and_then(|record| record.spec).expect("known");
+        assert_eq!(spec.instructions, "{\"x\":1}", "node {index} has the old one");
+    }
 }
 
 /// A job runs when one who keeps it goes away; the others finish and forget it.
