@@ -1,5 +1,7 @@
 //! Precedence, and what wrong settings are told.
 
+use std::os::unix::fs::PermissionsExt;
+
 use clap::Parser;
 use tempfile::TempDir;
 
