@@ -21,6 +21,8 @@ pub struct Options {
     pub joiners: usize,
     /// Whether one node leaves for good.
     pub leaver: bool,
+    /// Whether it goes without being told to, from one moment to the next.
+    pub vanishes: bool,
     /// How long a member is away before its place is given to another.
     pub replace_after_ms: u64,
     /// How many copies an acknowledgement needs, and how many must back who dispatches.
@@ -237,11 +239,13 @@ impl Options {
         };
         // Longer than a member's place is kept for it, and about as long as marks are kept.
         let away_ms = if apart.below(5) == 0 { LONG_MS } else { 6000 };
+        let vanishes = apart.below(2) == 0;
         Self {
             seed,
             roles,
             joiners: one_of(&[0, 0, 1, 2]).min(count.saturating_sub(3) as u32) as usize,
             leaver,
+            vanishes,
             // Where one leaves for good, the time until its place is given away is part of the run.
             replace_after_ms: if leaver { 15_000 } else { one_of(&[600_000, 15_000]).into() },
             quorums,

@@ -280,12 +280,15 @@ impl World {
                 && view.members.iter().all(|holder| sound(holder) && known(holder))
     }
 
-    /// The last node is told to stop, and never comes back.
+    /// The last node is told to stop, or is lost, and never comes back.
     pub(super) fn leave(&mut self) {
         let at = self.nodes.len() - 1;
         if !self.may_lose_disk(at) {
             let after = self.random.between(1000, 3000);
             return self.push(after, Event::Leave);
+        }
+        if self.options.vanishes {
+            return self.be_gone(at);
         }
         self.tell(Fact::Leaves { at });
         self.input(at, Input::Draining);
