@@ -568,7 +568,8 @@ impl Core {
             let pipeline = group.id;
             let Some(reign) = group.reign() else { continue };
             let term = reign.term;
-            let Some(PeerSync::Complete { copy, .. }) = reign.peers.get(&from).copied() else {
+            let Some(PeerSync::Complete { copy, all: true }) = reign.peers.get(&from).copied()
+            else {
                 reign.told.remove(&from);
                 continue;
             };

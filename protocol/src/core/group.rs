@@ -464,7 +464,7 @@ pub(super) struct Group {
     /// The term that this node voted for when nobody's copy counted, until its own does: whoever
     /// coordinates in it knows no better.
     pub(super) founded: Option<Term>,
-    /// Counts how often this node began anew to keep a copy, since it started.
+    /// Counts how often this node began anew to keep a copy, or to count for one, since it started.
     pub(super) copy: u64,
     /// Of jobs that were forgotten before this moment (ms since 1970), nothing is kept at all.
     pub(super) horizon_ms: u64,

@@ -92,7 +92,7 @@ pub struct GroupSnapshot {
 }
 
 impl Core {
-    /// How often this process began anew to keep a copy of a pipeline's jobs.
+    /// How often this process began anew to keep a copy of a pipeline's jobs, or to count for one.
     pub fn copies_begun(&self, pipeline: PipelineId) -> u64 {
         self.groups.get(&pipeline).map_or(0, |group| group.copy)
     }

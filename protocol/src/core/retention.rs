@@ -307,6 +307,8 @@ impl Core {
         }
         if let Some(group) = self.groups.get_mut(&pipeline) {
             group.promise.admitted = None;
+            // What was compared with it so far, as one that counts, counts for nothing.
+            group.copy += 1;
             self.write_promise(pipeline);
         }
         true
@@ -378,16 +380,26 @@ impl Core {
         }
         let mut theirs = JobRecord::default();
         let _ = theirs.merge(spec);
-        let created_ms = |record: &JobRecord| record.spec.as_ref().map(|spec| spec.created_ms);
-        let old = |at_ms: Option<u64>| at_ms.is_some_and(|at_ms| at_ms < horizon_ms);
-        let another = old(created_ms(&entry.record))
-            && created_ms(&theirs).is_some_and(|at_ms| at_ms >= horizon_ms);
+        let decides = group.is_some_and(|group| group.elected_term().is_some());
+        let another = !decides && is_earlier(&entry.record, &theirs, horizon_ms);
         if (gone || another)
             && let Some(entry) =
                 self.groups.get_mut(&pipeline).and_then(|group| group.jobs.get_mut(&update.job))
         {
             entry.clear();
         }
+    }
+
+    /// Whether a copy that was away for too long brings back a job that was forgotten meanwhile, though its key
+    /// has got another since: of that one, nothing is taken.
+    pub(super) fn is_outlived(&self, pipeline: PipelineId, update: &JobUpdate) -> bool {
+        let group = self.groups.get(&pipeline);
+        let Some(entry) = group.and_then(|group| group.jobs.get(&update.job)) else { return false };
+        let mut theirs = JobRecord::default();
+        for component in update.components.iter().filter(|it| it.tag == SPEC) {
+            let _ = theirs.merge(component);
+        }
+        is_earlier(&theirs, &entry.record, self.horizon_ms(pipeline))
     }
 
     /// Whether this copy's word of a job counts for less than that of the coordinator that compares
@@ -424,4 +436,11 @@ impl Core {
                     forgotten meanwhile; `job retry` runs it";
         self.stop_job(pipeline, job, &Progress::Cancelled, note);
     }
+}
+
+/// Whether the first was enqueued before the second, and so long ago that no mark of it would be left.
+fn is_earlier(first: &JobRecord, second: &JobRecord, horizon_ms: u64) -> bool {
+    let created_ms = |record: &JobRecord| record.spec.as_ref().map(|spec| spec.created_ms);
+    let (Some(first), Some(second)) = (created_ms(first), created_ms(second)) else { return false };
+    first < horizon_ms && first < second
 }

@@ -77,6 +77,21 @@ fn runs(cluster: &Cluster, job: JobId) -> u32 {
     cluster.runs.iter().filter(|((of, _), _)| *of == job).map(|(_, runs)| *runs).sum()
 }
 
+/// A job that does not begin within any test.
+fn enqueue_for_later(cluster: &mut Cluster, key: Option<&str>) -> JobId {
+    let options = JobOptions { not_before_ms: u64::MAX, ..JobOptions::default() };
+    let key = key.map(Into::into);
+    let job = NewJob { key, options, trace: None, instructions: "{\"x\":1}".into() };
+    let coordinator = cluster.coordinator();
+    let request = Request::Enqueue { pipeline: name("p"), jobs: vec![job] };
+    let Response::Enqueued(told) = cluster.request(coordinator, request) else { panic!("none") };
+    told[0].as_ref().expect("accepted").job
+}
+
+fn has_ended_anywhere(cluster: &Cluster, job: JobId) -> bool {
+    (0..4).any(|index| record(cluster, index, job).is_some_and(|it| it.is_over()))
+}
+
 /// A replica goes away; its key gets another job, which nobody finishes; the replica comes back.
 fn use_key_again_while_one_is_away(cluster: &mut Cluster, job: JobId) {
     let away = replica(cluster, job, false);
@@ -120,23 +135,63 @@ fn an_old_end_does_not_end_a_job_that_has_its_key_anew() {
     cluster.run_until("done", |cluster| cluster.all_succeeded(&[job]));
     cluster.run_for(Duration::from_millis(500));
     use_key_again_while_one_is_away(&mut cluster, job);
-    let ended = |index: usize| record(&cluster, index, job).is_some_and(|it| it.is_over());
-    assert!(!(0..4).any(ended), "nobody finished it");
+    assert!(!has_ended_anywhere(&cluster, job), "nobody finished it");
 }
 
 #[test]
-fn nor_does_it_take_the_place_of_one_where_a_stale_copy_stands_in_for_another() {
-    let mut cluster = forgetful_for(Duration::from_secs(40), &["a"], Quorum::Any);
+fn nor_does_it_when_others_are_lost_as_it_comes_back() {
+    for all in [true, false] {
+        let mut cluster = forgetful();
+        use_key_again_and_lose_others(&mut cluster, all);
+    }
+}
+
+fn use_key_again_and_lose_others(cluster: &mut Cluster, all: bool) {
+    let job = cluster.enqueue(0, "p", Some("k"), "{}").expect("accepted").job;
+    cluster.run_until("done", |cluster| cluster.all_succeeded(&[job]));
+    cluster.run_for(Duration::from_millis(500));
+    let away = replica(cluster, job, false);
+    cluster.kill(away);
+    wait_until_forgotten(cluster, job);
+    assert_eq!(enqueue_for_later(cluster, Some("k")), job);
+    let coordinator = cluster.coordinator();
+    let lost: Vec<usize> = match all {
+        true => (0..4).filter(|index| *index != away).collect(),
+        false => vec![coordinator],
+    };
+    lost.iter().for_each(|index| cluster.kill(*index));
+    cluster.start(away);
+    lost.iter().filter(|_| all).for_each(|index| cluster.start(*index));
+    cluster.run_for(Duration::from_secs(40));
+    assert!(!has_ended_anywhere(cluster, job), "nobody finished it");
+}
+
+#[test]
+fn nor_does_it_when_that_job_is_older_than_all_marks() {
+    let mut cluster = forgetful();
+    let job = cluster.enqueue(0, "p", Some("k"), "{}").expect("accepted").job;
+    cluster.run_until("done", |cluster| cluster.all_succeeded(&[job]));
+    cluster.run_for(Duration::from_millis(500));
+    let away = replica(&mut cluster, job, false);
+    cluster.kill(away);
+    wait_until_forgotten(&mut cluster, job);
+    assert_eq!(enqueue_for_later(&mut cluster, Some("k")), job);
+    cluster.run_for(MARKS_KEPT * 2);
+    cluster.start(away);
+    cluster.run_for(Duration::from_secs(40));
+    assert!(!has_ended_anywhere(&cluster, job), "nobody finished it");
+}
+
+/// The one that keeps jobs only while another is away, one that does and does not coordinate, and a
+/// job that the first has seen ending, when it stood in for the second.
+fn stood_in(cluster: &mut Cluster) -> (usize, usize, JobId) {
     let ranked = rank(pipeline(), cluster.nodes.iter().map(|node| node.config.node));
     let ranked: Vec<usize> = ranked.into_iter().map(|node| cluster.index_of(node)).collect();
     let (coordinator, stale) = (cluster.coordinator(), ranked[3]);
     let away = ranked.into_iter().find(|index| ![coordinator, stale].contains(index));
     let away = away.expect("three keep jobs");
     // Something is always unfinished, so that nobody compares what has ended of itself.
-    let options = JobOptions { not_before_ms: u64::MAX, ..JobOptions::default() };
-    let far_off = NewJob { key: None, options, trace: None, instructions: "{}".into() };
-    let request = Request::Enqueue { pipeline: name("p"), jobs: vec![far_off] };
-    assert!(matches!(cluster.request(coordinator, request), Response::Enqueued(_)));
+    enqueue_for_later(cluster, None);
     cluster.kill(away);
     cluster.run_for(Duration::from_secs(3));
     let job = cluster.enqueue(coordinator, "p", Some("k"), "{}").expect("accepted").job;
@@ -146,7 +201,36 @@ fn nor_does_it_take_the_place_of_one_where_a_stale_copy_stands_in_for_another() 
     cluster.run_for(Duration::from_millis(100));
     cluster.kill(stale);
     cluster.start(away);
+    (stale, away, job)
+}
+
+#[test]
+fn nor_does_it_when_it_has_stood_in_for_another_meanwhile() {
+    let mut cluster = forgetful();
+    let (stale, away, job) = stood_in(&mut cluster);
+    cluster.run_for(Duration::from_secs(25));
+    // It is not told what was forgotten before, and does not count as knowing it.
+    cluster.kill(away);
+    cluster.run_for(Duration::from_secs(3));
+    cluster.start(stale);
+    cluster.run_for(Duration::from_secs(5));
+    cluster.kill(stale);
+    cluster.start(away);
+    cluster.run_until("nothing is kept", |cluster| {
+        (0..4).all(|index| record(cluster, index, job).is_none())
+    });
+    assert_eq!(enqueue_for_later(&mut cluster, Some("k")), job);
+    cluster.start(stale);
+    cluster.run_for(Duration::from_secs(20));
+    assert!(!has_ended_anywhere(&cluster, job), "nobody finished it");
+}
+
+#[test]
+fn nor_does_it_take_the_place_of_one_where_a_stale_copy_stands_in_for_another() {
+    let mut cluster = forgetful_for(Duration::from_secs(40), &["a"], Quorum::Any);
+    let (stale, away, job) = stood_in(&mut cluster);
     wait_until_forgotten(&mut cluster, job);
+    let coordinator = cluster.coordinator();
     let again = cluster.enqueue(coordinator, "p", Some("k"), "{\"x\":1}").expect("free again");
     assert_eq!((again.job, again.existed), (job, false));
     cluster.run_until("done again", |cluster| cluster.all_succeeded(&[job]));
