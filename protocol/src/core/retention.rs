@@ -391,10 +391,13 @@ impl Core {
     }
 
     /// Whether a copy that was away for too long brings back a job that was forgotten meanwhile, though its key
-    /// has got another since: of that one, nothing is taken.
+    /// has got another since: whoever decides takes nothing of that one.
     pub(super) fn is_outlived(&self, pipeline: PipelineId, update: &JobUpdate) -> bool {
         let group = self.groups.get(&pipeline);
-        let Some(entry) = group.and_then(|group| group.jobs.get(&update.job)) else { return false };
+        let Some(group) = group.filter(|group| group.elected_term().is_some()) else {
+            return false;
+        };
+        let Some(entry) = group.jobs.get(&update.job) else { return false };
         let mut theirs = JobRecord::default();
         for component in update.components.iter().filter(|it| it.tag == SPEC) {
             let _ = theirs.merge(component);

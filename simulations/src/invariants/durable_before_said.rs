@@ -162,6 +162,21 @@ fn is_old(seen: &Seen<'_>, at: usize, update: &JobUpdate) -> bool {
     record.reaped.is_some_and(|mark| mark.at_ms + kept_ms <= now_ms)
 }
 
+/// Whether a job was enqueued so long ago, and before the one that a node has under its key now, that it may
+/// have been forgotten in between: nothing of it is taken then.
+fn is_outlived(seen: &Seen<'_>, at: usize, update: &JobUpdate) -> bool {
+    let kept_ms = seen.nodes[at].config.timing.tombstones.as_millis() as u64;
+    let mut record = JobRecord::default();
+    for component in &update.components {
+        record.merge(component).expect("it reads back");
+    }
+    let now_ms = WALL_START_MS + seen.now.as_millis();
+    let own = seen.on_disk(at, update.job).and_then(|record| record.spec.clone());
+    own.zip(record.spec).is_some_and(|(own, theirs)| {
+        theirs.created_ms < own.created_ms && theirs.created_ms + kept_ms <= now_ms
+    })
+}
+
 /// Whether a node's disk has all that these updates say.
 fn all_on_disk(seen: &Seen<'_>, at: usize, updates: &[JobUpdate]) -> Verdict {
     let node = &seen.nodes[at];
@@ -173,6 +188,9 @@ fn all_on_disk(seen: &Seen<'_>, at: usize, updates: &[JobUpdate]) -> Verdict {
         // That a job was forgotten is not kept for ever.
         let mark = update.components.iter().all(|component| component.tag == REAPED);
         if mark && (!seen.has_on_disk(at, update.job) || is_old(seen, at, update)) {
+            continue;
+        }
+        if is_outlived(seen, at, update) {
             continue;
         }
         let mut record = Arc::unwrap_or_clone(seen.on_disk(at, update.job).unwrap_or_default());
