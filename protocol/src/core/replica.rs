@@ -352,9 +352,6 @@ impl Core {
         let Some(update) = self.still_counting(pipeline, update) else { return Ok(false) };
         let update = &*update;
         let unknown = !self.load_job(pipeline, update.job)?;
-        if !unknown && doubted && self.is_outlived(pipeline, update) {
-            return Ok(false);
-        }
         if !unknown {
             self.make_way(pipeline, update);
         }

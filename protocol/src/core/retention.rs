@@ -375,7 +375,7 @@ impl Core {
         let spec = update.components.iter().find(|component| component.tag == SPEC);
         let Some(spec) = spec.filter(|_| horizon_ms > 0) else { return };
         let gone = self.is_as_good_as_unknown(pipeline, &entry.record);
-        if !gone && (self.is_admitted(pipeline) || self.is_strict(pipeline)) {
+        if !gone && self.is_admitted(pipeline) {
             return;
         }
         let mut theirs = JobRecord::default();
@@ -392,17 +392,27 @@ impl Core {
 
     /// Whether a copy that was away for too long brings back a job that was forgotten meanwhile, though its key
     /// has got another since: whoever decides takes nothing of that one.
-    pub(super) fn is_outlived(&self, pipeline: PipelineId, update: &JobUpdate) -> bool {
-        let group = self.groups.get(&pipeline);
-        let Some(group) = group.filter(|group| group.elected_term().is_some()) else {
-            return false;
-        };
-        let Some(entry) = group.jobs.get(&update.job) else { return false };
+    pub(super) fn is_outlived(
+        &self,
+        pipeline: PipelineId,
+        update: &JobUpdate,
+    ) -> Result<bool, ReadError> {
+        let horizon_ms = self.horizon_ms(pipeline);
         let mut theirs = JobRecord::default();
         for component in update.components.iter().filter(|it| it.tag == SPEC) {
             let _ = theirs.merge(component);
         }
-        is_earlier(&theirs, &entry.record, self.horizon_ms(pipeline))
+        let old = theirs.spec.as_ref().is_some_and(|spec| spec.created_ms < horizon_ms);
+        if !old || self.elected_term(pipeline).is_none() {
+            return Ok(false);
+        }
+        Ok(match self.record_of(pipeline, update.job) {
+            Some(mine) => is_earlier(&theirs, mine, horizon_ms),
+            None => {
+                let mine = self.read_record(pipeline, update.job)?;
+                mine.is_some_and(|mine| is_earlier(&theirs, &mine, horizon_ms))
+            }
+        })
     }
 
     /// Whether this copy's word of a job counts for less than that of the coordinator that compares

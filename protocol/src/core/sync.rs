@@ -466,8 +466,13 @@ impl Core {
         }
         let mut push = reply.want;
         let apart = !self.is_strict(pipeline) && self.were_apart(from);
-        let current = self.is_current(pipeline, reply.horizon_ms) && !apart;
+        let in_step = self.is_current(pipeline, reply.horizon_ms);
+        let current = in_step && !apart;
         for update in &reply.records {
+            if !in_step && self.is_outlived(pipeline, update)? {
+                push.push(update.job);
+                continue;
+            }
             self.absorb(pipeline, update, Origin::Copy { current })?;
             if self.differs(pipeline, update)? {
                 push.push(update.job);
@@ -577,8 +582,12 @@ impl Core {
         let group = self.groups.get_mut(&pipeline);
         let peer = group.and_then(|group| group.reign()).and_then(|reign| reign.peers.get(&from));
         let current = peer.is_some_and(|sync| sync.is_in_step());
+        // Of two sides that both decided for that long, neither is behind the other.
+        let behind = !current && !self.were_apart(from);
         for record in records {
-            self.absorb(pipeline, record, Origin::Copy { current })?;
+            if !behind || !self.is_outlived(pipeline, record)? {
+                self.absorb(pipeline, record, Origin::Copy { current })?;
+            }
         }
         let disk = self.config.disk;
         let message = Message::SyncPushAck { session, part, disk };

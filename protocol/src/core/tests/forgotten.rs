@@ -167,19 +167,25 @@ fn use_key_again_and_lose_others(cluster: &mut Cluster, all: bool) {
 }
 
 #[test]
-fn nor_does_it_when_that_job_is_older_than_all_marks() {
-    let mut cluster = forgetful();
-    let job = cluster.enqueue(0, "p", Some("k"), "{}").expect("accepted").job;
-    cluster.run_until("done", |cluster| cluster.all_succeeded(&[job]));
-    cluster.run_for(Duration::from_millis(500));
-    let away = replica(&mut cluster, job, false);
-    cluster.kill(away);
-    wait_until_forgotten(&mut cluster, job);
-    assert_eq!(enqueue_for_later(&mut cluster, Some("k")), job);
-    cluster.run_for(MARKS_KEPT * 2);
-    cluster.start(away);
-    cluster.run_for(Duration::from_secs(40));
-    assert!(!has_ended_anywhere(&cluster, job), "nobody finished it");
+fn nor_does_it_whoever_decides_and_however_old_that_job_is() {
+    for quorum in [Quorum::Any, Quorum::Majority] {
+        for older_than_marks in [false, true] {
+            let mut cluster = forgetful_with(quorum);
+            let job = cluster.enqueue(0, "p", Some("k"), "{}").expect("accepted").job;
+            cluster.run_until("done", |cluster| cluster.all_succeeded(&[job]));
+            cluster.run_for(Duration::from_millis(500));
+            let away = replica(&mut cluster, job, false);
+            cluster.kill(away);
+            wait_until_forgotten(&mut cluster, job);
+            assert_eq!(enqueue_for_later(&mut cluster, Some("k")), job);
+            if older_than_marks {
+                cluster.run_for(MARKS_KEPT * 2);
+            }
+            cluster.start(away);
+            cluster.run_for(Duration::from_secs(40));
+            assert!(!has_ended_anywhere(&cluster, job), "{quorum:?}, {older_than_marks}");
+        }
+    }
 }
 
 /// The one that keeps jobs only while another is away, one that does and does not coordinate, and a
