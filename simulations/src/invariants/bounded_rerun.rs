@@ -1,9 +1,13 @@
 //! BOUNDED-RERUN: without a fault each phase runs once. Else every further run comes after the one before has
 //! failed, after a client changed the job or what it is a part of, or after something went wrong since that
 //! run began: with or between its worker, the next one and its coordinator; or, where another term gives it
-//! out, with one of these.
+//! out, or gave it out before, with one of these: of two that coordinate beyond a cut, each may end at a
+//! worker what the other has given it.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use carbonmesh_protocol::{
     id::{JobId, Term, Token},
@@ -25,6 +29,8 @@ const LEASE_MS: u64 = 2_500;
 pub(super) struct BoundedRerun {
     faultless: bool,
     last: BTreeMap<(JobId, String), (Token, usize, Timestamp)>,
+    /// In which terms each phase of a job ran.
+    terms: BTreeMap<(JobId, String), BTreeSet<Term>>,
     failed: BTreeMap<Token, bool>,
     /// When each node, or link, last had a fault.
     faults: BTreeMap<(usize, usize), Timestamp>,
@@ -42,6 +48,7 @@ impl BoundedRerun {
         Self {
             faultless: options.is_faultless(),
             last: BTreeMap::new(),
+            terms: BTreeMap::new(),
             failed: BTreeMap::new(),
             faults: BTreeMap::new(),
             changed: BTreeMap::new(),
@@ -84,6 +91,8 @@ impl Invariant for BoundedRerun {
             Fact::Started { at, attempt } => {
                 let what = (attempt.job, attempt.step.to_string());
                 let before = self.last.insert(what.clone(), (attempt.token, *at, seen.now));
+                self.terms.entry(what.clone()).or_default().insert(attempt.token.term);
+                let terms = &self.terms[&what];
                 let Some((token, worker, since)) = before else { return Ok(()) };
                 let failed = self.failed.get(&token) == Some(&true);
                 let deposed = self.slow && attempt.token.term != token.term;
@@ -92,14 +101,13 @@ impl Invariant for BoundedRerun {
                     return Ok(());
                 }
                 let of = |term: Term| seen.nodes.iter().position(|it| it.config.node == term.node);
-                let terms = [token.term, attempt.token.term];
-                let [first, then] = terms.map(of);
+                let coordinators: Vec<usize> = terms.iter().copied().filter_map(of).collect();
                 let takes_part =
-                    |it: usize| [worker, *at].contains(&it) || [first, then].contains(&Some(it));
-                let concerned = |(a, b): (usize, usize)| match terms[0] == terms[1] {
-                    true => takes_part(a) && takes_part(b),
+                    |it: usize| [worker, *at].contains(&it) || coordinators.contains(&it);
+                let concerned = |(a, b): (usize, usize)| match terms.len() {
+                    1 => takes_part(a) && takes_part(b),
                     // Others elect.
-                    false => takes_part(a) || takes_part(b),
+                    _ => takes_part(a) || takes_part(b),
                 };
                 let faults = self.faults.iter().filter(|(hit, _)| concerned(**hit));
                 let changed =
