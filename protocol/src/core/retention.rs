@@ -380,8 +380,12 @@ impl Core {
         }
         let mut theirs = JobRecord::default();
         let _ = theirs.merge(spec);
+        // What this node decides by stays, unless all copies are so old that none counts.
+        let recent = theirs.spec.as_ref().is_some_and(|spec| spec.created_ms >= horizon_ms);
+        let founds = recent && !self.is_strict(pipeline);
         let decides = group.is_some_and(|group| group.elected_term().is_some());
-        let another = !decides && is_earlier(&entry.record, &theirs, horizon_ms);
+        let times = (horizon_ms, self.marks_kept_ms());
+        let another = (!decides || founds) && is_outlived_by(&entry.record, &theirs, times);
         if (gone || another)
             && let Some(entry) =
                 self.groups.get_mut(&pipeline).and_then(|group| group.jobs.get_mut(&update.job))
@@ -406,11 +410,12 @@ impl Core {
         if !old || self.elected_term(pipeline).is_none() {
             return Ok(false);
         }
+        let times = (horizon_ms, self.marks_kept_ms());
         Ok(match self.record_of(pipeline, update.job) {
-            Some(mine) => is_earlier(&theirs, mine, horizon_ms),
+            Some(mine) => is_outlived_by(&theirs, mine, times),
             None => {
                 let mine = self.read_record(pipeline, update.job)?;
-                mine.is_some_and(|mine| is_earlier(&theirs, &mine, horizon_ms))
+                mine.is_some_and(|mine| is_outlived_by(&theirs, &mine, times))
             }
         })
     }
@@ -451,9 +456,15 @@ impl Core {
     }
 }
 
-/// Whether the first was enqueued before the second, and so long ago that no mark of it would be left.
-fn is_earlier(first: &JobRecord, second: &JobRecord, horizon_ms: u64) -> bool {
+/// Whether the first may have been forgotten before the second was enqueued: that is, it was enqueued before
+/// the horizon, and longer before the second than what is made on both sides of a cut lies apart.
+fn is_outlived_by(
+    first: &JobRecord,
+    second: &JobRecord,
+    (horizon_ms, kept_ms): (u64, u64),
+) -> bool {
     let created_ms = |record: &JobRecord| record.spec.as_ref().map(|spec| spec.created_ms);
     let (Some(first), Some(second)) = (created_ms(first), created_ms(second)) else { return false };
-    first < horizon_ms && first < second
+    // A mark is kept for the whole time; half of it leaves room for clocks that differ.
+    first < horizon_ms && second >= first.saturating_add(kept_ms / 2)
 }
