@@ -333,12 +333,7 @@ impl Core {
         if self.is_strict(pipeline) {
             match self.groups.get(&pipeline).map(|group| &group.role) {
                 Some(Role::Coordinator(_)) => {
-                    let unknown = doubted && !self.load_job(pipeline, update.job)?;
-                    let changed = self.absorb_as_coordinator(pipeline, update)?;
-                    if unknown {
-                        self.set_aside_if_old(pipeline, update.job);
-                    }
-                    return Ok(changed);
+                    return self.absorb_as_coordinator(pipeline, update, doubted);
                 }
                 // What its voters hold is joined first.
                 Some(Role::TakingOver(_)) => return Ok(false),
@@ -406,18 +401,19 @@ impl Core {
         if changed.is_empty() {
             self.forget_if_settled(pipeline, update.job);
         } else {
+            // Before anything else is made of it: its time may be over, which would look like an end.
+            if doubted && unknown {
+                if self.may_change(pipeline) {
+                    self.set_aside_if_old(pipeline, update.job);
+                } else if let Some(reign) =
+                    self.groups.get_mut(&pipeline).and_then(|group| group.elected())
+                {
+                    // Nothing is decided before all voters' records are merged.
+                    reign.doubtful.insert(update.job);
+                }
+            }
             self.note_failed_elsewhere(pipeline, update.job);
             self.refresh(pipeline, update.job);
-        }
-        if doubted && unknown {
-            if self.may_change(pipeline) {
-                self.set_aside_if_old(pipeline, update.job);
-            } else if let Some(reign) =
-                self.groups.get_mut(&pipeline).and_then(|group| group.elected())
-            {
-                // Nothing is decided before all voters' records are merged.
-                reign.doubtful.insert(update.job);
-            }
         }
         Ok(!changed.is_empty())
     }

@@ -373,13 +373,14 @@ impl Core {
         let group = self.groups.get(&pipeline);
         let Some(entry) = group.and_then(|group| group.jobs.get(&update.job)) else { return };
         let spec = update.components.iter().find(|component| component.tag == SPEC);
-        let Some(spec) = spec.filter(|_| horizon_ms > 0) else { return };
+        if spec.is_none() || horizon_ms == 0 {
+            return;
+        }
         let gone = self.is_as_good_as_unknown(pipeline, &entry.record);
         if !gone && self.is_admitted(pipeline) {
             return;
         }
-        let mut theirs = JobRecord::default();
-        let _ = theirs.merge(spec);
+        let theirs = enqueued_as(update);
         // What this node decides by stays, unless all copies are so old that none counts.
         let recent = theirs.spec.as_ref().is_some_and(|spec| spec.created_ms >= horizon_ms);
         let founds = recent && !self.is_strict(pipeline);
@@ -402,10 +403,7 @@ impl Core {
         update: &JobUpdate,
     ) -> Result<bool, ReadError> {
         let horizon_ms = self.horizon_ms(pipeline);
-        let mut theirs = JobRecord::default();
-        for component in update.components.iter().filter(|it| it.tag == SPEC) {
-            let _ = theirs.merge(component);
-        }
+        let theirs = enqueued_as(update);
         let old = theirs.spec.as_ref().is_some_and(|spec| spec.created_ms < horizon_ms);
         if !old || self.elected_term(pipeline).is_none() {
             return Ok(false);
@@ -432,11 +430,7 @@ impl Core {
         if founds || horizon_ms == 0 || self.is_admitted(pipeline) || self.is_strict(pipeline) {
             return false;
         }
-        let mut record = JobRecord::default();
-        for component in update.components.iter().filter(|it| it.tag == SPEC) {
-            let _ = record.merge(component);
-        }
-        record.spec.is_some_and(|spec| spec.created_ms < horizon_ms)
+        enqueued_as(update).spec.is_some_and(|spec| spec.created_ms < horizon_ms)
     }
 
     /// Does not run a job that somebody brought back, if it may have ended and been forgotten so
@@ -454,6 +448,16 @@ impl Core {
                     forgotten meanwhile; `job retry` runs it";
         self.stop_job(pipeline, job, &Progress::Cancelled, note);
     }
+}
+
+/// What an update says of what was enqueued.
+fn enqueued_as(update: &JobUpdate) -> JobRecord {
+    let mut record = JobRecord::default();
+    for component in update.components.iter().filter(|it| it.tag == SPEC) {
+        // What cannot be read counts as missing there.
+        let _ = record.merge(component);
+    }
+    record
 }
 
 /// Whether the first may have been forgotten before the second was enqueued: that is, it was enqueued before

@@ -477,10 +477,12 @@ impl Core {
         &mut self,
         pipeline: PipelineId,
         update: &JobUpdate,
+        doubted: bool,
     ) -> Result<bool, ReadError> {
         let by_coordinator = self.takes_by_coordinator(pipeline);
         let Some(update) = self.still_counting(pipeline, update) else { return Ok(false) };
-        if self.load_job(pipeline, update.job)? {
+        let unknown = !self.load_job(pipeline, update.job)?;
+        if !unknown {
             self.make_way(pipeline, &update);
         }
         let Some(group) = self.groups.get_mut(&pipeline) else { return Ok(false) };
@@ -554,6 +556,9 @@ impl Core {
         tags.into_iter().for_each(|tag| self.touch(pipeline, update.job, tag, true));
         self.rewrite(pipeline, update.job, &steps, spec_changed);
         if changed {
+            if doubted && unknown {
+                self.set_aside_if_old(pipeline, update.job);
+            }
             self.note_failed_elsewhere(pipeline, update.job);
             self.refresh(pipeline, update.job);
         } else {

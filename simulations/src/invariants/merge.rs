@@ -86,9 +86,9 @@ impl Invariant for Merge {
                     if before.is_some_and(|before| before.control == *control) {
                         continue;
                     }
-                    // What is brought back may also have run out of its time meanwhile.
-                    let over = matches!(control.progress, Progress::Cancelled | Progress::Dead);
-                    let anew = |before: &&Held| created_ms > before.created_ms || over;
+                    let anew = |before: &&Held| {
+                        created_ms > before.created_ms || control.progress == Progress::Cancelled
+                    };
                     let before = before.filter(|before| !self.expires || !anew(before));
                     if let Some(before) = before.filter(|before| before.control > *control) {
                         let (name, before) = (&node.config.name, &before.control);

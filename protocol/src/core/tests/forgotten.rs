@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::{
     config::Timing,
     id::{DiskId, JobId, PipelineId},
-    io::{Input, NewJob, Outcome, Request, Response},
+    io::{Change, Input, NewJob, Outcome, Request, Response, Target},
     pipeline::{Keep, PhaseInput, PipelineDef, Quorum, Retention, Settings},
     placement::rank,
     record::{JobOptions, JobRecord},
@@ -28,11 +28,12 @@ fn forgetful_with(quorum: Quorum) -> Cluster {
 }
 
 fn forgetful_of(phases: &[&str], quorum: Quorum) -> Cluster {
+    let phases = phases.iter().map(|phase| PhaseInput::named(name(phase))).collect();
     forgetful_for(KEPT, phases, quorum)
 }
 
 /// Four nodes that keep jobs for so long after their end.
-fn forgetful_for(kept: Duration, phases: &[&str], quorum: Quorum) -> Cluster {
+fn forgetful_for(kept: Duration, phases: Vec<PhaseInput>, quorum: Quorum) -> Cluster {
     let timing =
         Timing { tombstones: MARKS_KEPT, replace_after: REPLACED_AFTER, ..Timing::DEFAULT };
     let mut cluster = Cluster::with_timing(4, &PHASES, timing);
@@ -40,7 +41,6 @@ fn forgetful_for(kept: Duration, phases: &[&str], quorum: Quorum) -> Cluster {
     // What is set aside stays for the operator.
     let retention = Retention { succeeded: keep, dead: keep, ..Retention::DEFAULT };
     let settings = Settings { accept: quorum, execute: quorum, retention, ..Settings::default() };
-    let phases = phases.iter().map(|phase| PhaseInput::named(name(phase))).collect();
     let definition = PipelineDef::with(name("p"), phases, settings);
     cluster.apply_pipeline(0, definition.expect("a valid pipeline"));
     cluster.coordinator();
@@ -233,7 +233,8 @@ fn nor_does_it_when_it_has_stood_in_for_another_meanwhile() {
 
 #[test]
 fn nor_does_it_take_the_place_of_one_where_a_stale_copy_stands_in_for_another() {
-    let mut cluster = forgetful_for(Duration::from_secs(40), &["a"], Quorum::Any);
+    let mut cluster =
+        forgetful_for(Duration::from_secs(40), vec![PhaseInput::named(name("a"))], Quorum::Any);
     let (stale, away, job) = stood_in(&mut cluster);
     wait_until_forgotten(&mut cluster, job);
     let coordinator = cluster.coordinator();
@@ -279,6 +280,30 @@ fn what_was_forgotten_meanwhile_does_not_run_again() {
     let ran = runs(&cluster, job);
     cluster.start(away);
     assert_set_aside(&mut cluster, job, ran);
+}
+
+#[test]
+fn nor_does_it_look_as_if_its_time_had_run_out() {
+    for quorum in [Quorum::Any, Quorum::Majority] {
+        let timeout = Some(Duration::from_secs(20));
+        let awaited = PhaseInput::named(name("b"));
+        let awaited = PhaseInput { wait_for: Some(name("go")), timeout, ..awaited };
+        let phases = vec![PhaseInput::named(name("a")), awaited];
+        let mut cluster = forgetful_for(KEPT, phases, quorum);
+        let job = cluster.enqueue(0, "p", Some("k"), "{}").expect("accepted").job;
+        cluster.run_until("it waits", |cluster| runs(cluster, job) == 1);
+        cluster.run_for(Duration::from_secs(1));
+        let away = replica(&mut cluster, job, false);
+        cluster.kill(away);
+        let change = Change::Signal { name: name("go"), data: Ok("{}".into()) };
+        let coordinator = cluster.coordinator();
+        let target = Target::Job(job);
+        cluster.request(coordinator, Request::Change { target, change });
+        cluster.run_until("done", |cluster| cluster.all_succeeded(&[job]));
+        wait_until_forgotten(&mut cluster, job);
+        cluster.start(away);
+        assert_set_aside(&mut cluster, job, 1);
+    }
 }
 
 #[test]
