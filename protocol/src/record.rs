@@ -601,6 +601,13 @@ impl JobRecord {
             hasher.update(&spec.created_ms.to_le_bytes());
             hasher.update(&spec.term.map_or(0, |term| term.counter).to_le_bytes());
             hasher.update(&spec.instructions);
+            // One key may be used twice at once, with other options; once it has ended these say nothing.
+            let JobOptions { not_before_ms, deadline_ms, priority } = spec.options;
+            if spec.options != JobOptions::default() && !self.is_over() {
+                hasher.update(&not_before_ms.to_le_bytes());
+                hasher.update(&deadline_ms.unwrap_or(u64::MAX).to_le_bytes());
+                hasher.update(&priority.to_le_bytes());
+            }
         }
         for (step, control) in &self.controls {
             hasher.update(&step.to_le_bytes());
