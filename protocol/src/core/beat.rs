@@ -127,7 +127,12 @@ impl Core {
         let idle = group.live.count == 0 && group.jobs.values().all(|job| job.pending == 0);
         let idle = idle && !self.is_any_dirty(pipeline);
         if removed && idle && group.finished.digest.count > 0 {
+            let elected = group.elected_term().is_some();
             self.drop_group_data(pipeline);
+            // Who decides knows all that there is: nothing, also when it is applied again.
+            if elected && !self.is_strict(pipeline) {
+                self.admit_self(pipeline);
+            }
         }
     }
 

@@ -588,7 +588,8 @@ impl Core {
         }
     }
 
-    fn admit_self(&mut self, pipeline: PipelineId) {
+    /// This node's copy counts from now on.
+    pub(super) fn admit_self(&mut self, pipeline: PipelineId) {
         let admitted = Some(self.config.disk);
         let strict = self.is_strict(pipeline);
         let Some(group) = self.groups.get_mut(&pipeline) else { return };

@@ -28,6 +28,9 @@ use super::{
 /// How many resting jobs are queued before it is looked for the next.
 const QUEUED_AT_ONCE: usize = 1000;
 
+/// After how many of them that had to be read it is looked whether memory is full.
+const CROWDED_EVERY: usize = 64;
+
 /// How often the time is doubled for which a node coordinates in place of others: to minutes.
 const MOST_DOUBLED: u32 = 6;
 
@@ -92,12 +95,19 @@ impl Core {
             let resting = group.jobs.resting_from(from).take_while(|resting| resting.job <= last);
             let resting: Vec<Waiting> = resting.take(QUEUED_AT_ONCE).collect();
             let mut starts: BTreeMap<Revision, Option<Vec<(u16, QueueName)>>> = BTreeMap::new();
-            for waiting in &resting {
+            for (at, waiting) in resting.iter().enumerate() {
                 let Waiting { job, revision, priority, .. } = *waiting;
                 let starts =
                     starts.entry(revision).or_insert_with(|| self.starts(pipeline, revision));
                 let Some(starts) = starts else {
-                    self.wake(pipeline, job);
+                    if at % CROWDED_EVERY == 0 {
+                        self.crowded = self.is_crowded();
+                    }
+                    // Alone: others would rest no more when their turn to be looked at comes.
+                    if let Err(error) = self.load_alone(pipeline, job) {
+                        self.broken = Some(error);
+                        return;
+                    }
                     self.refresh(pipeline, job);
                     self.rest_if_crowded(pipeline, job);
                     continue;

@@ -210,8 +210,23 @@ impl Core {
         }
     }
 
-    /// Brings a job into memory. Says whether there is one.
+    /// Brings a job into memory, and those behind it that rest as well. Says whether there is one.
     pub(super) fn load_job(&mut self, pipeline: PipelineId, job: JobId) -> Result<bool, ReadError> {
+        let resting = |group: &Group| group.jobs.is_resting(&job);
+        let waited = self.groups.get(&pipeline).is_some_and(resting);
+        let known = self.load_alone(pipeline, job)?;
+        if waited && job.is_time_ordered() {
+            self.wake_neighbours(pipeline, job)?;
+        }
+        Ok(known)
+    }
+
+    /// Brings a job into memory, and no other. Says whether there is one.
+    pub(super) fn load_alone(
+        &mut self,
+        pipeline: PipelineId,
+        job: JobId,
+    ) -> Result<bool, ReadError> {
         if self.groups.get(&pipeline).is_some_and(|group| group.jobs.contains_key(&job)) {
             return Ok(true);
         }
@@ -226,11 +241,7 @@ impl Core {
                 }),
             };
         };
-        let waited = group.jobs.is_resting(&job);
         group.insert_counted(job, record);
-        if waited && job.is_time_ordered() {
-            self.wake_neighbours(pipeline, job)?;
-        }
         Ok(true)
     }
 

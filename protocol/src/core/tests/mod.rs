@@ -389,6 +389,23 @@ fn a_pipeline_with_unfinished_jobs_stays_and_one_without_goes() {
 }
 
 #[test]
+fn a_pipeline_that_is_applied_again_takes_jobs_as_before() {
+    for count in [1, 2, 3] {
+        let mut cluster = Cluster::new(count, &PHASES);
+        cluster.apply_pipeline(0, chain("p", &["a"]));
+        let jobs = cluster.enqueue_many(0, "p", 5);
+        cluster.run_until("done", |cluster| cluster.all_succeeded(&jobs));
+        cluster.run_for(Duration::from_secs(5));
+        assert_eq!(cluster.request(0, Request::Remove(name("p"))), Response::Removed);
+        cluster.run_for(Duration::from_secs(5));
+        cluster.apply_pipeline(0, chain("p", &["a"]));
+        cluster.run_for(Duration::from_secs(5));
+        let receipt = cluster.enqueue(0, "p", None, "{}").expect("accepted");
+        assert_eq!((receipt.copies, receipt.degraded), (count as u32, false), "{count} nodes");
+    }
+}
+
+#[test]
 fn the_last_survivor_takes_over_at_once_though_it_started_just_now() {
     for lived in 0..20 {
         let mut cluster = Cluster::new(2, &PHASES);

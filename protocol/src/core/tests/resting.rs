@@ -159,6 +159,26 @@ fn whoever_asks_for_what_rests_is_answered() {
 }
 
 #[test]
+fn all_that_rests_is_queued_after_a_takeover_where_there_is_room_by_then() {
+    let settings = Settings { fair_by: Some("/of".to_owned()), ..Settings::default() };
+    let definition = PipelineDef::with(name("p"), vec![PhaseInput::named(name("a"))], settings);
+    let mut cluster = crowded(definition.expect("a valid pipeline"));
+    let mut jobs = Vec::new();
+    for _ in 0..5 {
+        jobs.extend(cluster.enqueue_many(0, "p", 500));
+        settled(&mut cluster);
+    }
+    for node in &mut cluster.nodes {
+        node.core.as_mut().expect("it runs").config.limits.resident_bytes = 1 << 20;
+    }
+    let old = cluster.coordinator();
+    cluster.kill(old);
+    cluster.run_until("another", |cluster| cluster.coordinators().len() == 1);
+    let_go(&mut cluster);
+    cluster.run_until("all done", |cluster| cluster.all_succeeded(&jobs));
+}
+
+#[test]
 fn owners_come_in_turn_after_a_takeover_too() {
     let settings = Settings { fair_by: Some("/of".to_owned()), ..Settings::default() };
     let definition = PipelineDef::with(name("p"), vec![PhaseInput::named(name("a"))], settings);
