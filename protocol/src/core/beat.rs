@@ -260,7 +260,7 @@ impl Core {
         let group = self.groups.get(&pipeline);
         let told = group.is_some_and(|group| group.in_step == Some(term));
         // Who stands in for another knows nothing of what had been forgotten before it came.
-        let whole = beat.settled && self.view(pipeline).contains(&self.me());
+        let whole = self.view(pipeline).contains(&self.me());
         let in_step = told && self.is_admitted(pipeline) && whole;
         self.learn_horizon(pipeline, beat.horizon_ms, (continuous, in_step));
         if let Some(group) = self.groups.get_mut(&pipeline)
