@@ -28,9 +28,6 @@ use super::{
 /// How many resting jobs are queued before it is looked for the next.
 const QUEUED_AT_ONCE: usize = 1000;
 
-/// After how many of them that had to be read it is looked whether memory is full.
-const CROWDED_EVERY: usize = 64;
-
 /// How often the time is doubled for which a node coordinates in place of others: to minutes.
 const MOST_DOUBLED: u32 = 6;
 
@@ -100,9 +97,7 @@ impl Core {
                 let starts =
                     starts.entry(revision).or_insert_with(|| self.starts(pipeline, revision));
                 let Some(starts) = starts else {
-                    if at % CROWDED_EVERY == 0 {
-                        self.crowded = self.is_crowded();
-                    }
+                    self.note_crowded(at);
                     // Alone: others would rest no more when their turn to be looked at comes.
                     if let Err(error) = self.load_alone(pipeline, job) {
                         self.broken = Some(error);
@@ -221,7 +216,6 @@ impl Core {
             return self.step_down(pipeline);
         }
         keepers.retain(|node| *node != self.me());
-        let view = self.view(pipeline);
         let Some(reign) = self.groups.get_mut(&pipeline).and_then(|group| group.reign()) else {
             return;
         };
@@ -231,12 +225,9 @@ impl Core {
         for peer in &gone {
             reign.peers.remove(peer);
         }
-        // Who stood in for another and has its place by now needs what had ended before it came, too.
-        let lacks = |peer: &NodeId| {
-            let sync = reign.peers.get(peer);
-            sync.is_some_and(|sync| sync.is_complete() && !sync.has_all())
-        };
-        let lacking: Vec<NodeId> = view.into_iter().filter(lacks).collect();
+        let stand_ins =
+            reign.peers.iter().filter(|(_, sync)| sync.is_complete() && !sync.has_all());
+        let stand_ins: Vec<NodeId> = stand_ins.map(|(peer, _)| *peer).collect();
         let mut start = Vec::new();
         for peer in keepers {
             let due = match reign.peers.get(&peer) {
@@ -256,8 +247,10 @@ impl Core {
         for peer in start {
             self.start_live_sync(peer, pipeline, Purpose::Reign(term));
         }
-        for peer in lacking {
-            if !self.is_syncing(peer, pipeline) {
+        // Who has another's place by now needs what had ended before it came, too.
+        let view = if stand_ins.is_empty() { Vec::new() } else { self.view(pipeline) };
+        for peer in stand_ins {
+            if view.contains(&peer) && !self.is_syncing(peer, pipeline) {
                 self.start_full_sync(peer, pipeline, Purpose::Reign(term));
             }
         }

@@ -92,9 +92,7 @@ impl Core {
                     && let Some(group) = self.groups.get_mut(&pipeline)
                 {
                     group.load(job, record);
-                    if at % NEIGHBOURS == 0 {
-                        self.crowded = self.is_crowded();
-                    }
+                    self.note_crowded(at);
                     self.rest_if_crowded(pipeline, job);
                 }
             }
@@ -212,8 +210,11 @@ impl Core {
 
     /// Brings a job into memory, and those behind it that rest as well. Says whether there is one.
     pub(super) fn load_job(&mut self, pipeline: PipelineId, job: JobId) -> Result<bool, ReadError> {
-        let resting = |group: &Group| group.jobs.is_resting(&job);
-        let waited = self.groups.get(&pipeline).is_some_and(resting);
+        let Some(group) = self.groups.get(&pipeline) else { return Ok(false) };
+        if group.jobs.contains_key(&job) {
+            return Ok(true);
+        }
+        let waited = group.jobs.is_resting(&job);
         let known = self.load_alone(pipeline, job)?;
         if waited && job.is_time_ordered() {
             self.wake_neighbours(pipeline, job)?;
@@ -276,6 +277,13 @@ impl Core {
                 self.broken = Some(error);
                 false
             }
+        }
+    }
+
+    /// Looks now and then whether memory is full, while many jobs are read: `at` says which this is.
+    pub(super) fn note_crowded(&mut self, at: usize) {
+        if at % NEIGHBOURS == 0 {
+            self.crowded = self.is_crowded();
         }
     }
 

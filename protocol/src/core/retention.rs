@@ -372,8 +372,7 @@ impl Core {
         let horizon_ms = self.unmarked_ms(pipeline);
         let group = self.groups.get(&pipeline);
         let Some(entry) = group.and_then(|group| group.jobs.get(&update.job)) else { return };
-        let spec = update.components.iter().find(|component| component.tag == SPEC);
-        if spec.is_none() || horizon_ms == 0 {
+        if horizon_ms == 0 || !update.components.iter().any(|component| component.tag == SPEC) {
             return;
         }
         let gone = self.is_as_good_as_unknown(pipeline, &entry.record);

@@ -153,28 +153,31 @@ fn voted(
 
 /// Whether a mark is from so long ago that whoever is sent it may throw it away: all others have.
 fn is_old(seen: &Seen<'_>, at: usize, update: &JobUpdate) -> bool {
-    let kept_ms = seen.nodes[at].config.timing.tombstones.as_millis() as u64;
-    let mut record = JobRecord::default();
-    for component in &update.components {
-        record.merge(component).expect("it reads back");
-    }
-    let now_ms = WALL_START_MS + seen.now.as_millis();
-    record.reaped.is_some_and(|mark| mark.at_ms + kept_ms <= now_ms)
+    said(update).reaped.is_some_and(|mark| no_mark_is_left(seen, at, mark.at_ms))
 }
 
 /// Whether a job was enqueued so long ago, and before the one that a node has under its key now, that it may
 /// have been forgotten in between: nothing of it is taken then.
 fn is_outlived(seen: &Seen<'_>, at: usize, update: &JobUpdate) -> bool {
-    let kept_ms = seen.nodes[at].config.timing.tombstones.as_millis() as u64;
+    let own = seen.on_disk(at, update.job).and_then(|record| record.spec.clone());
+    own.zip(said(update).spec).is_some_and(|(own, theirs)| {
+        theirs.created_ms < own.created_ms && no_mark_is_left(seen, at, theirs.created_ms)
+    })
+}
+
+/// What an update says of a job by itself.
+fn said(update: &JobUpdate) -> JobRecord {
     let mut record = JobRecord::default();
     for component in &update.components {
         record.merge(component).expect("it reads back");
     }
-    let now_ms = WALL_START_MS + seen.now.as_millis();
-    let own = seen.on_disk(at, update.job).and_then(|record| record.spec.clone());
-    own.zip(record.spec).is_some_and(|(own, theirs)| {
-        theirs.created_ms < own.created_ms && theirs.created_ms + kept_ms <= now_ms
-    })
+    record
+}
+
+/// Whether a mark that was made at some time would be dropped by now.
+fn no_mark_is_left(seen: &Seen<'_>, at: usize, at_ms: u64) -> bool {
+    let kept_ms = seen.nodes[at].config.timing.tombstones.as_millis() as u64;
+    at_ms + kept_ms <= WALL_START_MS + seen.now.as_millis()
 }
 
 /// Whether a node's disk has all that these updates say.
