@@ -282,7 +282,7 @@ impl Core {
 
     /// Looks now and then whether memory is full, while many jobs are read: `at` says which this is.
     pub(super) fn note_crowded(&mut self, at: usize) {
-        if at % NEIGHBOURS == 0 {
+        if at.is_multiple_of(NEIGHBOURS) {
             self.crowded = self.is_crowded();
         }
     }

@@ -2,6 +2,7 @@
 
 mod cluster;
 mod compensate;
+mod copies;
 mod events;
 mod expelled;
 mod figures;
@@ -16,18 +17,19 @@ mod resting;
 mod schedules;
 mod secrets;
 mod session;
+mod strict;
 mod trace;
 mod waiting;
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use crate::{
     config::Timing,
-    id::{JobId, PipelineId, Term},
-    io::{Change, Input, NewJob, Outcome, Refusal, Request, Response, Target},
-    message::{GroupUpdate, JobUpdate, Message, Replicate},
+    id::{JobId, Term},
+    io::{Input, Outcome, Refusal, Request, Response},
+    message::{JobUpdate, Message},
     pipeline::{PhaseInput, PipelineDef, Quorum, Settings},
-    record::{FIRST_CONTROL, JobOptions, JobRecord, JobSpec},
+    record::{JobOptions, JobRecord, JobSpec},
     view::JobState,
 };
 
@@ -502,270 +504,6 @@ fn a_key_used_twice_beyond_a_partition_is_one_job_and_flagged() {
 }
 
 #[test]
-fn a_lost_replicas_place_is_taken_and_given_back_with_all_that_was_kept() {
-    let mut cluster = Cluster::new(4, &PHASES);
-    cluster.apply_pipeline(0, chain("p", &["a", "b"]));
-    cluster.coordinator();
-    let pipeline = crate::id::PipelineId::of_name("p");
-    let kept = |cluster: &Cluster, index: usize| {
-        let core = cluster.nodes[index].core.as_ref()?;
-        let group = core.snapshot().groups.remove(&pipeline)?;
-        Some(group.live.count + group.finished.count)
-    };
-    let jobs = cluster.enqueue_many(0, "p", 20);
-    cluster.run_until("all done", |cluster| cluster.all_succeeded(&jobs));
-    let spare = (0..4).find(|index| kept(&cluster, *index) == Some(0)).expect("one keeps nothing");
-    let lost = (0..4).find(|index| *index != spare).expect("a replica");
-    cluster.kill(lost);
-    let asked = (0..4).find(|index| ![spare, lost].contains(index)).expect("another");
-    let more = cluster.enqueue_many(asked, "p", 20);
-    cluster.run_until("all done", |cluster| cluster.all_succeeded(&more));
-    cluster.run_until("the spare keeps all", |cluster| kept(cluster, spare) == Some(40));
-    // Its copies go only when the one that came back has all of them.
-    cluster.start(lost);
-    cluster.run_until("the spare keeps nothing", |cluster| kept(cluster, spare) == Some(0));
-    assert_eq!(kept(&cluster, lost), Some(40));
-}
-
-#[test]
-fn who_takes_the_place_of_another_for_good_gets_what_had_ended_before_though_there_is_work() {
-    let replace_after = Duration::from_secs(20);
-    let timing = crate::config::Timing { replace_after, ..crate::config::Timing::DEFAULT };
-    let mut cluster = Cluster::with_timing(4, &PHASES, timing);
-    cluster.apply_pipeline(0, chain("p", &["a"]));
-    let coordinator = cluster.coordinator();
-    let pipeline = crate::id::PipelineId::of_name("p");
-    let holds = |cluster: &Cluster, index: usize, job| {
-        let core = cluster.nodes[index].core.as_ref()?;
-        core.record(pipeline, job).expect("readable")
-    };
-    let jobs = cluster.enqueue_many(0, "p", 20);
-    cluster.run_until("all done", |cluster| cluster.all_succeeded(&jobs));
-    let spare = (0..4).find(|index| holds(&cluster, *index, jobs[0]).is_none());
-    let spare = spare.expect("one keeps nothing");
-    let lost = (0..4).find(|index| ![spare, coordinator].contains(index)).expect("a replica");
-    // Something is always unfinished, so that nobody compares what has ended of itself.
-    let options = JobOptions { not_before_ms: u64::MAX, ..Default::default() };
-    let far_off = NewJob { key: None, options, trace: None, instructions: "{}".into() };
-    let request = Request::Enqueue { pipeline: name("p"), jobs: vec![far_off] };
-    let Response::Enqueued(kept) = cluster.request(coordinator, request) else { panic!("kept") };
-    let far_off = kept[0].as_ref().expect("accepted").job;
-    cluster.kill(lost);
-    cluster.run_until("it stands in", |cluster| holds(cluster, spare, far_off).is_some());
-    cluster.run_for(Duration::from_secs(5));
-    assert_eq!(holds(&cluster, spare, jobs[0]), None, "that is not asked of a stand-in");
-    // Nobody counts as provided for before that.
-    let settled = |cluster: &Cluster| {
-        let core = cluster.nodes[coordinator].core.as_ref().expect("it runs");
-        core.is_settled(&core.groups[&pipeline])
-    };
-    assert!(!settled(&cluster));
-    cluster.run_until("all are provided for", settled);
-    for job in jobs {
-        let held = holds(&cluster, spare, job);
-        assert!(held.is_some() && held == holds(&cluster, coordinator, job));
-    }
-}
-
-#[test]
-fn a_minority_of_a_strict_group_takes_nothing_and_says_why() {
-    let mut cluster = three();
-    let phases = vec![crate::pipeline::PhaseInput::named(name("a"))];
-    let majority = crate::pipeline::Quorum::Majority;
-    let settings = crate::pipeline::Settings {
-        accept: majority,
-        execute: majority,
-        ..crate::pipeline::Settings::default()
-    };
-    let strict = crate::pipeline::PipelineDef::with(name("q"), phases, settings);
-    cluster.apply_pipeline(0, strict.expect("a valid pipeline"));
-    cluster.run_for(Duration::from_secs(5));
-    assert!(cluster.enqueue(0, "q", None, "{}").is_ok());
-    (1..3).for_each(|index| cluster.kill(index));
-    cluster.run_for(Duration::from_secs(10));
-    let refused = cluster.enqueue(0, "q", None, "{}");
-    assert!(matches!(refused, Err(Refusal::NoCoordinator(_))), "{refused:?}");
-}
-
-/// Three nodes with a strict pipeline `q` of one phase.
-fn three_strict() -> Cluster {
-    three_strict_with(&["a"])
-}
-
-fn three_strict_with(phases: &[&str]) -> Cluster {
-    let mut cluster = three();
-    let phases = phases.iter().map(|phase| PhaseInput::named(name(phase))).collect();
-    let majority = crate::pipeline::Quorum::Majority;
-    let settings = crate::pipeline::Settings {
-        accept: majority,
-        execute: majority,
-        ..crate::pipeline::Settings::default()
-    };
-    let strict = crate::pipeline::PipelineDef::with(name("q"), phases, settings);
-    cluster.apply_pipeline(0, strict.expect("a valid pipeline"));
-    cluster.run_for(Duration::from_secs(5));
-    cluster
-}
-
-fn recover(cluster: &mut Cluster, at: usize, lost: &[usize], accept_loss: bool) -> Response {
-    let lost = lost.iter().map(|index| cluster.nodes[*index].config.node).collect();
-    cluster.request(at, Request::Recover { pipeline: name("q"), lost, accept_loss })
-}
-
-fn why_not(response: Response) -> String {
-    match response {
-        Response::Refused(Refusal::NotRecoverable(why)) => why,
-        other => panic!("no refusal: {other:?}"),
-    }
-}
-
-/// Who coordinates `q`, each by its own word.
-fn strict_coordinators(cluster: &Cluster) -> Vec<usize> {
-    let of = |index: &usize| {
-        let core = cluster.nodes[*index].core.as_ref();
-        let groups = core.map(|core| core.snapshot().groups).unwrap_or_default();
-        groups[&crate::id::PipelineId::of_name("q")].coordinates.is_some()
-    };
-    (0..cluster.nodes.len()).filter(|it| cluster.nodes[*it].core.is_some()).filter(of).collect()
-}
-
-#[test]
-fn a_strict_group_is_recovered_only_without_a_majority_and_with_each_lost_one_named() {
-    let mut cluster = three_strict();
-    assert!(why_not(recover(&mut cluster, 0, &[], true)).contains("needs no recovery"));
-    cluster.kill(2);
-    cluster.run_for(Duration::from_secs(10));
-    assert!(why_not(recover(&mut cluster, 0, &[2], true)).contains("needs no recovery"));
-    cluster.kill(1);
-    cluster.run_for(Duration::from_millis(100));
-    assert!(why_not(recover(&mut cluster, 0, &[1, 2], true)).contains("a moment ago"));
-    cluster.run_for(Duration::from_secs(10));
-    assert!(why_not(recover(&mut cluster, 0, &[1], true)).contains("give up exactly"));
-    let told = why_not(recover(&mut cluster, 0, &[1, 2], false));
-    assert!(told.contains("two groups act") && told.contains("Nothing was changed"), "{told}");
-    cluster.run_for(Duration::from_secs(10));
-    assert!(cluster.enqueue(0, "q", None, "{}").is_err(), "nothing was changed");
-    let other = cluster
-        .request(0, Request::Recover { pipeline: name("p"), lost: [].into(), accept_loss: true });
-    assert!(why_not(other).contains("execute = \"any\""));
-}
-
-#[test]
-fn a_recovered_strict_group_goes_on_and_takes_the_lost_ones_back() {
-    let mut cluster = three_strict();
-    let receipt = cluster.enqueue(0, "q", None, r#"{"n":1}"#).expect("it is taken");
-    (1..3).for_each(|index| cluster.kill(index));
-    cluster.run_for(Duration::from_secs(10));
-    let recovered = recover(&mut cluster, 0, &[1, 2], true);
-    assert!(matches!(recovered, Response::Recovered { .. }), "{recovered:?}");
-    cluster.run_until("it coordinates", |cluster| strict_coordinators(cluster) == [0]);
-    let done = cluster.wait_for(0, receipt.job);
-    assert_eq!(done.state, JobState::Succeeded);
-    let later = cluster.enqueue(0, "q", None, r#"{"n":2}"#).expect("it is taken");
-    assert_eq!(cluster.wait_for(0, later.job).state, JobState::Succeeded);
-    // The recovery itself is on disk.
-    cluster.kill(0);
-    cluster.start(0);
-    cluster.run_until("it coordinates again", |cluster| strict_coordinators(cluster) == [0]);
-    (1..3).for_each(|index| cluster.start(index));
-    cluster.run_for(Duration::from_secs(20));
-    assert_eq!(strict_coordinators(&cluster).len(), 1);
-    cluster.kill(0);
-    cluster
-        .run_until("the others have all of it", |cluster| strict_coordinators(cluster).len() == 1);
-    cluster.run_for(Duration::from_secs(5));
-    assert_eq!(cluster.job(1, later.job).state, JobState::Succeeded, "they were members again");
-}
-
-#[test]
-fn lost_ones_that_lived_on_yield_to_the_recovered_group_and_their_jobs_are_kept() {
-    let mut cluster = three_strict();
-    let before = cluster.enqueue(0, "q", None, r#"{"n":1}"#).expect("it is taken");
-    cluster.run_for(Duration::from_secs(2));
-    (1..3).for_each(|index| cluster.disconnect(0, index));
-    cluster.run_for(Duration::from_secs(10));
-    // The operator is wrong: the others live, and are a majority.
-    let theirs = cluster.enqueue(1, "q", None, r#"{"n":2}"#).expect("a majority takes it");
-    let recovered = recover(&mut cluster, 0, &[1, 2], true);
-    assert!(matches!(recovered, Response::Recovered { .. }), "{recovered:?}");
-    cluster.run_for(Duration::from_secs(10));
-    assert!(strict_coordinators(&cluster).contains(&0));
-    let ours = cluster.enqueue(0, "q", None, r#"{"n":3}"#).expect("it is taken");
-    (1..3).for_each(|index| cluster.connect(0, index));
-    cluster.run_for(Duration::from_secs(3));
-    assert_eq!(strict_coordinators(&cluster), [0], "the recovered group outranks the other");
-    cluster.run_for(Duration::from_secs(30));
-    assert_eq!(strict_coordinators(&cluster).len(), 1);
-    for job in [before.job, theirs.job, ours.job] {
-        for at in 0..3 {
-            assert_eq!(cluster.job(at, job).state, JobState::Succeeded);
-        }
-    }
-}
-
-#[test]
-fn a_strict_group_whose_disks_are_all_others_is_recovered_with_what_they_hold() {
-    let mut cluster = three_strict();
-    let receipt = cluster.enqueue(0, "q", None, "{}").expect("it is taken");
-    cluster.run_for(Duration::from_secs(2));
-    // As after all were restored from backups.
-    for index in 0..3 {
-        cluster.kill(index);
-        cluster.nodes[index].config.disk = crate::id::DiskId(100 + index as u64);
-    }
-    (0..3).for_each(|index| cluster.start(index));
-    cluster.run_for(Duration::from_secs(20));
-    assert!(strict_coordinators(&cluster).is_empty(), "no disk has a vote");
-    let recovered = recover(&mut cluster, 1, &[], true);
-    assert!(matches!(&recovered, Response::Recovered { members, .. } if members.len() == 3));
-    cluster.run_until("it goes on", |cluster| strict_coordinators(cluster).len() == 1);
-    // The others hear of it with its next beats.
-    cluster.run_for(Duration::from_secs(3));
-    assert_eq!(cluster.wait_for(2, receipt.job).state, JobState::Succeeded);
-}
-
-#[test]
-fn a_retry_that_was_never_committed_is_outranked_whatever_parts_of_it_came_through() {
-    let mut cluster = three_strict_with(&["a", "b"]);
-    cluster.automatic = false;
-    let job = cluster.enqueue(0, "q", None, "{}").expect("it is taken").job;
-    cluster.run_for(Duration::from_millis(100));
-    let target = Target::Job(job);
-    let cancel = Change::Cancel { reason: "no".to_owned() };
-    cluster.request(0, Request::Change { target: target.clone(), change: cancel });
-    cluster.run_for(Duration::from_secs(2));
-    let old = strict_coordinators(&cluster)[0];
-    let others: Vec<usize> = (0..3).filter(|index| *index != old).collect();
-    others.iter().for_each(|other| cluster.disconnect(old, *other));
-    cluster.ask(old, Request::Change { target, change: Change::Retry { from_start: true } });
-    cluster.run_for(Duration::from_millis(5));
-    let pipeline = PipelineId::of_name("q");
-    let record = |cluster: &Cluster, index: usize| {
-        let core = cluster.nodes[index].core.as_ref().expect("it runs");
-        core.record(pipeline, job).expect("it reads").expect("it is there")
-    };
-    let retried = record(&cluster, old);
-    assert_eq!((retried.generation(), record(&cluster, others[0]).generation()), (1, 0));
-    // Of two batches, the first of which raises all parts, only the second gets to somebody.
-    let core = cluster.nodes[old].core.as_ref().expect("it runs");
-    let term = core.snapshot().groups[&pipeline].coordinates.expect("it coordinates");
-    let part = retried.component(FIRST_CONTROL).expect("it was tried");
-    let updates = vec![JobUpdate { job, components: vec![part] }];
-    let groups = Arc::new(vec![GroupUpdate { pipeline, term, updates, view: None }]);
-    let message = Message::Replicate(Replicate { batch: u64::MAX, groups });
-    let from = cluster.nodes[old].config.node;
-    cluster.input(others[0], Input::Message { from, message });
-    cluster.run_until("another takes over", |cluster| {
-        strict_coordinators(cluster).iter().any(|index| *index != old)
-    });
-    others.iter().for_each(|other| cluster.connect(old, *other));
-    cluster.run_for(Duration::from_secs(20));
-    let copies: Vec<_> = (0..3).map(|index| record(&cluster, index)).collect();
-    assert!(copies.iter().all(|copy| *copy == copies[0]), "{copies:#?}");
-    assert_eq!((copies[0].generation(), copies[0].state()), (1, JobState::Cancelled));
-}
-
-#[test]
 fn an_end_of_a_phase_that_a_job_does_not_have_changes_nothing() {
     let mut cluster = three();
     let receipt = cluster.enqueue(0, "p", None, "{}").expect("it is taken");
@@ -851,99 +589,6 @@ fn a_coordinator_that_is_told_to_stop_hands_over_before_it_goes() {
         // What ran there was adopted.
         assert!(cluster.runs.values().all(|runs| *runs == 1), "{:?}", cluster.runs);
     }
-}
-
-#[test]
-fn a_job_that_ended_on_those_who_stood_in_for_others_is_known_as_soon_as_all_are_back() {
-    let replace_after = Duration::from_secs(10);
-    let timing = crate::config::Timing { replace_after, ..crate::config::Timing::DEFAULT };
-    let mut cluster = Cluster::with_timing(5, &PHASES, timing);
-    cluster.apply_pipeline(0, chain("p", &["a"]));
-    cluster.coordinator();
-    let first = cluster.enqueue_many(0, "p", 1)[0];
-    cluster.run_until("done", |cluster| cluster.all_succeeded(&[first]));
-    cluster.run_for(Duration::from_secs(5));
-    let pipeline = crate::id::PipelineId::of_name("p");
-    let holds = |cluster: &Cluster, index: &usize| {
-        let core = cluster.nodes[*index].core.as_ref();
-        let record = core.and_then(|core| core.record(pipeline, first).expect("readable"));
-        record.is_some()
-    };
-    let keepers: Vec<usize> = (0..5).filter(|index| holds(&cluster, index)).collect();
-    let spares: Vec<usize> = (0..5).filter(|index| !keepers.contains(index)).collect();
-    let cut = |cluster: &mut Cluster, keeper: usize| {
-        spares.iter().for_each(|spare| cluster.disconnect(keeper, *spare));
-    };
-    // One keeper stays with the spares until these have all, then goes.
-    let (last, far) = (keepers[0], &keepers[1..]);
-    far.iter().for_each(|keeper| {
-        cut(&mut cluster, *keeper);
-        cluster.disconnect(*keeper, last);
-    });
-    cluster.run_until("the spares have all", |cluster| {
-        spares.iter().all(|spare| holds(cluster, spare))
-    });
-    cluster.run_for(Duration::from_secs(5));
-    cluster.kill(last);
-    cluster.run_for(Duration::from_secs(5));
-    let job = cluster.enqueue(spares[0], "p", None, "{}").expect("accepted").job;
-    assert_eq!(cluster.wait_for(spares[0], job).state, JobState::Succeeded);
-    // All are back: those who keep the jobs do not have this one yet.
-    cluster.start(last);
-    for keeper in far {
-        cluster.connect(*keeper, last);
-        spares.iter().for_each(|spare| cluster.connect(*keeper, *spare));
-    }
-    for asked in (0..5).cycle().take(500) {
-        cluster.run_for(Duration::from_millis(20));
-        assert_eq!(cluster.job(asked, job).state, JobState::Succeeded, "node {asked}");
-    }
-}
-
-#[test]
-fn what_a_node_has_left_over_is_brought_in_line_while_others_work_and_one_is_gone() {
-    let mut cluster = Cluster::new(5, &PHASES);
-    cluster.apply_pipeline(0, chain("p", &["a"]));
-    cluster.coordinator();
-    let pipeline = crate::id::PipelineId::of_name("p");
-    let nodes: Vec<_> = cluster.nodes.iter().map(|node| node.config.node).collect();
-    let ranked = crate::placement::rank(pipeline, nodes);
-    let ranked: Vec<usize> = ranked.into_iter().map(|node| cluster.index_of(node)).collect();
-    let &[first, second, gone, stand_in, left_over] = &ranked[..] else { panic!("five nodes") };
-    let record = |cluster: &Cluster, index: usize, job| {
-        let core = cluster.nodes[index].core.as_ref().expect("it runs");
-        core.record(pipeline, job).expect("readable")
-    };
-    let before = cluster.enqueue_many(0, "p", 30);
-    cluster.run_until("all done", |cluster| cluster.all_succeeded(&before));
-    // A job that is far off, so that one is always unfinished.
-    let options = JobOptions { not_before_ms: u64::MAX, ..Default::default() };
-    let far_off = NewJob { key: None, options, trace: None, instructions: "{}".into() };
-    let request = Request::Enqueue { pipeline: name("p"), jobs: vec![far_off] };
-    assert!(matches!(cluster.request(first, request), Response::Enqueued(_)));
-    cluster.run_time = Duration::from_secs(5);
-    let twice = cluster.enqueue(first, "p", None, "{}").expect("accepted").job;
-    cluster.run_for(Duration::from_secs(1));
-    // It ends on both sides of a partition.
-    let sides = [[first, left_over].to_vec(), [second, gone, stand_in].to_vec()];
-    for (a, b) in sides[0].iter().flat_map(|a| sides[1].iter().map(move |b| (*a, *b))) {
-        cluster.disconnect(a, b);
-    }
-    let ended = |cluster: &Cluster, index: usize| {
-        record(cluster, index, twice).is_some_and(|it| it.state() == JobState::Succeeded)
-    };
-    cluster.run_until("both have it done", |cluster| {
-        ended(cluster, left_over) && ended(cluster, second)
-    });
-    assert_ne!(record(&cluster, left_over, twice), record(&cluster, second, twice));
-    cluster.kill(gone);
-    for (a, b) in sides[0].iter().flat_map(|a| sides[1].iter().map(move |b| (*a, *b))) {
-        cluster.connect(a, b);
-    }
-    cluster.run_for(Duration::from_secs(15));
-    assert_eq!(record(&cluster, first, twice), record(&cluster, second, twice));
-    assert_eq!(record(&cluster, left_over, twice), record(&cluster, second, twice));
-    assert_eq!(record(&cluster, left_over, before[0]), None, "it should not keep that");
 }
 
 #[test]
