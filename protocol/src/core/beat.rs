@@ -181,6 +181,8 @@ impl Core {
         let coordinated = self.groups.values().filter(|group| group.elected_term().is_some());
         let mut coordinated: Vec<PipelineId> = coordinated.map(|group| group.id).collect();
         coordinated.retain(|pipeline| self.others_accept(*pipeline));
+        // What was taken until now is still for the replicas.
+        self.end_batch();
         coordinated.into_iter().for_each(|pipeline| self.step_down(pipeline));
     }
 

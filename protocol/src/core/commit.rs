@@ -234,9 +234,14 @@ impl Core {
         self.write(Write::Put { table: Table::Meta, key: meta_key(PROMISE, pipeline), value });
     }
 
-    /// Ends the batch: one write, one message to each replica.
+    /// Gives out what can be, and ends the batch.
     pub(super) fn seal(&mut self) {
         self.dispatch();
+        self.end_batch();
+    }
+
+    /// Ends the batch: one write, one message to each replica.
+    pub(super) fn end_batch(&mut self) {
         if self.batch.is_empty() {
             return;
         }

@@ -213,6 +213,8 @@ impl Core {
             if let Some(group) = self.groups.get_mut(&pipeline) {
                 group.made_way = (group.made_way.0 + 1, self.now);
             }
+            // What it took until now is still for the replicas: whoever is next may not ask this node.
+            self.end_batch();
             return self.step_down(pipeline);
         }
         keepers.retain(|node| *node != self.me());

@@ -189,19 +189,18 @@ fn all_on_disk(seen: &Seen<'_>, at: usize, updates: &[JobUpdate]) -> Verdict {
             continue;
         }
         // That a job was forgotten is not kept for ever.
-        let mark = update.components.iter().all(|component| component.tag == REAPED);
-        if mark && (!seen.has_on_disk(at, update.job) || is_old(seen, at, update)) {
-            continue;
-        }
-        if is_outlived(seen, at, update) {
+        let old_mark = is_old(seen, at, update);
+        let said = update.components.iter().filter(|it| it.tag != REAPED || !old_mark);
+        let mark = said.clone().all(|component| component.tag == REAPED);
+        if mark && !seen.has_on_disk(at, update.job) || is_outlived(seen, at, update) {
             continue;
         }
         let mut record = Arc::unwrap_or_clone(seen.on_disk(at, update.job).unwrap_or_default());
-        for component in &update.components {
+        for component in said {
             if record.merge(component).expect("it reads back") {
-                let job = update.job;
+                let (job, tag) = (update.job, component.tag);
                 return Err(format!(
-                    "n{at} acknowledged a change of job {job} that is not on disk"
+                    "n{at} acknowledged a change of job {job} that is not on disk: component {tag}"
                 ));
             }
         }

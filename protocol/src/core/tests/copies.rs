@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use crate::{
-    io::{NewJob, Request, Response},
+    id::PipelineId,
+    io::{Input, NewJob, Outcome, Request, Response},
     record::JobOptions,
     view::JobState,
 };
@@ -170,4 +171,55 @@ fn what_a_node_has_left_over_is_brought_in_line_while_others_work_and_one_is_gon
     assert_eq!(record(&cluster, first, twice), record(&cluster, second, twice));
     assert_eq!(record(&cluster, left_over, twice), record(&cluster, second, twice));
     assert_eq!(record(&cluster, left_over, before[0]), None, "it should not keep that");
+}
+
+#[test]
+fn who_makes_way_hands_on_what_it_took_in_the_same_round() {
+    let mut cluster = Cluster::new(4, &PHASES);
+    cluster.apply_pipeline(0, chain("p", &["a"]));
+    cluster.coordinator();
+    let pipeline = PipelineId::of_name("p");
+    let kept = |cluster: &Cluster, index: usize| {
+        let core = cluster.nodes[index].core.as_ref()?;
+        core.snapshot().groups.get(&pipeline).map(|group| group.live.count + group.finished.count)
+    };
+    let jobs = cluster.enqueue_many(0, "p", 1);
+    cluster.run_until("it is done", |cluster| cluster.all_succeeded(&jobs));
+    let spare = (0..4).find(|index| kept(&cluster, *index) == Some(0)).expect("one keeps nothing");
+    let others: Vec<usize> = (0..4).filter(|index| *index != spare).collect();
+    cluster.kill(others[0]);
+    cluster.run_until("it stands in", |cluster| kept(cluster, spare) == Some(1));
+    cluster.run_for(Duration::from_secs(5));
+    others[1..].iter().for_each(|index| cluster.kill(*index));
+    cluster.run_until("it coordinates", |cluster| cluster.coordinators() == [spare]);
+    cluster.automatic = false;
+    let jobs = cluster.enqueue_many(spare, "p", 200);
+    others.iter().for_each(|index| cluster.start(*index));
+    let mut ended = 0;
+    while cluster.coordinators() == [spare] {
+        let now = cluster.now;
+        let node = &mut cluster.nodes[spare];
+        let attempt = (!node.attempts.is_empty()).then(|| node.attempts.remove(0));
+        if let Some(core) = node.core.as_mut() {
+            if let Some(attempt) = attempt {
+                let outcome = Outcome::Succeeded("{}".into());
+                let end = Input::AttemptFinished { token: attempt.token, outcome };
+                core.handle_input(now, end).expect("the disk can be read");
+                ended += 1;
+            }
+            core.maintain_replicas(pipeline);
+        }
+        cluster.input(spare, Input::Listening(Vec::new()));
+        cluster.run_for(Duration::from_millis(1));
+    }
+    assert!(ended < 200, "it made way while there was work");
+    cluster.automatic = true;
+    for at in 0..4 {
+        for attempt in std::mem::take(&mut cluster.nodes[at].attempts) {
+            cluster.finish(at, attempt.token, Outcome::Succeeded("{}".into()));
+        }
+    }
+    cluster.run_until("all done", |cluster| cluster.all_succeeded(&jobs));
+    let twice: Vec<_> = cluster.runs.iter().filter(|(_, runs)| **runs > 1).collect();
+    assert!(twice.is_empty(), "{twice:?} after {ended} ends");
 }
