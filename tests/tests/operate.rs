@@ -405,7 +405,9 @@ async fn logs_are_json_if_wanted_change_at_run_time_and_hold_no_secret() {
 async fn the_doctor_finds_a_whole_cluster_well_and_names_a_node_that_is_gone() {
     let mut world = World::default();
     world.start_all(&NAMES, "echo '{}'");
-    world.await_members("a", 3).await;
+    for name in NAMES {
+        world.await_members(name, 3).await;
+    }
     world.apply("a", 1).await;
     world.coordinator("a").await;
     let findings = |output: &Output| -> Value {
