@@ -419,10 +419,8 @@ impl Core {
             return;
         }
         self.update_control(pipeline, job, step, |control| {
-            // How long a phase waits counts from when that was decided.
-            if !control.is_terminal() {
-                control.written_ms = written_ms;
-            }
+            // How long a phase waits, and when a job ended, counts from when that was decided.
+            control.written_ms = written_ms;
             // One that was given back has failed at nothing: it stays among those that were lost.
             match (&outcome, lost) {
                 (Outcome::Cancelled, false) => {

@@ -31,6 +31,9 @@ use super::{
     timer::Timer,
 };
 
+/// How many jobs of one queue are looked at, most of them in vain, before anybody else is heard.
+const LOOKED_AT_ONCE: usize = 1000;
+
 /// What a worker lets this node run there.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Window {
@@ -183,7 +186,8 @@ impl Core {
         let phase = self.current(pipeline).and_then(|it| it.named(&name.1));
         let phase = phase.filter(|_| !self.has(Mutant::LimitsIgnored));
         let (rate, limit) = phase.map_or((None, None), |phase| (phase.rate, phase.limit.clone()));
-        loop {
+        for at in 1..=LOOKED_AT_ONCE {
+            self.note_crowded(at);
             let reign = self.groups.get_mut(&pipeline)?.reign()?;
             let queue = reign.ready.get_mut(name)?;
             if let Some(until) = queue.held_back(now, rate) {
@@ -196,27 +200,34 @@ impl Core {
                 }
                 return None;
             };
-            let woken = self.wake(pipeline, entry.job);
-            let ready = self.is_ready(pipeline, entry.job, entry.step);
-            if !ready || !self.is_collected(pipeline, entry.job, entry.step) {
+            let job = entry.job;
+            let woken = self.wake(pipeline, job);
+            let ready = self.is_ready(pipeline, job, entry.step);
+            if !ready || !self.is_collected(pipeline, job, entry.step) {
                 if woken {
-                    self.forget_if_settled(pipeline, entry.job);
+                    self.forget_if_settled(pipeline, job);
                 }
                 let reign = self.groups.get_mut(&pipeline)?.reign()?;
                 reign.ready.get_mut(name)?.skip(&entry);
-                if self.is_undo_not_due(pipeline, entry.job) {
+                if self.is_undo_not_due(pipeline, job) {
                     // Nothing that happens to the job itself would bring it back here.
-                    self.look_once_more(pipeline, entry.job, entry.step);
+                    self.look_once_more(pipeline, job, entry.step);
                 }
                 continue;
             }
-            let key = limit.as_ref().and_then(|limit| self.key_of(pipeline, entry.job, &limit.key));
+            let key = limit.as_ref().and_then(|limit| self.key_of(pipeline, job, &limit.key));
             let queue = self.groups.get_mut(&pipeline)?.reign()?.ready.get_mut(name)?;
             match (key, &limit) {
                 (Some(key), Some(limit)) if queue.is_full(&key, limit) => queue.park(key, entry),
                 (key, _) => return Some((entry, key)),
             }
+            if woken {
+                self.forget_if_settled(pipeline, job);
+            }
         }
+        // Others are to be heard meanwhile, and beats to be sent.
+        self.arm_at(now, Timer::Delayed(pipeline));
+        None
     }
 
     /// The pipeline was changed, and with it perhaps what holds its jobs back: they are looked at

@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::{
     id::JobId,
     io::{Change, NewJob, Refusal, Request, Response, Target},
-    pipeline::{PhaseInput, PipelineDef, Settings},
+    pipeline::{KeyedLimit, PhaseInput, PipelineDef, Settings},
     record::JobOptions,
     view::JobState,
 };
@@ -200,4 +200,35 @@ fn owners_come_in_turn_after_a_takeover_too() {
     });
     let first: Vec<JobId> = cluster.began[before..].iter().take(8).map(|it| it.0).collect();
     assert!(few.iter().all(|job| first.contains(job)), "{first:?}");
+}
+
+#[test]
+fn jobs_that_a_limit_holds_back_rest_again_after_a_takeover() {
+    let limit = KeyedLimit { key: "/of".to_owned(), running: 1 };
+    let phase = PhaseInput { limit: Some(limit), ..PhaseInput::named(name("a")) };
+    let definition = PipelineDef::with(name("p"), vec![phase], Settings::default());
+    let mut cluster = crowded(definition.expect("a valid pipeline"));
+    let mut enqueue = |of: &str, count: usize| -> Vec<JobId> {
+        let instructions = format!("{{\"of\":\"{of}\"}}").into();
+        let (key, options, trace) = (None, JobOptions::default(), None);
+        let jobs = vec![NewJob { key, options, trace, instructions }; count];
+        let request = Request::Enqueue { pipeline: name("p"), jobs };
+        let Response::Enqueued(receipts) = cluster.request(0, request) else { panic!("none") };
+        settled(&mut cluster);
+        receipts.into_iter().map(|receipt| receipt.expect("accepted").job).collect()
+    };
+    let mut jobs: Vec<JobId> = (0..3).flat_map(|_| enqueue("many", 500)).collect();
+    let few = enqueue("few", 1);
+    jobs.extend(&few);
+    let old = cluster.coordinator();
+    cluster.kill(old);
+    cluster.run_until("another", |cluster| cluster.coordinators().len() == 1);
+    cluster.run_until("another's turn has come", |cluster| {
+        cluster.began.iter().any(|began| began.0 == few[0])
+    });
+    let new = cluster.coordinator();
+    let (resident, resting) = memory(&cluster, new);
+    assert!(resident < 100 && resident + resting > 1400, "{resident} and {resting}");
+    let_go(&mut cluster);
+    cluster.run_until("all done", |cluster| cluster.all_succeeded(&jobs));
 }
