@@ -2,13 +2,25 @@
 
 use std::collections::BTreeMap;
 
-use carbonmesh_protocol::id::JobId;
+use carbonmesh_protocol::{
+    id::JobId,
+    record::{JobRecord, Reaped},
+};
 
 use super::{Fact, Invariant, Seen, Verdict};
 
 #[derive(Default)]
 pub(super) struct Convergence {
     jobs: Vec<JobId>,
+}
+
+/// The digest of a job's record; where it was forgotten, of that alone: on both sides of a cut that may have
+/// been done, and nobody compares when, since marks go by themselves.
+fn apart_from_when_forgotten(record: &JobRecord) -> u64 {
+    match record.reaped.filter(|_| record.is_reaped()) {
+        Some(Reaped { generation, .. }) => u64::from(generation),
+        None => record.digest(),
+    }
 }
 
 impl Invariant for Convergence {
@@ -30,7 +42,7 @@ impl Invariant for Convergence {
         for (at, node) in sound {
             for job in &self.jobs {
                 let Some(record) = seen.on_disk(at, *job) else { continue };
-                let digest = record.digest();
+                let digest = apart_from_when_forgotten(&record);
                 if *first.entry(*job).or_insert(digest) != digest {
                     let name = &node.config.name;
                     return Err(format!("job {job} on {name} is not as on others: {record:?}"));

@@ -306,9 +306,20 @@ impl World {
     /// In peace a schedule would go on for ever.
     pub(super) fn end_schedule(&mut self) {
         if self.options.cron {
-            let definition = self.definition();
-            self.request(Request::Apply(Box::new(definition)));
+            let request = Request::Apply(Box::new(self.definition()));
+            // Whoever has a new disk and has not heard of the pipeline would make it anew.
+            match (0..self.nodes.len()).find(|at| self.knows_pipeline(*at)) {
+                Some(at) => self.request_at(at, request),
+                None => self.request(request),
+            };
         }
+    }
+
+    /// Whether clients can ask a node that has heard of the pipeline.
+    fn knows_pipeline(&self, at: usize) -> bool {
+        let Node { config, core, .. } = &self.nodes[at];
+        let known = core.as_ref().map_or(0, |core| core.snapshot().groups.len());
+        config.roles.gateway && known > 0
     }
 
     /// A client wants the pipeline split, until some node has heard of it that knows the pipeline.
@@ -317,9 +328,8 @@ impl World {
         if self.peace || self.nodes.iter().any(|node| known(node) > 1) {
             return;
         }
-        let knows =
-            |at: &usize| self.nodes[*at].config.roles.gateway && known(&self.nodes[*at]) == 1;
-        if let Some(at) = (0..self.nodes.len()).find(knows).filter(|_| self.clients.applied) {
+        let knowing = (0..self.nodes.len()).find(|at| self.knows_pipeline(*at));
+        if let Some(at) = knowing.filter(|_| self.clients.applied) {
             self.clients.split = true;
             let request = Request::Apply(Box::new(self.definition()));
             self.clients.last_request += 1;
