@@ -17,8 +17,8 @@ pub(super) struct Changes {
     expires: bool,
     /// How many disks were lost: what said so may have been on one.
     lost_disks: usize,
-    /// The highest generation of each job on any disk, and how many disks were lost, when a change was asked
-    /// for first.
+    /// The lowest generation of each job on the disk of a node that runs, and how many disks were lost, when a
+    /// change was asked for first. Whoever does it may be cut off from where the job was tried again by then.
     asked: HashMap<(JobId, Discriminant<Change>), (u32, usize)>,
 }
 
@@ -69,8 +69,9 @@ impl Invariant for Changes {
         match fact {
             Fact::DiskReplaced { .. } | Fact::Damaged { .. } => self.lost_disks += 1,
             Fact::Changed { job, change } => {
-                let records = (0..seen.nodes.len()).filter_map(|at| seen.on_disk(at, *job));
-                let generation = records.map(|record| record.generation()).max();
+                let running = (0..seen.nodes.len()).filter(|at| seen.nodes[*at].core.is_some());
+                let records = running.filter_map(|at| seen.on_disk(at, *job));
+                let generation = records.map(|record| record.generation()).min();
                 let asked = (generation.unwrap_or_default(), self.lost_disks);
                 self.asked.entry((*job, mem::discriminant(*change))).or_insert(asked);
             }
