@@ -15,7 +15,7 @@ use carbonmesh_protocol::{
     secret::Place,
 };
 
-use super::{Event, Node, PIPELINE, World, name, node::WALL_START_MS, step_name};
+use super::{Event, PIPELINE, World, name, node::WALL_START_MS, step_name};
 use crate::invariants::Fact;
 
 /// How many idempotency keys are used more than once.
@@ -317,15 +317,17 @@ impl World {
 
     /// Whether clients can ask a node that has heard of the pipeline.
     fn knows_pipeline(&self, at: usize) -> bool {
-        let Node { config, core, .. } = &self.nodes[at];
-        let known = core.as_ref().map_or(0, |core| core.snapshot().groups.len());
-        config.roles.gateway && known > 0
+        self.nodes[at].config.roles.gateway && self.groups_known(at) > 0
+    }
+
+    /// How many groups a node knows: one for each partition of the pipeline.
+    fn groups_known(&self, at: usize) -> usize {
+        self.nodes[at].core.as_ref().map_or(0, |core| core.snapshot().groups.len())
     }
 
     /// A client wants the pipeline split, until some node has heard of it that knows the pipeline.
     pub(super) fn split(&mut self) {
-        let known = |it: &Node| it.core.as_ref().map_or(0, |core| core.snapshot().groups.len());
-        if self.peace || self.nodes.iter().any(|node| known(node) > 1) {
+        if self.peace || (0..self.nodes.len()).any(|at| self.groups_known(at) > 1) {
             return;
         }
         let knowing = (0..self.nodes.len()).find(|at| self.knows_pipeline(*at));

@@ -14,17 +14,18 @@ use super::{
     cluster::{Cluster, chain, name},
 };
 
+/// How many jobs of pipeline `p` a node that runs keeps.
+fn kept(cluster: &Cluster, index: usize) -> Option<u64> {
+    let core = cluster.nodes[index].core.as_ref()?;
+    let group = core.snapshot().groups.remove(&PipelineId::of_name("p"))?;
+    Some(group.live.count + group.finished.count)
+}
+
 #[test]
 fn a_lost_replicas_place_is_taken_and_given_back_with_all_that_was_kept() {
     let mut cluster = Cluster::new(4, &PHASES);
     cluster.apply_pipeline(0, chain("p", &["a", "b"]));
     cluster.coordinator();
-    let pipeline = crate::id::PipelineId::of_name("p");
-    let kept = |cluster: &Cluster, index: usize| {
-        let core = cluster.nodes[index].core.as_ref()?;
-        let group = core.snapshot().groups.remove(&pipeline)?;
-        Some(group.live.count + group.finished.count)
-    };
     let jobs = cluster.enqueue_many(0, "p", 20);
     cluster.run_until("all done", |cluster| cluster.all_succeeded(&jobs));
     let spare = (0..4).find(|index| kept(&cluster, *index) == Some(0)).expect("one keeps nothing");
@@ -179,10 +180,6 @@ fn who_makes_way_hands_on_what_it_took_in_the_same_round() {
     cluster.apply_pipeline(0, chain("p", &["a"]));
     cluster.coordinator();
     let pipeline = PipelineId::of_name("p");
-    let kept = |cluster: &Cluster, index: usize| {
-        let core = cluster.nodes[index].core.as_ref()?;
-        core.snapshot().groups.get(&pipeline).map(|group| group.live.count + group.finished.count)
-    };
     let jobs = cluster.enqueue_many(0, "p", 1);
     cluster.run_until("it is done", |cluster| cluster.all_succeeded(&jobs));
     let spare = (0..4).find(|index| kept(&cluster, *index) == Some(0)).expect("one keeps nothing");

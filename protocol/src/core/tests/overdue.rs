@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::cluster::{Cluster, name};
 use crate::{
     config::Timing,
+    id::PipelineId,
     io::Outcome,
     pipeline::{PhaseInput, PipelineDef},
 };
@@ -118,4 +119,34 @@ fn a_worker_that_lies_about_its_slots_holds_jobs_up_once_and_gets_one_at_a_time_
     cluster.enqueue_many(coordinator, "p", 50);
     cluster.run_for(Duration::from_secs(1));
     assert_eq!(cluster.nodes[liar].attempts.len(), 1);
+}
+
+#[test]
+fn an_end_that_comes_too_late_does_not_move_when_its_job_ended() {
+    let mut cluster = timed();
+    let coordinator = cluster.coordinator();
+    let jobs = cluster.enqueue_many(0, "p", 3);
+    cluster.run_for(Duration::from_millis(100));
+    let away = (0..3).find(|at| *at != coordinator).expect("another");
+    let late = std::mem::take(&mut cluster.nodes[away].attempts).remove(0);
+    for at in (0..3).filter(|at| *at != away) {
+        for attempt in std::mem::take(&mut cluster.nodes[at].attempts) {
+            cluster.finish(at, attempt.token, Outcome::Succeeded("{}".into()));
+        }
+    }
+    cluster.disconnect(coordinator, away);
+    cluster.automatic = true;
+    cluster.run_until("another runs it", |it| it.all_succeeded(&jobs));
+    cluster.run_for(Duration::from_secs(1));
+    let ended = cluster.job(coordinator, late.job).finished_ms;
+    assert!(ended.is_some());
+    cluster.finish(away, late.token, Outcome::Succeeded("{}".into()));
+    cluster.connect(coordinator, away);
+    let noted = |cluster: &Cluster| {
+        let core = cluster.nodes[coordinator].core.as_ref().expect("it runs");
+        let record = core.record(PipelineId::of_name("p"), late.job).expect("readable");
+        record.is_some_and(|record| record.controls[&0].late_count == 1)
+    };
+    cluster.run_until("it is noted", noted);
+    assert_eq!(cluster.job(coordinator, late.job).finished_ms, ended);
 }

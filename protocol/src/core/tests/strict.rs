@@ -18,17 +18,7 @@ use super::{
 
 #[test]
 fn a_minority_of_a_strict_group_takes_nothing_and_says_why() {
-    let mut cluster = three();
-    let phases = vec![crate::pipeline::PhaseInput::named(name("a"))];
-    let majority = crate::pipeline::Quorum::Majority;
-    let settings = crate::pipeline::Settings {
-        accept: majority,
-        execute: majority,
-        ..crate::pipeline::Settings::default()
-    };
-    let strict = crate::pipeline::PipelineDef::with(name("q"), phases, settings);
-    cluster.apply_pipeline(0, strict.expect("a valid pipeline"));
-    cluster.run_for(Duration::from_secs(5));
+    let mut cluster = three_strict();
     assert!(cluster.enqueue(0, "q", None, "{}").is_ok());
     (1..3).for_each(|index| cluster.kill(index));
     cluster.run_for(Duration::from_secs(10));
