@@ -172,15 +172,6 @@ impl Core {
     fn abdicate(&mut self) {
         let coordinated = self.groups.values().filter(|group| group.elected_term().is_some());
         let coordinated: Vec<PipelineId> = coordinated.map(|group| group.id).collect();
-        coordinated.into_iter().for_each(|pipeline| self.step_down(pipeline));
-    }
-
-    /// A node that takes no jobs does not hear of those that others take: it leaves it to one of
-    /// these to coordinate.
-    pub(super) fn resign(&mut self) {
-        let coordinated = self.groups.values().filter(|group| group.elected_term().is_some());
-        let mut coordinated: Vec<PipelineId> = coordinated.map(|group| group.id).collect();
-        coordinated.retain(|pipeline| self.others_accept(*pipeline));
         // What was taken until now is still for the replicas.
         self.end_batch();
         coordinated.into_iter().for_each(|pipeline| self.step_down(pipeline));
@@ -242,7 +233,10 @@ impl Core {
             return false;
         };
         let highest = group.promise.highest.max(group.elected_term().unwrap_or(term));
-        if term < highest {
+        // Who keeps no jobs takes no part in elections: it follows whomever those elect who do, also
+        // where none of them ever heard of the one before.
+        let follows = !self.config.roles.replica && !self.is_strict(pipeline);
+        if term < highest && (!follows || self.hears_leader(group)) {
             self.send(from, Message::Stale { pipeline, term: highest });
             return false;
         }
@@ -251,6 +245,9 @@ impl Core {
             let same = (leader.node, leader.term) == (from, term);
             same && group.beat.is_some() && self.now.since(leader.heard) < lease
         });
+        if term < highest {
+            self.forget_term(pipeline);
+        }
         self.set_leader(pipeline, from, term);
         self.pledge(pipeline, from);
         if let Some(view) = &beat.view {

@@ -76,6 +76,10 @@ impl Core {
     }
 
     fn compensate(&mut self, pipeline: PipelineId, job: JobId) -> Result<(), ReadError> {
+        // Whoever takes over looks back.
+        if self.elected_term(pipeline).is_none() {
+            return Ok(());
+        }
         let undoes_any =
             |it: &CatalogEntry| it.revisions.values().any(|it| !it.compensations.is_empty());
         if self.catalog.get(&pipeline).is_some_and(undoes_any) && self.load_job(pipeline, job)? {

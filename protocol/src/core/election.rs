@@ -387,7 +387,7 @@ impl Core {
 
     /// Elected: merges what each voter holds before anything else.
     fn take_over(&mut self, pipeline: PipelineId) {
-        let (me, now) = (self.me(), self.now);
+        let (me, now, strict) = (self.me(), self.now, self.is_strict(pipeline));
         let Some(group) = self.groups.get_mut(&pipeline) else { return };
         let Role::Candidate(candidacy) = mem::replace(&mut group.role, Role::Follower) else {
             return;
@@ -399,6 +399,10 @@ impl Core {
             group.made_way.0 = 0;
         }
         group.leader = None;
+        if strict {
+            // Nothing was taken of what voters showed the last time: they show it again.
+            group.doubtful.clear();
+        }
         let voters: BTreeSet<NodeId> =
             candidacy.granted.into_iter().filter(|node| *node != me).collect();
         let mut reign = Reign::new(candidacy.term, voters.clone(), now);
@@ -452,6 +456,14 @@ impl Core {
         }
     }
 
+    /// Whoever was elected in the last term that was seen is gone, and counts no more.
+    pub(super) fn forget_term(&mut self, pipeline: PipelineId) {
+        if let Some(group) = self.groups.get_mut(&pipeline) {
+            group.promise.highest = Term::ZERO;
+            self.write_promise(pipeline);
+        }
+    }
+
     /// Coordinates no longer.
     pub(super) fn step_down(&mut self, pipeline: PipelineId) {
         let now = self.now;
@@ -486,6 +498,7 @@ impl Core {
         group.successor = None;
         if changed {
             (group.beat, group.in_step) = (None, None);
+            group.doubtful.clear();
         }
         group.role = Role::Follower;
         group.election_at = None;

@@ -268,8 +268,6 @@ pub(super) struct Reign {
     pub(super) collected: BTreeMap<(JobId, u16), Collected>,
     /// From which on failed jobs are looked at that may not be compensated.
     pub(super) uncompensated: Option<(u64, JobId)>,
-    /// Jobs that a voter brought while this node took over, and that may have been forgotten.
-    pub(super) doubtful: BTreeSet<JobId>,
     /// What a strict group needs beside.
     pub(super) strict: StrictReign,
     /// What happened in this term.
@@ -396,7 +394,6 @@ impl Reign {
             collecting: BTreeMap::new(),
             collected: BTreeMap::new(),
             uncompensated: Some((0, JobId::MIN)),
-            doubtful: BTreeSet::new(),
             strict: StrictReign::default(),
             events: Ring::default(),
             logs: Logs::default(),
@@ -432,6 +429,9 @@ pub(super) struct Group {
     pub(super) stood: u32,
     /// How often it coordinated in place of those whose task it is, and made way; and when it did so last.
     pub(super) made_way: (u32, Timestamp),
+    /// Jobs that voters brought while this node took over, and that may have been forgotten. It is
+    /// decided once all voters are heard; where that has to begin again, too.
+    pub(super) doubtful: BTreeSet<JobId>,
     pub(super) jobs: Jobs,
     pub(super) live: Digest,
     pub(super) finished: Finished,
@@ -506,6 +506,7 @@ impl Group {
             election_at: None,
             stood: 0,
             made_way: (0, now),
+            doubtful: BTreeSet::new(),
             jobs: Jobs::default(),
             live: Digest::default(),
             finished: Finished::default(),

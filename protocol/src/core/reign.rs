@@ -18,7 +18,7 @@ use crate::{
 use super::{
     Core,
     events::Before,
-    group::{Leader, PeerSync, Role, Running},
+    group::{Leader, PeerSync, Reign, Role, Running},
     ready::{Entry, Place, QueueName},
     sync::Purpose,
     table::Waiting,
@@ -52,8 +52,7 @@ impl Core {
         self.tell_of(pipeline, None, What::Coordinator { node: me, unfinished });
         self.tell_leader(pipeline, me, term);
         let Some(group) = self.groups.get_mut(&pipeline) else { return };
-        let doubtful = group.reign().map(|reign| mem::take(&mut reign.doubtful));
-        for job in doubtful.unwrap_or_default() {
+        for job in mem::take(&mut group.doubtful) {
             self.wake(pipeline, job);
             self.set_aside_if_old(pipeline, job);
             self.rest_if_crowded(pipeline, job);
@@ -208,8 +207,7 @@ impl Core {
     pub(super) fn maintain_replicas(&mut self, pipeline: PipelineId) {
         let now = self.now;
         let mut keepers = self.keepers(pipeline);
-        if !keepers.contains(&self.me()) && self.may_make_way(pipeline) {
-            // It was elected for want of anybody else; by now, those whose task it is can do it.
+        if self.should_make_way(pipeline, &keepers) {
             if let Some(group) = self.groups.get_mut(&pipeline) {
                 group.made_way = (group.made_way.0 + 1, self.now);
             }
@@ -258,15 +256,39 @@ impl Core {
         }
     }
 
-    /// Whether those whose task it is can coordinate in place of this node. If it was elected again
-    /// when it made way, it gives them longer each time: their links may be too slow for an election,
-    /// and meanwhile jobs have to go on.
-    fn may_make_way(&self, pipeline: PipelineId) -> bool {
+    /// A node that takes no jobs does not hear of those that others take: it leaves it to one of
+    /// these to coordinate, as soon as they know what it knows.
+    pub(super) fn resign(&mut self) {
+        let coordinated = self.groups.values().filter(|group| group.is_coordinator());
+        let coordinated: Vec<PipelineId> = coordinated.map(|group| group.id).collect();
+        coordinated.into_iter().for_each(|pipeline| self.maintain_replicas(pipeline));
+    }
+
+    /// Whether others can coordinate in place of this node, and should. If it was elected again when
+    /// it made way, it gives them longer each time: their links may be too slow for an election, and
+    /// meanwhile jobs have to go on.
+    fn should_make_way(&self, pipeline: PipelineId, keepers: &[NodeId]) -> bool {
         let Some(group) = self.groups.get(&pipeline) else { return false };
         let Role::Coordinator(reign) = &group.role else { return false };
         let times = (1u32 << group.made_way.0.min(MOST_DOUBLED)) - 1;
+        // It was elected for want of anybody else, perhaps; by now, those whose task it is can do it.
+        let passed_over = || !keepers.contains(&self.me()) && self.is_replaceable(pipeline);
+        let unwilling = || {
+            let refuses = self.refusing.is_some() && self.others_accept(pipeline);
+            refuses && self.is_known_elsewhere(pipeline, reign)
+        };
         self.now.since(reign.since) >= self.config.timing.lease * times
-            && self.is_replaceable(pipeline)
+            && (passed_over() || unwilling())
+    }
+
+    /// Whether whoever is elected next knows of all that is under way, even if this node has no vote.
+    fn is_known_elsewhere(&self, pipeline: PipelineId, reign: &Reign) -> bool {
+        let view = self.view(pipeline);
+        let knows = |node: &NodeId| reign.peers.get(node).is_some_and(|sync| sync.is_in_step());
+        let (know, lack): (Vec<NodeId>, Vec<NodeId>) =
+            view.iter().filter(|node| **node != self.me()).copied().partition(knows);
+        // In a strict group each majority knows it in any case.
+        self.is_strict(pipeline) || !know.is_empty() && lack.len() <= view.len() / 2
     }
 
     /// Whether this node coordinates, and all who should keep a copy have one that is complete and

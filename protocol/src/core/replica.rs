@@ -424,11 +424,11 @@ impl Core {
             if doubted && unknown {
                 if self.may_change(pipeline) {
                     self.set_aside_if_old(pipeline, update.job);
-                } else if let Some(reign) =
-                    self.groups.get_mut(&pipeline).and_then(|group| group.elected())
+                } else if let Some(group) = self.groups.get_mut(&pipeline)
+                    && group.elected_term().is_some()
                 {
                     // Nothing is decided before all voters' records are merged.
-                    reign.doubtful.insert(update.job);
+                    group.doubtful.insert(update.job);
                 }
             }
             self.note_failed_elsewhere(pipeline, update.job);

@@ -384,9 +384,9 @@ impl Core {
             self.advance_horizon(pipeline, later_ms);
             doubtful.extend(lacks);
         }
-        let reign = self.groups.get_mut(&pipeline).and_then(|group| group.elected());
-        let Some(reign) = reign else { return Ok(()) };
-        reign.doubtful.extend(doubtful);
+        let Some(group) = self.groups.get_mut(&pipeline) else { return Ok(()) };
+        group.doubtful.extend(doubtful);
+        let Some(reign) = group.elected() else { return Ok(()) };
         for update in records.iter().chain(&mine) {
             let joined = reign.strict.merged.entry(update.job).or_default();
             for component in &update.components {

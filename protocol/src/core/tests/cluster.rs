@@ -120,6 +120,8 @@ pub(super) struct Cluster {
     replies: BTreeMap<RequestId, Response>,
     next_request: u64,
     connected: BTreeSet<(usize, usize)>,
+    /// Whose disk answers no more.
+    pub(super) stalled: Option<usize>,
     /// Whether workers finish attempts by themselves.
     pub(super) automatic: bool,
     /// How long an automatic attempt takes.
@@ -189,6 +191,7 @@ impl Cluster {
             replies: BTreeMap::new(),
             next_request: 0,
             connected: BTreeSet::new(),
+            stalled: None,
             automatic: true,
             run_time: LATENCY,
             runs: BTreeMap::new(),
@@ -355,6 +358,10 @@ impl Cluster {
         match effect {
             Effect::Send { to, message } => {
                 let to = self.index_of(to);
+                if !message.senders().include(self.nodes[index].config.roles) {
+                    // Nobody would listen.
+                    return;
+                }
                 if self.connected.contains(&(index.min(to), index.max(to))) {
                     let message = reencoded(&message);
                     self.push(LATENCY, Event::Input(to, Input::Message { from, message }.into()));
@@ -365,6 +372,7 @@ impl Cluster {
                     self.push(LATENCY, Event::Input(other, Input::Advert(advert.clone()).into()));
                 }
             }
+            Effect::Persist { .. } if self.stalled == Some(index) => {}
             Effect::Persist { id, writes } => {
                 self.push(LATENCY, Event::Persist(index, id, writes));
             }

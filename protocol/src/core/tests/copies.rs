@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::{
-    id::PipelineId,
+    id::{JobId, PipelineId},
     io::{Input, NewJob, Outcome, Request, Response},
     record::JobOptions,
     view::JobState,
@@ -210,13 +210,74 @@ fn who_makes_way_hands_on_what_it_took_in_the_same_round() {
         cluster.run_for(Duration::from_millis(1));
     }
     assert!(ended < 200, "it made way while there was work");
+    assert_all_run_once(&mut cluster, &jobs);
+}
+
+/// Attempts that run end well, and all jobs with them, none of which has run twice.
+fn assert_all_run_once(cluster: &mut Cluster, jobs: &[JobId]) {
     cluster.automatic = true;
-    for at in 0..4 {
+    for at in 0..cluster.nodes.len() {
         for attempt in std::mem::take(&mut cluster.nodes[at].attempts) {
             cluster.finish(at, attempt.token, Outcome::Succeeded("{}".into()));
         }
     }
-    cluster.run_until("all done", |cluster| cluster.all_succeeded(&jobs));
+    cluster.run_until("all done", |cluster| cluster.all_succeeded(jobs));
     let twice: Vec<_> = cluster.runs.iter().filter(|(_, runs)| **runs > 1).collect();
-    assert!(twice.is_empty(), "{twice:?} after {ended} ends");
+    assert!(twice.is_empty(), "{twice:?}");
+}
+
+#[test]
+fn who_takes_no_jobs_goes_on_until_others_know_what_it_gave_out() {
+    let mut cluster = Cluster::new(3, &PHASES);
+    cluster.apply_pipeline(0, chain("p", &["a"]));
+    cluster.coordinator();
+    let alone = 0;
+    [1, 2].iter().for_each(|index| cluster.kill(*index));
+    cluster.run_until("it coordinates", |cluster| cluster.coordinators() == [alone]);
+    cluster.automatic = false;
+    let jobs = cluster.enqueue_many(alone, "p", 200);
+    cluster.run_until("some run", |cluster| !cluster.nodes[alone].attempts.is_empty());
+    [1, 2].iter().for_each(|index| cluster.start(*index));
+    cluster.run_until("they are back", |cluster| {
+        let core = cluster.nodes[alone].core.as_ref().expect("it runs");
+        core.reachable().len() == 2
+    });
+    cluster.input(alone, Input::Accepting(Err("the disk is full".to_owned())));
+    assert_eq!(cluster.coordinators(), [alone], "the others know nothing yet");
+    cluster.run_until("another coordinates", |cluster| {
+        let coordinators = cluster.coordinators();
+        coordinators.len() == 1 && coordinators != [alone]
+    });
+    assert_all_run_once(&mut cluster, &jobs);
+}
+
+#[test]
+fn whose_disk_answers_no_more_hands_on_what_it_heard_in_the_same_round() {
+    let mut cluster = Cluster::new(3, &PHASES);
+    cluster.apply_pipeline(0, chain("p", &["a"]));
+    let coordinator = cluster.coordinator();
+    cluster.run_for(Duration::from_secs(5));
+    cluster.automatic = false;
+    cluster.enqueue_many(coordinator, "p", 30);
+    cluster.run_until("one runs there", |cluster| !cluster.nodes[coordinator].attempts.is_empty());
+    // Between two beats.
+    cluster.run_for(Duration::from_millis(1300));
+    cluster.stalled = Some(coordinator);
+    let outcome = || Outcome::Succeeded("{}".into());
+    let first = cluster.nodes[coordinator].attempts.remove(0);
+    cluster.finish(coordinator, first.token, outcome());
+    cluster.run_for(crate::config::Timing::DEFAULT.lease + Duration::from_millis(100));
+    let node = &mut cluster.nodes[coordinator];
+    let second = node.attempts.remove(0);
+    let core = node.core.as_mut().expect("it runs");
+    assert!(core.groups[&PipelineId::of_name("p")].is_coordinator(), "no beat came since");
+    let end = Input::AttemptFinished { token: second.token, outcome: outcome() };
+    core.handle_input(cluster.now, end).expect("the disk can be read");
+    assert!(core.is_disk_stalled());
+    core.on_beat_timer().expect("the disk can be read");
+    cluster.input(coordinator, Input::Listening(Vec::new()));
+    cluster.run_for(Duration::from_millis(2));
+    cluster.kill(coordinator);
+    cluster.run_until("another coordinates", |cluster| cluster.coordinators().len() == 1);
+    assert!(cluster.all_succeeded(&[first.job, second.job]), "both ends were handed on");
 }

@@ -329,6 +329,24 @@ fn nor_when_all_restart_and_the_node_stands_first() {
 }
 
 #[test]
+fn nor_when_who_takes_over_has_to_begin_again() {
+    let mut cluster = forgetful();
+    let (job, away) = forgotten_while_away(&mut cluster, false);
+    let ran = runs(&cluster, job);
+    let coordinator = cluster.coordinator();
+    cluster.kill(coordinator);
+    cluster.start(away);
+    let doubts = |cluster: &Cluster, index: &usize| {
+        let core = cluster.nodes[*index].core.as_ref();
+        core.is_some_and(|core| !core.groups[&pipeline()].doubtful.is_empty())
+    };
+    cluster.run_until("one takes over", |cluster| (0..4).any(|index| doubts(cluster, &index)));
+    let elected = (0..4).find(|index| doubts(&cluster, index)).expect("it takes over");
+    cluster.nodes[elected].core.as_mut().expect("it runs").step_down(pipeline());
+    assert_set_aside(&mut cluster, job, ran);
+}
+
+#[test]
 fn a_job_that_has_the_key_anew_wins_over_the_one_that_was_forgotten() {
     let mut cluster = forgetful();
     let (job, away) = forgotten_while_away(&mut cluster, false);

@@ -24,8 +24,9 @@ mod waiting;
 use std::time::Duration;
 
 use crate::{
+    advert::Roles,
     config::Timing,
-    id::{JobId, Term},
+    id::{JobId, PipelineId, Term},
     io::{Input, Outcome, Refusal, Request, Response},
     message::{JobUpdate, Message},
     pipeline::{PhaseInput, PipelineDef, Quorum, Settings},
@@ -589,6 +590,47 @@ fn a_coordinator_that_is_told_to_stop_hands_over_before_it_goes() {
         // What ran there was adopted.
         assert!(cluster.runs.values().all(|runs| *runs == 1), "{:?}", cluster.runs);
     }
+}
+
+#[test]
+fn a_worker_follows_whom_the_replicas_elect_though_it_heard_of_a_later_term() {
+    let mut cluster = Cluster::new(4, &PHASES);
+    let (gone, worker) = (0, 3);
+    for index in 0..4 {
+        cluster.kill(index);
+        let config = &mut cluster.nodes[index].config;
+        match index == worker {
+            true => config.roles = Roles { worker: true, replica: false, gateway: false },
+            false => config.phases.clear(),
+        }
+        cluster.start(index);
+    }
+    cluster.run_for(Duration::from_secs(1));
+    cluster.apply_pipeline(0, chain("p", &["a"]));
+    cluster.run_for(Duration::from_secs(5));
+    let cut = |cluster: &mut Cluster| {
+        [1, 2].iter().for_each(|other| cluster.disconnect(gone, *other));
+    };
+    cut(&mut cluster);
+    [1, 2].iter().for_each(|other| cluster.disconnect(worker, *other));
+    for _ in 0..3 {
+        // Each time it is elected in a later term.
+        cluster.kill(gone);
+        cluster.start(gone);
+        cut(&mut cluster);
+        cluster.run_until("it coordinates", |cluster| cluster.coordinators().contains(&gone));
+    }
+    cluster.run_for(Duration::from_secs(2));
+    cluster.kill(gone);
+    [1, 2].iter().for_each(|other| cluster.connect(worker, *other));
+    let pipeline = PipelineId::of_name("p");
+    let highest = |index: usize| {
+        let core = cluster.nodes[index].core.as_ref().expect("it runs");
+        core.groups[&pipeline].promise.highest
+    };
+    assert!(highest(worker) > highest(1), "{} {}", highest(worker), highest(1));
+    let job = cluster.enqueue(1, "p", None, "{}").expect("accepted").job;
+    assert_eq!(cluster.wait_for(1, job).state, JobState::Succeeded);
 }
 
 #[test]
