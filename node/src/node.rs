@@ -370,7 +370,9 @@ impl Node {
         if self.commands.send(Command::Drain(drained)).await.is_ok()
             && timeout(DRAIN_TIMEOUT, quiet).await.is_err()
         {
-            warn!("attempts still run: they will be run again elsewhere");
+            warn!(
+                "attempts still run, or others do not know yet what this node knows: it stops all the same"
+            );
         }
         // It may have failed already, which `ended` tells.
         let _ = self.commands.send(Command::Stop).await;

@@ -232,12 +232,10 @@ impl Core {
             self.send(from, Message::CatalogPull);
             return false;
         };
-        let highest = group.promise.highest.max(group.elected_term().unwrap_or(term));
-        // Who keeps no jobs takes no part in elections: it follows whomever those elect who do, also
-        // where none of them ever heard of the one before.
-        let follows = !self.config.roles.replica && !self.is_strict(pipeline);
-        if term < highest && (!follows || self.hears_leader(group)) {
-            self.send(from, Message::Stale { pipeline, term: highest });
+        let least = self.least_term(from, pipeline, group);
+        let least = least.max(group.elected_term().unwrap_or(term));
+        if term < least {
+            self.send(from, Message::Stale { pipeline, term: least });
             return false;
         }
         let lease = self.config.timing.lease;
@@ -245,9 +243,6 @@ impl Core {
             let same = (leader.node, leader.term) == (from, term);
             same && group.beat.is_some() && self.now.since(leader.heard) < lease
         });
-        if term < highest {
-            self.forget_term(pipeline);
-        }
         self.set_leader(pipeline, from, term);
         self.pledge(pipeline, from);
         if let Some(view) = &beat.view {

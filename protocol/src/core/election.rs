@@ -387,7 +387,7 @@ impl Core {
 
     /// Elected: merges what each voter holds before anything else.
     fn take_over(&mut self, pipeline: PipelineId) {
-        let (me, now, strict) = (self.me(), self.now, self.is_strict(pipeline));
+        let (me, now) = (self.me(), self.now);
         let Some(group) = self.groups.get_mut(&pipeline) else { return };
         let Role::Candidate(candidacy) = mem::replace(&mut group.role, Role::Follower) else {
             return;
@@ -399,10 +399,6 @@ impl Core {
             group.made_way.0 = 0;
         }
         group.leader = None;
-        if strict {
-            // Nothing was taken of what voters showed the last time: they show it again.
-            group.doubtful.clear();
-        }
         let voters: BTreeSet<NodeId> =
             candidacy.granted.into_iter().filter(|node| *node != me).collect();
         let mut reign = Reign::new(candidacy.term, voters.clone(), now);
@@ -456,11 +452,14 @@ impl Core {
         }
     }
 
-    /// Whoever was elected in the last term that was seen is gone, and counts no more.
-    pub(super) fn forget_term(&mut self, pipeline: PipelineId) {
-        if let Some(group) = self.groups.get_mut(&pipeline) {
-            group.promise.highest = Term::ZERO;
-            self.write_promise(pipeline);
+    /// The term below which a coordinator is not listened to. A node that keeps nothing, and so takes no
+    /// part in elections, follows whomever those elect who do, also where none of them has ever heard of
+    /// the coordinator of a later term that this node followed before.
+    pub(super) fn least_term(&self, from: NodeId, pipeline: PipelineId, group: &Group) -> Term {
+        let elects = self.config.roles.replica || self.is_admitted(pipeline);
+        match elects || self.is_strict(pipeline) || self.hears_other_leader(group, from) {
+            true => group.promise.highest,
+            false => Term::ZERO,
         }
     }
 

@@ -429,8 +429,8 @@ pub(super) struct Group {
     pub(super) stood: u32,
     /// How often it coordinated in place of those whose task it is, and made way; and when it did so last.
     pub(super) made_way: (u32, Timestamp),
-    /// Jobs that voters brought while this node took over, and that may have been forgotten. It is
-    /// decided once all voters are heard; where that has to begin again, too.
+    /// Jobs that voters brought while this node took over, and that may have been forgotten: it decides
+    /// once all voters are heard, even if it has to begin again before that.
     pub(super) doubtful: BTreeSet<JobId>,
     pub(super) jobs: Jobs,
     pub(super) live: Digest,

@@ -163,9 +163,10 @@ impl Core {
     }
 
     /// Whether nothing is under way here that a stop would cut off: no attempt, no end that its
-    /// coordinator does not have on disk yet, no change that is not settled.
+    /// coordinator does not have on disk yet, no change that is not settled, no pipeline that is being
+    /// left to others.
     pub fn is_quiet(&self) -> bool {
-        self.worker.is_empty() && self.commits.is_empty()
+        self.worker.is_empty() && self.commits.is_empty() && !self.is_handing_over()
     }
 
     /// The digests of unfinished and finished jobs, counted anew from what is on disk.

@@ -331,10 +331,12 @@ impl Core {
 
     /// Whether somebody else who keeps a pipeline's jobs takes new ones.
     pub(super) fn others_accept(&self, pipeline: PipelineId) -> bool {
-        let accepts = |node: &NodeId| {
-            self.members.get(node).is_some_and(|member| member.advert.refusing.is_none())
-        };
-        self.keepers(pipeline).iter().any(accepts)
+        self.keepers(pipeline).into_iter().any(|node| self.accepts(node))
+    }
+
+    /// Whether a peer takes jobs.
+    pub(super) fn accepts(&self, node: NodeId) -> bool {
+        self.members.get(&node).is_some_and(|member| member.advert.refusing.is_none())
     }
 
     /// The operator wants the node to stop.
@@ -345,11 +347,8 @@ impl Core {
         self.grant_to_coordinators();
         self.let_readers_go();
         self.worker_decline_queued();
-        // Others take over while what runs here ends; who hears it at once need not wait for a lease.
+        // Others take over while what runs here ends.
         self.resign();
-        for peer in self.connections.clone() {
-            self.send_beat_to(peer);
-        }
     }
 
     /// What a node says that it has.

@@ -213,7 +213,9 @@ impl Core {
             }
             // What it took until now is still for the replicas: whoever is next may not ask this node.
             self.end_batch();
-            return self.step_down(pipeline);
+            self.step_down(pipeline);
+            // Who hears it at once need not wait for the next beat, or for a lease.
+            return self.reachable().into_iter().for_each(|peer| self.send_beat_to(peer));
         }
         keepers.retain(|node| *node != self.me());
         let Some(reign) = self.groups.get_mut(&pipeline).and_then(|group| group.reign()) else {
@@ -271,33 +273,45 @@ impl Core {
         let Some(group) = self.groups.get(&pipeline) else { return false };
         let Role::Coordinator(reign) = &group.role else { return false };
         let times = (1u32 << group.made_way.0.min(MOST_DOUBLED)) - 1;
+        let stayed = self.now.since(reign.since) >= self.config.timing.lease * times;
         // It was elected for want of anybody else, perhaps; by now, those whose task it is can do it.
         let passed_over = || !keepers.contains(&self.me()) && self.is_replaceable(pipeline);
-        let unwilling = || {
-            let refuses = self.refusing.is_some() && self.others_accept(pipeline);
-            refuses && self.is_known_elsewhere(pipeline, reign)
-        };
-        self.now.since(reign.since) >= self.config.timing.lease * times
-            && (passed_over() || unwilling())
+        let unwilling = || self.refusing.is_some() && self.has_heir(pipeline, reign);
+        (stayed || self.draining) && (passed_over() || unwilling())
     }
 
-    /// Whether whoever is elected next knows of all that is under way, even if this node has no vote.
-    fn is_known_elsewhere(&self, pipeline: PipelineId, reign: &Reign) -> bool {
-        let view = self.view(pipeline);
-        let knows = |node: &NodeId| reign.peers.get(node).is_some_and(|sync| sync.is_in_step());
-        let (know, lack): (Vec<NodeId>, Vec<NodeId>) =
-            view.iter().filter(|node| **node != self.me()).copied().partition(knows);
+    /// Whether somebody who takes jobs can be elected, and whoever is elected will know of all that is
+    /// under way, even without this node's vote.
+    fn has_heir(&self, pipeline: PipelineId, reign: &Reign) -> bool {
+        let sync = |node: &NodeId| reign.peers.get(node);
+        let can_coordinate = |node: &NodeId| {
+            let complete = sync(node).is_some_and(|sync| sync.is_complete());
+            complete && self.accepts(*node) && self.says_admitted(*node, pipeline)
+        };
+        let mut lacking = self.view(pipeline);
+        lacking
+            .retain(|node| *node != self.me() && !sync(node).is_some_and(|sync| sync.is_in_step()));
         // In a strict group each majority knows it in any case.
-        self.is_strict(pipeline) || !know.is_empty() && lack.len() <= view.len() / 2
+        let known = self.is_strict(pipeline) || lacking.len() <= self.view(pipeline).len() / 2;
+        known && self.keepers(pipeline).iter().any(can_coordinate)
+    }
+
+    /// Whether this node only waits for others to know what it knows, to leave a pipeline to them.
+    pub(super) fn is_handing_over(&self) -> bool {
+        let mut coordinated = self.groups.values().filter(|group| group.is_coordinator());
+        self.refusing.is_some() && coordinated.any(|group| self.others_accept(group.id))
+    }
+
+    /// Whether a peer says that its copy of a pipeline is admitted.
+    fn says_admitted(&self, node: NodeId, pipeline: PipelineId) -> bool {
+        let said = self.members.get(&node).and_then(|member| member.unadmitted.as_ref());
+        said.is_some_and(|unadmitted| !unadmitted.contains(&pipeline))
     }
 
     /// Whether this node coordinates, and all who should keep a copy have one that is complete and
     /// admitted.
     fn is_replaceable(&self, pipeline: PipelineId) -> bool {
-        let admitted = |node: &NodeId| {
-            let said = self.members.get(node).and_then(|member| member.unadmitted.as_ref());
-            said.is_some_and(|unadmitted| !unadmitted.contains(&pipeline))
-        };
+        let admitted = |node: &NodeId| self.says_admitted(*node, pipeline);
         let settled = self.groups.get(&pipeline).is_some_and(|group| self.is_settled(group));
         settled && self.view(pipeline).iter().all(admitted)
     }

@@ -168,8 +168,9 @@ impl Core {
             self.worker.given.insert((from, assignment.pipeline), later);
             return self.decline(from, token);
         }
-        let highest = self.groups.get(&assignment.pipeline).map(|group| group.promise.highest);
-        if let Some(term) = highest.filter(|highest| *highest > token.term) {
+        let group = self.groups.get(&assignment.pipeline);
+        let least = group.map(|group| self.least_term(from, assignment.pipeline, group));
+        if let Some(term) = least.filter(|least| *least > token.term) {
             // Another coordinates by now, and may have given the phase to somebody.
             let pipeline = assignment.pipeline;
             if from != self.me() {

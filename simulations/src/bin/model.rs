@@ -3,8 +3,8 @@
 
 use std::{process::ExitCode, time::Duration};
 
-use carbonmesh_simulations::model::{Bounds, Options, Outcome, Preset, SCENARIOS, Scenario, check};
-use clap::{Args, Parser, ValueEnum};
+use carbonmesh_simulations::model::{Bounds, Options, Outcome, SCENARIOS, Scenario, check};
+use clap::{Args, Parser};
 
 // Cores are copied for each step, and thrown away.
 #[global_allocator]
@@ -25,9 +25,6 @@ struct Arguments {
     /// Within the wider bounds, which takes much longer
     #[arg(long)]
     wide: bool,
-    /// What the pipeline promises about its coordinators
-    #[arg(long, value_enum, default_value_t = PresetArgument::Available)]
-    preset: PresetArgument,
     /// How many threads
     #[arg(long, default_value_t = 1)]
     jobs: usize,
@@ -47,6 +44,9 @@ struct BoundsArguments {
     /// How often each node may be killed and started again
     #[arg(long, value_delimiter = ',')]
     crashes: Vec<u8>,
+    /// How often each node may stand still for a while
+    #[arg(long, value_delimiter = ',')]
+    pauses: Vec<u8>,
     /// How often a stream or a disk may be held up
     #[arg(long, default_value_t = 0)]
     holds: u8,
@@ -81,14 +81,9 @@ impl BoundsArguments {
         };
         bounds.timers.iter_mut().zip(&self.timers).for_each(|(to, given)| *to = *given);
         bounds.crashes.iter_mut().zip(&self.crashes).for_each(|(to, given)| *to = *given);
+        bounds.pauses.iter_mut().zip(&self.pauses).for_each(|(to, given)| *to = *given);
         if bounds == Bounds::default() { usual.to_vec() } else { vec![bounds] }
     }
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum PresetArgument {
-    Available,
-    Strict,
 }
 
 fn main() -> ExitCode {
@@ -97,10 +92,6 @@ fn main() -> ExitCode {
         let names = &arguments.scenarios;
         names.is_empty() || names.iter().any(|name| name == scenario.name)
     };
-    let preset = match arguments.preset {
-        PresetArgument::Available => Preset::Available,
-        PresetArgument::Strict => Preset::Strict,
-    };
     let mut worst = 0;
     for scenario in SCENARIOS.into_iter().filter(chosen) {
         for bounds in
@@ -108,7 +99,7 @@ fn main() -> ExitCode {
         {
             let limit = arguments.seconds.map(Duration::from_secs);
             let threads = arguments.jobs;
-            let options = Options { preset, limit, threads, ..Options::new(scenario, bounds) };
+            let options = Options { limit, threads, ..Options::new(scenario, bounds) };
             println!("{options}");
             match check(options) {
                 Ok(outcome) => {

@@ -29,12 +29,14 @@ pub(super) struct LegalReap {
     /// Jobs that may be over: their last phase ended, or one failed, or a client had a hand in it.
     may_be_over: BTreeSet<JobId>,
     jobs: Vec<JobId>,
-    /// Those that were seen to be forgotten, and on which disks, by how often these were emptied: whoever
-    /// stood in for others drops its copy when they are back, and may begin another.
-    reaped: BTreeMap<JobId, BTreeSet<(DiskId, u32)>>,
+    /// Those that were seen to be forgotten, on which disks, by how often these were emptied, and when:
+    /// whoever stood in for others drops its copy when they are back, and may begin another.
+    reaped: BTreeMap<JobId, BTreeMap<(DiskId, u32), Timestamp>>,
     strict: bool,
     /// Whether marks run out, so that what an old copy brings back is set aside.
     expires: bool,
+    /// How long they are kept. Whoever was cut off for longer may run what others ran and forgot.
+    marks: Duration,
     /// Whether somebody may be away until they have.
     outlasts_marks: bool,
     /// Whether any disk was lost.
@@ -57,6 +59,7 @@ impl LegalReap {
             reaped: BTreeMap::new(),
             strict: options.is_strict(),
             expires: options.expires(),
+            marks: Duration::from_millis(options.tombstones_ms),
             outlasts_marks: options.outlasts_marks(),
             lost_disk: false,
             last_fault: None,
@@ -74,11 +77,13 @@ impl LegalReap {
             return Ok(());
         }
         // A coordinator beyond a cut may not have heard of the end; where only one can act, it has.
-        let forgotten = self.reaped.get(&job);
-        let here =
-            forgotten.is_some_and(|disks| disks.contains(&seen.nodes[at].copy(seen.pipeline)));
+        let disks = self.reaped.get(&job).into_iter().flatten();
+        let marked = |since: Timestamp| !self.expires || seen.now.since(since) <= self.marks;
+        let mut marked =
+            disks.filter(|(_, since)| marked(**since)).map(|(disk, _)| *disk).peekable();
         // Marks may be lost with all disks that have them.
-        let known = forgotten.is_some() && !self.lost_disk;
+        let known = marked.peek().is_some() && !self.lost_disk;
+        let here = marked.any(|disk| disk == seen.nodes[at].copy(seen.pipeline));
         if here || known && (self.strict || self.is_calm(seen)) {
             return Err(format!("n{at} gives job {job} away, which was forgotten"));
         }
@@ -158,7 +163,7 @@ impl Invariant for LegalReap {
         for at in (0..seen.nodes.len()).filter(|at| !seen.nodes[*at].disk.is_damaged()) {
             for job in &self.jobs {
                 let disk = seen.nodes[at].copy(seen.pipeline);
-                if self.reaped.get(job).is_some_and(|disks| disks.contains(&disk)) {
+                if self.reaped.get(job).is_some_and(|disks| disks.contains_key(&disk)) {
                     continue;
                 }
                 let record = seen.on_disk(at, *job);
@@ -170,7 +175,7 @@ impl Invariant for LegalReap {
                 if !set_aside && !self.may_be_over.contains(job) {
                     return Err(format!("n{at} has forgotten job {job}, which never ended"));
                 }
-                self.reaped.entry(*job).or_default().insert(disk);
+                self.reaped.entry(*job).or_default().insert(disk, seen.now);
             }
         }
         Ok(())

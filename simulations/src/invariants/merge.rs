@@ -1,12 +1,16 @@
 //! MERGE, as far as it can be seen from outside: a node's view of a phase only moves up, and what a
 //! newer release wrote is kept byte for byte. The laws themselves are tested in `protocol/tests`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use carbonmesh_protocol::{
     id::{DiskId, JobId},
     message::{Message, StoreResult},
     record::{Control, Progress},
+    time::Timestamp,
 };
 use rustc_hash::FxHashMap;
 
@@ -21,6 +25,8 @@ struct Held {
     /// When the job was enqueued, that is: which of those that had its key in turn.
     created_ms: u64,
     control: Control,
+    /// Since when.
+    since: Timestamp,
 }
 
 pub(super) struct Merge {
@@ -28,6 +34,9 @@ pub(super) struct Merge {
     /// Whether marks are dropped while the world lasts: then what was forgotten may be enqueued anew, or be
     /// brought back and set aside.
     expires: bool,
+    /// How long marks are kept. Of what ended before that nothing may be left, and whoever was cut off for
+    /// so long may run it once more.
+    marks: Duration,
     /// The last value of each phase that a process held, by disk, life and copy: whoever stood in for
     /// others drops its copy when they are back, and may begin another.
     last: FxHashMap<(DiskId, u64, u64, JobId, u16), Held>,
@@ -43,6 +52,7 @@ impl Merge {
             // What was forgotten, and comes back when nobody knows that any more, has lost it.
             newer_per_mille: if options.expires() { 0 } else { options.newer_per_mille },
             expires: options.expires(),
+            marks: Duration::from_millis(options.tombstones_ms),
             last: FxHashMap::default(),
             stores: BTreeMap::new(),
             newer: BTreeSet::new(),
@@ -87,7 +97,9 @@ impl Invariant for Merge {
                         continue;
                     }
                     let anew = |before: &&Held| {
-                        created_ms > before.created_ms || control.progress == Progress::Cancelled
+                        created_ms > before.created_ms
+                            || control.progress == Progress::Cancelled
+                            || seen.now.since(before.since) > self.marks
                     };
                     let before = before.filter(|before| !self.expires || !anew(before));
                     if let Some(before) = before.filter(|before| before.control > *control) {
@@ -96,7 +108,10 @@ impl Invariant for Merge {
                             "{name}: job {job} step {step} fell from {before:?} to {control:?}"
                         ));
                     }
-                    self.last.insert(key, Held { created_ms, control: control.clone() });
+                    self.last.insert(
+                        key,
+                        Held { created_ms, control: control.clone(), since: seen.now },
+                    );
                 }
             }
         }

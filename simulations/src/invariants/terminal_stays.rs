@@ -2,13 +2,17 @@
 //! crash. In a strict group an end counts once a majority has it, or a client is told of it: then the
 //! phase never begins again, and in the end all have that very end.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use carbonmesh_protocol::{
     id::{DiskId, JobId, Token},
     io::Change,
     message::Message,
     record::{Control, Progress},
+    time::Timestamp,
     view::{JobState, JobView},
 };
 
@@ -20,6 +24,9 @@ pub(super) struct TerminalStays {
     strict: bool,
     /// Whether a copy can have been away for longer than marks are kept.
     gives_way: bool,
+    /// How long these are kept. Of what ended before that nothing may be left, and whoever was cut off for so
+    /// long may run it once more.
+    marks: Duration,
     /// What each attempt is for.
     attempts: BTreeMap<Token, (JobId, u16)>,
     /// Phases whose end was committed.
@@ -43,6 +50,8 @@ struct Ended {
     generation: u32,
     /// When the job was enqueued, that is: which of those that had its key in turn.
     created_ms: u64,
+    /// When it was first seen.
+    at: Timestamp,
 }
 
 /// How many jobs are looked at at once.
@@ -114,6 +123,7 @@ impl TerminalStays {
         Self {
             strict: options.is_strict(),
             gives_way: options.has_short_marks(),
+            marks: Duration::from_millis(options.tombstones_ms),
             attempts: BTreeMap::new(),
             committed: BTreeMap::new(),
             told: BTreeSet::new(),
@@ -196,7 +206,7 @@ impl TerminalStays {
         let disk = node.copy(seen.pipeline);
         let created_ms = record.spec.as_ref().map_or(0, |spec| spec.created_ms);
         for (step, control) in &record.controls {
-            self.stays(disk, job, *step, control, created_ms)?;
+            self.stays(disk, (job, *step), control, created_ms, seen.now)?;
         }
         Ok(())
     }
@@ -204,19 +214,23 @@ impl TerminalStays {
     fn stays(
         &mut self,
         (disk, emptied): (DiskId, u32),
-        job: JobId,
-        step: u16,
+        (job, step): (JobId, u16),
         control: &Control,
         created_ms: u64,
+        now: Timestamp,
     ) -> Verdict {
         let key = (disk, emptied, job, step);
         // A copy that was away for longer than marks are kept gives way to the job that the key has got
         // since. Of two that meet otherwise, the earlier stays.
-        let same = |ended: &&Ended| !self.gives_way || ended.created_ms >= created_ms;
+        let same = |ended: &&Ended| {
+            let recent = now.since(ended.at) <= self.marks;
+            !self.gives_way || ended.created_ms >= created_ms && recent
+        };
         let ended = self.ended.get(&key).filter(same).copied();
         let generation = control.generation;
         if control.is_terminal() {
-            self.ended.insert(key, Ended { generation, created_ms });
+            let at = ended.map_or(now, |ended| ended.at);
+            self.ended.insert(key, Ended { generation, created_ms, at });
         } else if ended.is_some_and(|ended| generation <= ended.generation) {
             return Err(format!("disk {}: job {job} step {step} is unfinished again", disk.0));
         }

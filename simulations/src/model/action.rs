@@ -5,6 +5,7 @@ use std::fmt;
 use carbonmesh_protocol::{id::Token, message::Message};
 
 use super::{
+    Preset,
     network::{Packet, Way},
     state::State,
 };
@@ -24,7 +25,7 @@ pub(super) enum Action {
     Hold(Way),
     /// A stream goes on.
     Release(Way),
-    /// A node's clock goes on to its next timer.
+    /// A node's clock goes on to its next timer; where clocks go together, all do.
     Fire(usize),
     /// An attempt ends well.
     Finish(usize, Token),
@@ -34,14 +35,18 @@ pub(super) enum Action {
     Cut(Way),
     /// Two nodes are connected.
     Connect(Way),
+    /// A process stands still: it hears nothing, and none of its timers fires.
+    Pause(usize),
+    /// It goes on.
+    Resume(usize),
     /// A process is killed, with so many of its batches on disk, and is started again.
     Crash(usize, usize),
 }
 
 impl Action {
     /// All that may happen in a state, within its budget, in a fixed order.
-    pub(super) fn all(state: &State, actions: &mut Vec<Self>) {
-        let (left, network) = (&state.left, &state.network);
+    pub(super) fn all(state: &State, preset: Preset, actions: &mut Vec<Self>) {
+        let (left, network, paused) = (&state.left, &state.network, &state.paused);
         let count = state.nodes.len();
         let within = |budget: u8, action: Self| (budget > 0).then_some(action);
         if left.cuts > 0 {
@@ -51,17 +56,23 @@ impl Action {
             actions.extend(network.apart(count).map(Self::Connect));
         }
         for (at, node) in state.nodes.iter().enumerate() {
+            if paused.contains(&at) {
+                actions.push(Self::Resume(at));
+                continue;
+            }
             if left.crashes[at] > 0 {
                 actions.extend((0..=node.unsynced.len()).map(|kept| Self::Crash(at, kept)));
             }
-            let timer = node.core.poll_timeout().and(within(left.timers[at], Self::Fire(at)));
-            actions.extend(timer);
+            actions.extend(within(left.pauses[at], Self::Pause(at)));
             actions.extend(node.attempts.keys().map(|token| Self::Finish(at, *token)));
         }
+        actions.extend(state.may_fire(preset).map(Self::Fire));
         actions.extend(within(left.jobs, Self::Enqueue(count - 1)));
-        actions.extend((0..network.strays().len()).map(Self::Stray));
+        let strays = network.strays().iter().enumerate();
+        let strays = strays.filter(|(_, ((_, to), _))| !paused.contains(to));
+        actions.extend(strays.map(|(at, _)| Self::Stray(at)));
         actions.extend(network.held().map(Self::Release));
-        let Some((way, packet)) = network.next() else { return };
+        let Some((way, packet)) = state.next() else { return };
         actions.extend(within(left.holds, Self::Hold(*way)));
         if matches!(packet, Packet::Message(..)) {
             actions.extend(within(left.losses, Self::Lose));
@@ -81,7 +92,7 @@ impl Action {
             },
             None => "nothing".to_owned(),
         };
-        let next = || arrival(state.network.next());
+        let next = || arrival(state.next());
         let stream = |(from, to): Way| match from == to {
             true => format!("the disk of n{to}"),
             false => format!("n{from} -> n{to}"),
@@ -101,6 +112,8 @@ impl Action {
             Self::Enqueue(at) => format!("n{at} takes a job from a client"),
             Self::Cut((a, b)) => format!("n{a} - n{b} CUT"),
             Self::Connect((a, b)) => format!("n{a} - n{b} CONNECTED again"),
+            Self::Pause(at) => format!("n{at} STANDS STILL"),
+            Self::Resume(at) => format!("n{at} goes on"),
             Self::Crash(at, kept) => {
                 let batches = state.nodes[at].unsynced.len();
                 format!("n{at} CRASHES with {kept} of {batches} batches on disk, and starts again")

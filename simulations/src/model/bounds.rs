@@ -16,6 +16,8 @@ pub struct Bounds {
     pub timers: [u8; NODES],
     /// How often each node may be killed and started again.
     pub crashes: [u8; NODES],
+    /// How often each node may stand still for a while.
+    pub pauses: [u8; NODES],
     /// How often a stream may be held up: one direction of a connection, or a disk.
     pub holds: u8,
     /// How many connections may be cut.
@@ -35,6 +37,7 @@ impl Bounds {
     pub(super) const NOTHING: Self = Self {
         timers: [0; NODES],
         crashes: [0; NODES],
+        pauses: [0; NODES],
         holds: 0,
         cuts: 0,
         connections: 0,
@@ -47,6 +50,7 @@ impl Bounds {
     pub(super) const NONE: Self = Self {
         timers: [u8::MAX; NODES],
         crashes: [u8::MAX; NODES],
+        pauses: [u8::MAX; NODES],
         holds: u8::MAX,
         cuts: u8::MAX,
         connections: u8::MAX,
@@ -59,6 +63,9 @@ impl Bounds {
 impl fmt::Display for Bounds {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "timers {:?} and crashes {:?} by node", self.timers, self.crashes)?;
+        if self.pauses != [0; NODES] {
+            write!(f, ", pauses {:?}", self.pauses)?;
+        }
         let others = [
             (self.holds, "streams held up"),
             (self.cuts, "connections cut"),

@@ -239,8 +239,11 @@ impl History {
             let old = before.disk.record(pipeline, *job).unwrap_or_default();
             for (step, control) in &record.controls {
                 let was = old.controls.get(step);
+                // What was never agreed on may be decided anew, in a later term.
+                let anew = was.is_some_and(|was| control.strict && control.term > was.term);
                 if was.is_some_and(|was| was.is_terminal())
                     && !control.is_terminal()
+                    && !anew
                     && was.is_some_and(|was| control.generation <= was.generation)
                 {
                     let seen = format!("n{at}: {job} step {step} is unfinished again on disk");

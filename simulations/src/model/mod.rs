@@ -7,6 +7,8 @@
 //! of them. Each node is the core that runs in production, copied for each way on. Time is no
 //! number that all share: a node's clock stands still until its next timer is made to fire, at any
 //! moment and however early or late for the others, since nothing that is safe may rest on clocks.
+//! Leases do. Where a majority has to grant one, clocks go together: the earliest timer fires next,
+//! once all has arrived that is neither held up nor lost, and a process may stand still meanwhile.
 //!
 //! The search, its threads and its ways back to the start are `stateright`'s. Two states are the same
 //! if their cores, disks, queues, budgets and whatever invariants remember are.
@@ -66,8 +68,6 @@ pub struct Options {
     pub scenario: Scenario,
     /// How far.
     pub bounds: Bounds,
-    /// By which promise.
-    pub preset: Preset,
     /// On how many threads.
     pub threads: usize,
     /// For how long at most.
@@ -83,7 +83,6 @@ impl Options {
         Self {
             scenario,
             bounds,
-            preset: Preset::Available,
             threads: 1,
             limit: None,
             #[cfg(feature = "mutants")]
@@ -94,7 +93,7 @@ impl Options {
     fn step(&self, state: State) -> Step {
         Step {
             state,
-            preset: self.preset,
+            preset: self.scenario.preset,
             log: None,
             #[cfg(feature = "mutants")]
             mutant: self.mutant,
@@ -146,7 +145,7 @@ pub struct Counterexample {
 /// The core does not know the preset yet.
 pub fn check(options: Options) -> Result<Outcome, PipelineError> {
     let began = Instant::now();
-    let start = options.scenario.start(options.preset, |state| options.step(state))?;
+    let start = options.scenario.start(|state| options.step(state))?;
     let start = State { left: options.bounds, ..start };
     let deadline = options.limit.map(|limit| began + limit);
     let (cut_short, over) = (AtomicBool::new(false), AtomicBool::new(false));
@@ -238,7 +237,7 @@ impl Model for Search {
         if !self.over.load(Ordering::Relaxed) && time_is_up() {
             self.cut_short.store(true, Ordering::Relaxed);
         } else if state.broken.is_none() {
-            Action::all(state, actions);
+            Action::all(state, self.options.scenario.preset, actions);
         }
     }
 

@@ -67,14 +67,19 @@ fn pair(a: usize, b: usize) -> Way {
 }
 
 impl Network {
-    /// What comes next: the oldest that is not held up.
-    pub(super) fn next(&self) -> Option<&(Way, Packet)> {
-        self.waiting.iter().find(|(way, _)| !self.held.contains(way))
+    fn first(&self, paused: &BTreeSet<usize>) -> Option<usize> {
+        let comes = |(from, to): &Way| !self.held.contains(&(*from, *to)) && !paused.contains(to);
+        self.waiting.iter().position(|(way, _)| comes(way))
+    }
+
+    /// What comes next: the oldest that is neither held up nor for somebody who stands still.
+    pub(super) fn next(&self, paused: &BTreeSet<usize>) -> Option<&(Way, Packet)> {
+        self.first(paused).map(|at| &self.waiting[at])
     }
 
     /// Takes out what comes next; notes whether its receiver is connected from now on.
-    pub(super) fn take(&mut self) -> Option<(Way, Packet)> {
-        let at = self.waiting.iter().position(|(way, _)| !self.held.contains(way))?;
+    pub(super) fn take(&mut self, paused: &BTreeSet<usize>) -> Option<(Way, Packet)> {
+        let at = self.first(paused)?;
         let (way, packet) = self.waiting.remove(at);
         let (from, to) = way;
         match packet {

@@ -3,7 +3,11 @@
 //! The way to the start is one fixed run without faults: nodes meet, a pipeline is applied, a
 //! coordinator may be elected. From there on everything is open, within the bounds.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use carbonmesh_protocol::{
     advert::Roles,
@@ -11,6 +15,7 @@ use carbonmesh_protocol::{
     id::{DiskId, NodeId},
     io::{Input, Request, RequestId},
     pipeline::{PhaseInput, PipelineDef, PipelineError, Quorum, Settings},
+    time::Timestamp,
 };
 
 use super::{
@@ -35,6 +40,9 @@ const TIMING: Timing = Timing {
     ..Timing::DEFAULT
 };
 
+/// Where a majority has to grant a lease, clocks go together, and time passes.
+const STRICT_TIMING: Timing = Timing { beat: Duration::from_secs(2), ..Timing::DEFAULT };
+
 /// What is explored.
 #[derive(Clone, Copy, Debug)]
 pub struct Scenario {
@@ -44,6 +52,8 @@ pub struct Scenario {
     pub about: &'static str,
     /// How many nodes there are; the first three by rank keep the jobs.
     nodes: usize,
+    /// What the pipeline promises.
+    pub(super) preset: Preset,
     timing: Timing,
     /// Leads to its start.
     prepare: fn(&mut Step),
@@ -58,11 +68,12 @@ pub struct Scenario {
 const NOTHING: Bounds = Bounds::NOTHING;
 
 /// All of them.
-pub const SCENARIOS: [Scenario; 4] = [
+pub const SCENARIOS: [Scenario; 6] = [
     Scenario {
         name: "election",
         about: "nobody coordinates; two replicas stand, and the third has a job that they lack",
         nodes: 3,
+        preset: Preset::Available,
         timing: TIMING,
         prepare: |step| {
             step.enqueue(2, "a");
@@ -97,12 +108,9 @@ pub const SCENARIOS: [Scenario; 4] = [
         name: "takeover",
         about: "the coordinator of a running job crashes, another takes over, the first comes back",
         nodes: 3,
+        preset: Preset::Available,
         timing: TIMING,
-        prepare: |step| {
-            elect(step);
-            step.enqueue(2, "a");
-            settle(step);
-        },
+        prepare: one_runs,
         reaches: &[TERM, ADOPTED],
         bounds: &[
             Bounds { timers: [0, 1, 0, 0], crashes: [1, 0, 0, 0], connections: 2, ..NOTHING },
@@ -144,12 +152,9 @@ pub const SCENARIOS: [Scenario; 4] = [
         name: "two-jobs",
         about: "one job runs and one waits; the coordinator is cut off, and does not know",
         nodes: 3,
+        preset: Preset::Available,
         timing: TIMING,
-        prepare: |step| {
-            elect(step);
-            ["a", "b"].into_iter().for_each(|key| step.enqueue(2, key));
-            settle(step);
-        },
+        prepare: one_runs_and_one_waits,
         reaches: &[TERM, ATTEMPT, ADOPTED],
         bounds: &[
             Bounds { timers: [0, 1, 0, 0], cuts: 2, connections: 1, ..NOTHING },
@@ -165,22 +170,13 @@ pub const SCENARIOS: [Scenario; 4] = [
         name: "view",
         about: "a replica is gone and a fourth node takes its place, while the coordinator crashes",
         nodes: 4,
+        preset: Preset::Available,
         timing: Timing {
             beat: Duration::from_secs(1),
             replace_after: Duration::from_millis(500),
             ..TIMING
         },
-        prepare: |step| {
-            elect(step);
-            step.enqueue(3, "a");
-            settle(step);
-            (0..4).filter(|at| *at != 1).for_each(|at| step.take(Action::Cut((at, 1))));
-            settle(step);
-            for _ in 0..3 {
-                step.take(Action::Fire(0));
-                settle(step);
-            }
-        },
+        prepare: one_is_gone,
         reaches: &[TERM, ADMITTED],
         bounds: &[
             Bounds { timers: [3, 0, 1, 0], crashes: [1, 0, 0, 0], ..NOTHING },
@@ -191,6 +187,39 @@ pub const SCENARIOS: [Scenario; 4] = [
             Bounds { timers: [2, 1, 1, 0], connections: 2, ..NOTHING },
         ],
     },
+    Scenario {
+        name: "strict-takeover",
+        about: "only a majority decides; the coordinator crashes or stands still while one job runs and one waits",
+        nodes: 3,
+        preset: Preset::Strict,
+        timing: STRICT_TIMING,
+        prepare: one_runs_and_one_waits,
+        reaches: &[TERM, ATTEMPT, ADOPTED],
+        bounds: &[
+            Bounds { timers: [0, 6, 0, 0], crashes: [1, 0, 0, 0], connections: 1, ..NOTHING },
+            Bounds { timers: [0, 5, 0, 0], pauses: [1, 0, 0, 0], ..NOTHING },
+        ],
+        wide: &[
+            Bounds { timers: [0, 6, 0, 0], cuts: 2, ..NOTHING },
+            Bounds { timers: [0, 6, 0, 0], crashes: [1, 0, 0, 0], losses: 1, ..NOTHING },
+            Bounds { timers: [0, 6, 0, 0], crashes: [1, 0, 0, 0], holds: 1, ..NOTHING },
+            Bounds { timers: [4, 7, 4, 0], pauses: [1, 0, 0, 0], ..NOTHING },
+        ],
+    },
+    Scenario {
+        name: "strict-view",
+        about: "only a majority decides; a fourth node takes a lost one's place, while the coordinator crashes",
+        nodes: 4,
+        preset: Preset::Strict,
+        timing: Timing { replace_after: Duration::from_millis(500), ..STRICT_TIMING },
+        prepare: one_is_gone,
+        reaches: &[TERM, ADMITTED],
+        bounds: &[Bounds { timers: [4, 0, 6, 0], crashes: [1, 0, 0, 0], ..NOTHING }],
+        wide: &[
+            Bounds { timers: [4, 0, 6, 2], crashes: [1, 0, 0, 0], ..NOTHING },
+            Bounds { timers: [4, 0, 6, 0], pauses: [1, 0, 0, 0], ..NOTHING },
+        ],
+    },
 ];
 
 impl Scenario {
@@ -198,12 +227,8 @@ impl Scenario {
     ///
     /// # Errors
     /// There is no such preset yet.
-    pub(super) fn start(
-        &self,
-        preset: Preset,
-        step: impl FnOnce(State) -> Step,
-    ) -> Result<State, PipelineError> {
-        let quorum = match preset {
+    pub(super) fn start(&self, step: impl FnOnce(State) -> Step) -> Result<State, PipelineError> {
+        let quorum = match self.preset {
             Preset::Available => Quorum::Any,
             Preset::Strict => Quorum::Majority,
         };
@@ -216,6 +241,8 @@ impl Scenario {
             nodes: nodes.collect(),
             network: Network::default(),
             history: Arc::default(),
+            now: Timestamp::default(),
+            paused: BTreeSet::new(),
             left: Bounds::NONE,
             broken: None,
         };
@@ -257,6 +284,33 @@ impl Scenario {
     }
 }
 
+/// A job runs.
+fn one_runs(step: &mut Step) {
+    elect(step);
+    step.enqueue(2, "a");
+    settle(step);
+}
+
+/// One job runs, and one waits for its worker.
+fn one_runs_and_one_waits(step: &mut Step) {
+    elect(step);
+    ["a", "b"].into_iter().for_each(|key| step.enqueue(2, key));
+    settle(step);
+}
+
+/// A job runs, and the second replica is gone for so long that the last node may take its place.
+fn one_is_gone(step: &mut Step) {
+    elect(step);
+    step.enqueue(3, "a");
+    settle(step);
+    (0..4).filter(|at| *at != 1).for_each(|at| step.take(Action::Cut((at, 1))));
+    settle(step);
+    for _ in 0..3 {
+        step.take(Action::Fire(0));
+        settle(step);
+    }
+}
+
 /// The first node is elected.
 fn elect(step: &mut Step) {
     while step.state.nodes[0].group(pipeline()).is_none_or(|group| group.coordinates.is_none()) {
@@ -267,7 +321,7 @@ fn elect(step: &mut Step) {
 
 /// All that is on its way arrives, but for what is held up.
 fn settle(step: &mut Step) {
-    while step.state.network.next().is_some() {
+    while step.state.next().is_some() {
         step.take(Action::Next);
     }
 }

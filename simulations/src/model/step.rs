@@ -14,6 +14,7 @@ use carbonmesh_protocol::{
     io::{Effect, Input, NewJob, Outcome, Request, RequestId},
     message::Message,
     record::JobOptions,
+    time::Timestamp,
 };
 
 use super::{
@@ -56,12 +57,12 @@ impl Step {
             Action::Next => self.next(),
             Action::Lose => {
                 left.losses -= 1;
-                let lost = self.state.network.take();
+                let lost = self.state.network.take(&self.state.paused);
                 lost.into_iter().for_each(|lost| self.state.network.stray(lost));
             }
             Action::Repeat => {
                 left.repeats -= 1;
-                let again = self.state.network.next().cloned();
+                let again = self.state.next().cloned();
                 again.into_iter().for_each(|again| self.state.network.stray(again));
                 self.next();
             }
@@ -96,6 +97,14 @@ impl Step {
                 left.connections -= 1;
                 self.state.network.connect(way);
             }
+            Action::Pause(at) => {
+                left.pauses[at] -= 1;
+                self.state.paused.insert(at);
+            }
+            Action::Resume(at) => {
+                self.state.paused.remove(&at);
+                self.on_node(at, |step| step.rounds(at));
+            }
             Action::Crash(at, kept) => {
                 left.crashes[at] -= 1;
                 self.crash(at, kept);
@@ -104,7 +113,7 @@ impl Step {
     }
 
     fn next(&mut self) {
-        if let Some((way, packet)) = self.state.network.take() {
+        if let Some((way, packet)) = self.state.network.take(&self.state.paused) {
             self.deliver(way, packet);
         }
     }
@@ -125,10 +134,22 @@ impl Step {
     /// A node's clock goes on to its next timer.
     pub(super) fn fire(&mut self, at: usize) {
         self.on_node(at, |step| {
-            let node = step.node(at);
-            node.clock = node.core.poll_timeout().map_or(node.clock, |due| due.max(node.clock));
+            let clock = step.clock(at);
+            let due = step.node(at).core.poll_timeout().map_or(clock, |due| due.max(clock));
+            step.node(at).clock = due;
+            if step.preset == Preset::Strict {
+                step.state.now = due;
+            }
             step.rounds(at);
         });
+    }
+
+    /// What a node's clock shows.
+    fn clock(&mut self, at: usize) -> Timestamp {
+        let now = self.state.now;
+        let node = self.node(at);
+        node.clock = node.clock.max(now);
+        node.clock
     }
 
     /// A client hands a job in.
@@ -147,6 +168,7 @@ impl Step {
     pub(super) fn crash(&mut self, at: usize, kept: usize) {
         self.state.network.crash(at, self.state.nodes.len());
         let before = Arc::clone(&self.state.nodes[at]);
+        self.clock(at);
         self.node(at).restart(kept);
         #[cfg(feature = "mutants")]
         {
@@ -181,20 +203,21 @@ impl Step {
     }
 
     pub(super) fn input(&mut self, at: usize, input: Input) {
-        let node = self.node(at);
-        node.core.handle_input(node.clock, input).expect("the disk can be read");
+        let clock = self.clock(at);
+        self.node(at).core.handle_input(clock, input).expect("the disk can be read");
         self.drain(at);
         self.rounds(at);
     }
 
     /// Fires what is due, until nothing is.
     fn rounds(&mut self, at: usize) {
+        let clock = self.clock(at);
         for _ in 0..ROUNDS {
-            let node = self.node(at);
-            if node.core.poll_timeout().is_none_or(|due| due > node.clock) {
+            let core = &mut self.node(at).core;
+            if core.poll_timeout().is_none_or(|due| due > clock) {
                 return;
             }
-            node.core.handle_timeout(node.clock).expect("the disk can be read");
+            core.handle_timeout(clock).expect("the disk can be read");
             self.drain(at);
         }
         panic!("n{at} is never done");
