@@ -352,6 +352,12 @@ impl Options {
         self.has_short_marks() && self.has_long_absences()
     }
 
+    /// Whether what was forgotten may be brought back, and run, by somebody who was cut off for longer than marks
+    /// are kept, and decided alone.
+    pub(crate) fn outlasts_in_any(&self) -> bool {
+        self.expires() && self.outlasts_marks() && !self.is_strict()
+    }
+
     /// Whether marks of what was forgotten are kept for less than the world lasts.
     pub(crate) fn has_short_marks(&self) -> bool {
         self.tombstones_ms < 60_000

@@ -43,3 +43,9 @@ fn an_attempt_that_is_given_twice_runs_twice() {
     let bounds = Bounds { repeats: 1, jobs: 1, ..Bounds::default() };
     is_found(Mutant::AssignTwice, "two-jobs", bounds, &["fenced"]);
 }
+
+#[test]
+fn a_coordinator_that_does_not_look_at_its_lease_acts_beside_the_next() {
+    let bounds = Bounds { timers: [0, 6, 0, 0], pauses: [1, 0, 0, 0], ..Bounds::default() };
+    is_found(Mutant::LeaseIgnored, "strict-takeover", bounds, &["one-coordinator"]);
+}

@@ -74,9 +74,9 @@ impl Core {
         for peer in self.connections.clone() {
             self.send_beat_to(peer);
         }
+        self.maintain_all();
         let pipelines: Vec<PipelineId> = self.groups.keys().copied().collect();
         for pipeline in pipelines {
-            self.maintain_replicas(pipeline);
             self.maintain_view(pipeline);
             self.expire_leader(pipeline);
             self.consider_election(pipeline);
@@ -232,7 +232,7 @@ impl Core {
             self.send(from, Message::CatalogPull);
             return false;
         };
-        let least = self.least_term(from, pipeline, group);
+        let least = self.least_term(pipeline, group);
         let least = least.max(group.elected_term().unwrap_or(term));
         if term < least {
             self.send(from, Message::Stale { pipeline, term: least });

@@ -174,7 +174,7 @@ impl Core {
         let Some(group) = self.groups.get(&pipeline) else { return };
         let founding = !self.is_admitted(pipeline);
         let may = (!founding || self.may_found(pipeline, group))
-            && !self.draining
+            && !(self.draining && self.others_accept(pipeline))
             && !self.hears_leader(group)
             && !self.is_pledged(pipeline, group, self.me())
             && (!founding || self.keepers(pipeline).contains(&self.me()));
@@ -455,12 +455,15 @@ impl Core {
     /// The term below which a coordinator is not listened to. A node that keeps nothing, and so takes no
     /// part in elections, follows whomever those elect who do, also where none of them has ever heard of
     /// the coordinator of a later term that this node followed before.
-    pub(super) fn least_term(&self, from: NodeId, pipeline: PipelineId, group: &Group) -> Term {
-        let elects = self.config.roles.replica || self.is_admitted(pipeline);
-        match elects || self.is_strict(pipeline) || self.hears_other_leader(group, from) {
-            true => group.promise.highest,
-            false => Term::ZERO,
+    pub(super) fn least_term(&self, pipeline: PipelineId, group: &Group) -> Term {
+        if self.config.roles.replica || self.is_admitted(pipeline) || self.is_strict(pipeline) {
+            return group.promise.highest;
         }
+        let heard = |leader: &Leader| {
+            let recent = self.now.since(leader.heard) < self.config.timing.lease;
+            recent && self.is_reachable(leader.node)
+        };
+        group.leader.filter(heard).map_or(Term::ZERO, |leader| leader.term)
     }
 
     /// Coordinates no longer.

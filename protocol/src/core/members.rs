@@ -321,11 +321,14 @@ impl Core {
     }
 
     pub(super) fn on_accepting(&mut self, accepting: Result<(), String>) {
+        if self.draining {
+            return;
+        }
         let refusing = accepting.err();
         self.advert_changed |= refusing != self.refusing;
         self.refusing = refusing;
         if self.refusing.is_some() {
-            self.resign();
+            self.maintain_all();
         }
     }
 
@@ -344,11 +347,13 @@ impl Core {
         self.draining = true;
         self.refusing = Some("the node is stopping".to_owned());
         self.advert_changed = true;
+        // Others that stop as well leave nothing to this node.
+        self.publish_advert();
         self.grant_to_coordinators();
         self.let_readers_go();
         self.worker_decline_queued();
         // Others take over while what runs here ends.
-        self.resign();
+        self.maintain_all();
     }
 
     /// What a node says that it has.

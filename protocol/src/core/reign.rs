@@ -204,7 +204,18 @@ impl Core {
     }
 
     /// Keeps those who should hold copies in step; called each beat and when somebody comes back.
-    pub(super) fn maintain_replicas(&mut self, pipeline: PipelineId) {
+    pub(super) fn maintain_all(&mut self) {
+        let coordinated = self.groups.values().filter(|group| group.is_coordinator());
+        let coordinated: Vec<PipelineId> = coordinated.map(|group| group.id).collect();
+        let made_way = coordinated.into_iter().filter(|it| self.maintain_replicas(*it)).count();
+        if made_way > 0 {
+            // Who hears it at once need not wait for the next beat, or for a lease.
+            self.connections.clone().into_iter().for_each(|peer| self.send_beat_to(peer));
+        }
+    }
+
+    /// The same, of one pipeline. Says whether this node leaves it to others instead.
+    pub(super) fn maintain_replicas(&mut self, pipeline: PipelineId) -> bool {
         let now = self.now;
         let mut keepers = self.keepers(pipeline);
         if self.should_make_way(pipeline, &keepers) {
@@ -214,12 +225,11 @@ impl Core {
             // What it took until now is still for the replicas: whoever is next may not ask this node.
             self.end_batch();
             self.step_down(pipeline);
-            // Who hears it at once need not wait for the next beat, or for a lease.
-            return self.reachable().into_iter().for_each(|peer| self.send_beat_to(peer));
+            return true;
         }
         keepers.retain(|node| *node != self.me());
         let Some(reign) = self.groups.get_mut(&pipeline).and_then(|group| group.reign()) else {
-            return;
+            return false;
         };
         let term = reign.term;
         let gone: Vec<NodeId> =
@@ -256,18 +266,12 @@ impl Core {
                 self.start_full_sync(peer, pipeline, Purpose::Reign(term));
             }
         }
+        false
     }
 
-    /// A node that takes no jobs does not hear of those that others take: it leaves it to one of
-    /// these to coordinate, as soon as they know what it knows.
-    pub(super) fn resign(&mut self) {
-        let coordinated = self.groups.values().filter(|group| group.is_coordinator());
-        let coordinated: Vec<PipelineId> = coordinated.map(|group| group.id).collect();
-        coordinated.into_iter().for_each(|pipeline| self.maintain_replicas(pipeline));
-    }
-
-    /// Whether others can coordinate in place of this node, and should. If it was elected again when
-    /// it made way, it gives them longer each time: their links may be too slow for an election, and
+    /// Whether others can coordinate in place of this node, and should: that of those whose task it is,
+    /// or one that takes jobs where this one does not, and so would not hear of those that others take.
+    /// If it was elected again when it made way, it gives them longer each time: their links may be too slow for an election, and
     /// meanwhile jobs have to go on.
     fn should_make_way(&self, pipeline: PipelineId, keepers: &[NodeId]) -> bool {
         let Some(group) = self.groups.get(&pipeline) else { return false };
@@ -288,9 +292,12 @@ impl Core {
             let complete = sync(node).is_some_and(|sync| sync.is_complete());
             complete && self.accepts(*node) && self.says_admitted(*node, pipeline)
         };
+        // Who cannot be reached will not learn it by waiting.
         let mut lacking = self.view(pipeline);
-        lacking
-            .retain(|node| *node != self.me() && !sync(node).is_some_and(|sync| sync.is_in_step()));
+        lacking.retain(|node| {
+            let knows = *node == self.me() || sync(node).is_some_and(|sync| sync.is_in_step());
+            !knows && self.is_reachable(*node)
+        });
         // In a strict group each majority knows it in any case.
         let known = self.is_strict(pipeline) || lacking.len() <= self.view(pipeline).len() / 2;
         known && self.keepers(pipeline).iter().any(can_coordinate)
@@ -318,15 +325,7 @@ impl Core {
 
     /// A peer can be reached again.
     pub(super) fn followers_found(&mut self, _peer: NodeId) {
-        let coordinated: Vec<PipelineId> = self
-            .groups
-            .values()
-            .filter(|group| group.is_coordinator())
-            .map(|group| group.id)
-            .collect();
-        for pipeline in coordinated {
-            self.maintain_replicas(pipeline);
-        }
+        self.maintain_all();
         let waiting: Vec<PipelineId> = self.groups.keys().copied().collect();
         waiting.into_iter().for_each(|pipeline| self.consider_election(pipeline));
     }

@@ -169,7 +169,7 @@ impl Core {
             return self.decline(from, token);
         }
         let group = self.groups.get(&assignment.pipeline);
-        let least = group.map(|group| self.least_term(from, assignment.pipeline, group));
+        let least = group.map(|group| self.least_term(assignment.pipeline, group));
         if let Some(term) = least.filter(|least| *least > token.term) {
             // Another coordinates by now, and may have given the phase to somebody.
             let pipeline = assignment.pipeline;

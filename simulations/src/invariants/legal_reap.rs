@@ -35,7 +35,7 @@ pub(super) struct LegalReap {
     strict: bool,
     /// Whether marks run out, so that what an old copy brings back is set aside.
     expires: bool,
-    /// How long they are kept. Whoever was cut off for longer may run what others ran and forgot.
+    /// How long they are kept.
     marks: Duration,
     /// Whether somebody may be away until they have.
     outlasts_marks: bool,
@@ -77,13 +77,14 @@ impl LegalReap {
             return Ok(());
         }
         // A coordinator beyond a cut may not have heard of the end; where only one can act, it has.
-        let disks = self.reaped.get(&job).into_iter().flatten();
-        let marked = |since: Timestamp| !self.expires || seen.now.since(since) <= self.marks;
-        let mut marked =
-            disks.filter(|(_, since)| marked(**since)).map(|(disk, _)| *disk).peekable();
+        let forgotten = self.reaped.get(&job);
+        let since = forgotten.and_then(|disks| disks.get(&seen.nodes[at].copy(seen.pipeline)));
+        // What it has forgotten for long may be brought back from beyond a cut.
+        let here = since.is_some_and(|since| {
+            self.strict || !self.outlasts_marks || seen.now.since(*since) <= self.marks
+        });
         // Marks may be lost with all disks that have them.
-        let known = marked.peek().is_some() && !self.lost_disk;
-        let here = marked.any(|disk| disk == seen.nodes[at].copy(seen.pipeline));
+        let known = forgotten.is_some() && !self.lost_disk;
         if here || known && (self.strict || self.is_calm(seen)) {
             return Err(format!("n{at} gives job {job} away, which was forgotten"));
         }

@@ -36,7 +36,7 @@ pub(super) struct Merge {
     expires: bool,
     /// How long marks are kept. Of what ended before that nothing may be left, and whoever was cut off for
     /// so long may run it once more.
-    marks: Duration,
+    marks: Option<Duration>,
     /// The last value of each phase that a process held, by disk, life and copy: whoever stood in for
     /// others drops its copy when they are back, and may begin another.
     last: FxHashMap<(DiskId, u64, u64, JobId, u16), Held>,
@@ -52,7 +52,7 @@ impl Merge {
             // What was forgotten, and comes back when nobody knows that any more, has lost it.
             newer_per_mille: if options.expires() { 0 } else { options.newer_per_mille },
             expires: options.expires(),
-            marks: Duration::from_millis(options.tombstones_ms),
+            marks: options.outlasts_in_any().then(|| Duration::from_millis(options.tombstones_ms)),
             last: FxHashMap::default(),
             stores: BTreeMap::new(),
             newer: BTreeSet::new(),
@@ -99,7 +99,7 @@ impl Invariant for Merge {
                     let anew = |before: &&Held| {
                         created_ms > before.created_ms
                             || control.progress == Progress::Cancelled
-                            || seen.now.since(before.since) > self.marks
+                            || self.marks.is_some_and(|marks| seen.now.since(before.since) > marks)
                     };
                     let before = before.filter(|before| !self.expires || !anew(before));
                     if let Some(before) = before.filter(|before| before.control > *control) {

@@ -170,7 +170,7 @@ impl Invariants {
                 Box::new(order::Order),
                 Box::new(fenced::Fenced::new(options)),
                 Box::new(bounded_rerun::BoundedRerun::new(options)),
-                Box::new(same_key::SameKey::default()),
+                Box::new(same_key::SameKey::new(options)),
                 Box::new(legal_reap::LegalReap::new(options)),
                 Box::new(items::Items::default()),
                 Box::new(undone::Undone::new(options)),

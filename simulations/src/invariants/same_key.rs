@@ -1,17 +1,37 @@
 //! SAME-KEY: one idempotency key is one job; another payload is flagged, never silent.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{collections::BTreeMap, time::Duration};
 
-use carbonmesh_protocol::id::JobId;
+use carbonmesh_protocol::{id::JobId, time::Timestamp};
 
 use super::{Fact, Invariant, Seen, Verdict};
-use crate::world::Node;
+use crate::{Options, world::Node};
+
+/// How long after it was enqueued a job may be acknowledged.
+const TAKEN_WITHIN: Duration = Duration::from_secs(15);
 
 #[derive(Default)]
 pub(super) struct SameKey {
+    /// How far apart two jobs with one key may be taken, where somebody may be cut off for longer than
+    /// marks are kept: of the earlier one nothing counts then, as if it had been forgotten.
+    apart: Option<Duration>,
     jobs: BTreeMap<String, JobId>,
-    /// The payloads that were taken under each job's id.
-    payloads: BTreeMap<JobId, BTreeSet<Vec<u8>>>,
+    /// The payloads that were taken under each job's id, each with the last time.
+    payloads: BTreeMap<JobId, BTreeMap<Vec<u8>, Timestamp>>,
+}
+
+impl SameKey {
+    pub(super) fn new(options: &Options) -> Self {
+        let marks = Duration::from_millis(options.tombstones_ms).saturating_sub(TAKEN_WITHIN);
+        Self { apart: options.outlasts_marks().then_some(marks), ..Self::default() }
+    }
+
+    /// Whether two of these were taken so close to each other that this must not go unnoticed.
+    fn must_be_noticed(&self, payloads: &BTreeMap<Vec<u8>, Timestamp>) -> bool {
+        let mut taken: Vec<Timestamp> = payloads.values().copied().collect();
+        taken.sort_unstable();
+        taken.windows(2).any(|two| self.apart.is_none_or(|apart| two[1].since(two[0]) <= apart))
+    }
 }
 
 impl Invariant for SameKey {
@@ -19,14 +39,14 @@ impl Invariant for SameKey {
         "same-key"
     }
 
-    fn see(&mut self, _: &Seen<'_>, fact: &Fact<'_>) -> Verdict {
+    fn see(&mut self, seen: &Seen<'_>, fact: &Fact<'_>) -> Verdict {
         let Fact::Acknowledged { receipt, job } = fact else { return Ok(()) };
         let Some(key) = &job.key else { return Ok(()) };
         let first = *self.jobs.entry(key.clone()).or_insert(receipt.job);
         if first != receipt.job {
             return Err(format!("key {key} is job {first} and job {}", receipt.job));
         }
-        self.payloads.entry(receipt.job).or_default().insert(job.instructions.to_vec());
+        self.payloads.entry(receipt.job).or_default().insert(job.instructions.to_vec(), seen.now);
         Ok(())
     }
 
@@ -36,7 +56,7 @@ impl Invariant for SameKey {
         if !seen.nodes.iter().enumerate().all(first) {
             return Ok(());
         }
-        for (job, payloads) in self.payloads.iter().filter(|(_, payloads)| payloads.len() > 1) {
+        for (job, payloads) in self.payloads.iter().filter(|(_, it)| self.must_be_noticed(it)) {
             for at in 0..seen.nodes.len() {
                 let Some(record) =
                     seen.on_disk(at, *job).filter(|_| !seen.nodes[at].disk.is_damaged())

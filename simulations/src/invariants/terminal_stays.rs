@@ -26,7 +26,7 @@ pub(super) struct TerminalStays {
     gives_way: bool,
     /// How long these are kept. Of what ended before that nothing may be left, and whoever was cut off for so
     /// long may run it once more.
-    marks: Duration,
+    marks: Option<Duration>,
     /// What each attempt is for.
     attempts: BTreeMap<Token, (JobId, u16)>,
     /// Phases whose end was committed.
@@ -123,7 +123,7 @@ impl TerminalStays {
         Self {
             strict: options.is_strict(),
             gives_way: options.has_short_marks(),
-            marks: Duration::from_millis(options.tombstones_ms),
+            marks: options.outlasts_in_any().then(|| Duration::from_millis(options.tombstones_ms)),
             attempts: BTreeMap::new(),
             committed: BTreeMap::new(),
             told: BTreeSet::new(),
@@ -223,13 +223,16 @@ impl TerminalStays {
         // A copy that was away for longer than marks are kept gives way to the job that the key has got
         // since. Of two that meet otherwise, the earlier stays.
         let same = |ended: &&Ended| {
-            let recent = now.since(ended.at) <= self.marks;
+            let recent = self.marks.is_none_or(|marks| now.since(ended.at) <= marks);
             !self.gives_way || ended.created_ms >= created_ms && recent
         };
-        let ended = self.ended.get(&key).filter(same).copied();
+        let seen = self.ended.get(&key);
+        let ended = seen.filter(same).copied();
         let generation = control.generation;
         if control.is_terminal() {
-            let at = ended.map_or(now, |ended| ended.at);
+            let again =
+                seen.filter(|it| (it.generation, it.created_ms) == (generation, created_ms));
+            let at = again.map_or(now, |ended| ended.at);
             self.ended.insert(key, Ended { generation, created_ms, at });
         } else if ended.is_some_and(|ended| generation <= ended.generation) {
             return Err(format!("disk {}: job {job} step {step} is unfinished again", disk.0));

@@ -37,8 +37,8 @@ pub(super) enum Action {
     Connect(Way),
     /// A process stands still: it hears nothing, and none of its timers fires.
     Pause(usize),
-    /// It goes on.
-    Resume(usize),
+    /// It goes on: with what has come meanwhile, or with the timers that are due.
+    Resume(usize, bool),
     /// A process is killed, with so many of its batches on disk, and is started again.
     Crash(usize, usize),
 }
@@ -57,7 +57,7 @@ impl Action {
         }
         for (at, node) in state.nodes.iter().enumerate() {
             if paused.contains(&at) {
-                actions.push(Self::Resume(at));
+                actions.extend([false, true].map(|timers| Self::Resume(at, timers)));
                 continue;
             }
             if left.crashes[at] > 0 {
@@ -67,7 +67,8 @@ impl Action {
             actions.extend(node.attempts.keys().map(|token| Self::Finish(at, *token)));
         }
         actions.extend(state.may_fire(preset).map(Self::Fire));
-        actions.extend(within(left.jobs, Self::Enqueue(count - 1)));
+        let enqueue = within(left.jobs, Self::Enqueue(count - 1));
+        actions.extend(enqueue.filter(|_| !paused.contains(&(count - 1))));
         let strays = network.strays().iter().enumerate();
         let strays = strays.filter(|(_, ((_, to), _))| !paused.contains(to));
         actions.extend(strays.map(|(at, _)| Self::Stray(at)));
@@ -113,7 +114,9 @@ impl Action {
             Self::Cut((a, b)) => format!("n{a} - n{b} CUT"),
             Self::Connect((a, b)) => format!("n{a} - n{b} CONNECTED again"),
             Self::Pause(at) => format!("n{at} STANDS STILL"),
-            Self::Resume(at) => format!("n{at} goes on"),
+            Self::Resume(at, timers) => {
+                format!("n{at} goes on with {}", if timers { "what is due" } else { "what came" })
+            }
             Self::Crash(at, kept) => {
                 let batches = state.nodes[at].unsynced.len();
                 format!("n{at} CRASHES with {kept} of {batches} batches on disk, and starts again")

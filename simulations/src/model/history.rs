@@ -68,6 +68,8 @@ pub(super) struct History {
     begun: BTreeSet<Term>,
     given: BTreeMap<Token, (JobId, u16, usize)>,
     started: BTreeMap<Token, (JobId, String)>,
+    /// Strict: attempts whose ends were agreed on, as their workers were told.
+    agreed: BTreeSet<Token>,
     /// Whether an attempt's end was accepted in a later term than it was given away in.
     adopted: bool,
     /// Whether a node that did not found the group was admitted.
@@ -79,7 +81,7 @@ pub(super) struct History {
 impl Hash for History {
     fn hash<H: Hasher>(&self, state: &mut H) {
         (&self.votes, &self.begun, &self.given, &self.started).hash(state);
-        (self.adopted, self.admitted).hash(state);
+        (&self.agreed, self.adopted, self.admitted).hash(state);
         for (by, copy) in &self.held {
             by.hash(state);
             copy.iter().for_each(|(job, record)| (job, record.digest()).hash(state));
@@ -117,6 +119,10 @@ impl History {
                 let held = Arc::new(held.collect());
                 self.held.entry((term, at)).or_insert(held);
                 self.vote(disk, term)
+            }
+            Message::CompletionAck(token) if scene.preset == Preset::Strict => {
+                self.agreed.insert(*token);
+                Ok(())
             }
             // Whoever asks for votes has given its own.
             Message::Vote { term, .. } => self.vote(disk, *term),
@@ -240,7 +246,12 @@ impl History {
             for (step, control) in &record.controls {
                 let was = old.controls.get(step);
                 // What was never agreed on may be decided anew, in a later term.
-                let anew = was.is_some_and(|was| control.strict && control.term > was.term);
+                let agreed = was.is_some_and(|was| match was.progress {
+                    Progress::Succeeded { token, .. } => self.agreed.contains(&token),
+                    _ => false,
+                });
+                let later = was.is_some_and(|was| control.strict && control.term > was.term);
+                let anew = later && !agreed;
                 if was.is_some_and(|was| was.is_terminal())
                     && !control.is_terminal()
                     && !anew

@@ -101,9 +101,11 @@ impl Step {
                 left.pauses[at] -= 1;
                 self.state.paused.insert(at);
             }
-            Action::Resume(at) => {
+            Action::Resume(at, timers) => {
                 self.state.paused.remove(&at);
-                self.on_node(at, |step| step.rounds(at));
+                if timers {
+                    self.on_node(at, |step| step.rounds(at));
+                }
             }
             Action::Crash(at, kept) => {
                 left.crashes[at] -= 1;
