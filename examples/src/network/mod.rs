@@ -99,7 +99,14 @@ impl Network {
         let old = self.address(node);
         self.moves[node] = self.moves[node].wrapping_add(1);
         run(&format!("ip -n n{node} addr del {old}/16 dev eth0"))?;
-        run(&format!("ip -n n{node} addr add {}/16 dev eth0", self.address(node)))
+        run(&format!("ip -n n{node} addr add {}/16 dev eth0", self.address(node)))?;
+        // Who did not reach it there does not reach it here.
+        let cut = self.cuts.iter().filter(|(_, to)| *to == node);
+        for (from, to) in cut.copied().collect::<Vec<_>>() {
+            run(&format!("ip -n n{from} neigh del {old} dev eth0"))?;
+            self.cut(from, to)?;
+        }
+        Ok(())
     }
 
     /// Nothing that `from` sends reaches `to` any more.

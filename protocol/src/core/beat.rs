@@ -71,9 +71,7 @@ impl Core {
         if self.is_disk_stalled() {
             self.abdicate();
         }
-        for peer in self.connections.clone() {
-            self.send_beat_to(peer);
-        }
+        self.beat_to_all();
         self.maintain_all();
         let pipelines: Vec<PipelineId> = self.groups.keys().copied().collect();
         for pipeline in pipelines {
@@ -134,6 +132,10 @@ impl Core {
                 self.admit_self(pipeline);
             }
         }
+    }
+
+    pub(super) fn beat_to_all(&mut self) {
+        self.connections.clone().into_iter().for_each(|peer| self.send_beat_to(peer));
     }
 
     pub(super) fn send_beat_to(&mut self, peer: NodeId) {

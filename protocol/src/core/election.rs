@@ -174,7 +174,6 @@ impl Core {
         let Some(group) = self.groups.get(&pipeline) else { return };
         let founding = !self.is_admitted(pipeline);
         let may = (!founding || self.may_found(pipeline, group))
-            && !(self.draining && self.others_accept(pipeline))
             && !self.hears_leader(group)
             && !self.is_pledged(pipeline, group, self.me())
             && (!founding || self.keepers(pipeline).contains(&self.me()));

@@ -328,7 +328,7 @@ impl Core {
         self.advert_changed |= refusing != self.refusing;
         self.refusing = refusing;
         if self.refusing.is_some() {
-            self.maintain_all();
+            self.resign();
         }
     }
 
@@ -347,12 +347,20 @@ impl Core {
         self.draining = true;
         self.refusing = Some("the node is stopping".to_owned());
         self.advert_changed = true;
-        // Others that stop as well leave nothing to this node.
-        self.publish_advert();
         self.grant_to_coordinators();
         self.let_readers_go();
         self.worker_decline_queued();
         // Others take over while what runs here ends.
+        self.resign();
+    }
+
+    /// This node takes no jobs any more: it leaves it to others to coordinate, as soon as they can.
+    fn resign(&mut self) {
+        // Others that do not either leave nothing to this node.
+        self.publish_advert();
+        for group in self.groups.values_mut() {
+            group.election_at = None;
+        }
         self.maintain_all();
     }
 

@@ -64,10 +64,10 @@ impl Core {
         if let Err(error) = self.match_loaded(me, u64::MAX, &own) {
             self.broken = Some(error);
         }
-        for peer in self.reachable() {
-            self.send_beat_to(peer);
+        self.beat_to_all();
+        if self.maintain_replicas(pipeline) {
+            self.beat_to_all();
         }
-        self.maintain_replicas(pipeline);
     }
 
     /// Whoever takes over queues what waits, in order; resting jobs are not read for that, as a rule.
@@ -210,7 +210,7 @@ impl Core {
         let made_way = coordinated.into_iter().filter(|it| self.maintain_replicas(*it)).count();
         if made_way > 0 {
             // Who hears it at once need not wait for the next beat, or for a lease.
-            self.connections.clone().into_iter().for_each(|peer| self.send_beat_to(peer));
+            self.beat_to_all();
         }
     }
 
@@ -281,7 +281,7 @@ impl Core {
         // It was elected for want of anybody else, perhaps; by now, those whose task it is can do it.
         let passed_over = || !keepers.contains(&self.me()) && self.is_replaceable(pipeline);
         let unwilling = || self.refusing.is_some() && self.has_heir(pipeline, reign);
-        (stayed || self.draining) && (passed_over() || unwilling())
+        stayed && (passed_over() || unwilling())
     }
 
     /// Whether somebody who takes jobs can be elected, and whoever is elected will know of all that is
@@ -292,7 +292,7 @@ impl Core {
             let complete = sync(node).is_some_and(|sync| sync.is_complete());
             complete && self.accepts(*node) && self.says_admitted(*node, pipeline)
         };
-        // Who cannot be reached will not learn it by waiting.
+        // Who cannot be reached may be so for good: nobody waits for it.
         let mut lacking = self.view(pipeline);
         lacking.retain(|node| {
             let knows = *node == self.me() || sync(node).is_some_and(|sync| sync.is_in_step());

@@ -18,6 +18,8 @@ pub(super) struct SameKey {
     jobs: BTreeMap<String, JobId>,
     /// The payloads that were taken under each job's id, each with the last time.
     payloads: BTreeMap<JobId, BTreeMap<Vec<u8>, Timestamp>>,
+    /// Jobs of which it must not go unnoticed that there were two.
+    doubles: BTreeMap<JobId, usize>,
 }
 
 impl SameKey {
@@ -26,11 +28,15 @@ impl SameKey {
         Self { apart: options.outlasts_marks().then_some(marks), ..Self::default() }
     }
 
-    /// Whether two of these were taken so close to each other that this must not go unnoticed.
-    fn must_be_noticed(&self, payloads: &BTreeMap<Vec<u8>, Timestamp>) -> bool {
-        let mut taken: Vec<Timestamp> = payloads.values().copied().collect();
-        taken.sort_unstable();
-        taken.windows(2).any(|two| self.apart.is_none_or(|apart| two[1].since(two[0]) <= apart))
+    /// A payload was taken.
+    fn taken(&mut self, job: JobId, payload: &[u8], now: Timestamp) {
+        let payloads = self.payloads.entry(job).or_default();
+        payloads.insert(payload.to_vec(), now);
+        let close = |at: &Timestamp| self.apart.is_none_or(|apart| now.since(*at) <= apart);
+        let count = payloads.values().filter(|at| close(at)).count();
+        if count > 1 {
+            self.doubles.insert(job, count);
+        }
     }
 }
 
@@ -46,7 +52,7 @@ impl Invariant for SameKey {
         if first != receipt.job {
             return Err(format!("key {key} is job {first} and job {}", receipt.job));
         }
-        self.payloads.entry(receipt.job).or_default().insert(job.instructions.to_vec(), seen.now);
+        self.taken(receipt.job, &job.instructions, seen.now);
         Ok(())
     }
 
@@ -56,7 +62,7 @@ impl Invariant for SameKey {
         if !seen.nodes.iter().enumerate().all(first) {
             return Ok(());
         }
-        for (job, payloads) in self.payloads.iter().filter(|(_, it)| self.must_be_noticed(it)) {
+        for (job, count) in &self.doubles {
             for at in 0..seen.nodes.len() {
                 let Some(record) =
                     seen.on_disk(at, *job).filter(|_| !seen.nodes[at].disk.is_damaged())
@@ -64,7 +70,6 @@ impl Invariant for SameKey {
                     continue;
                 };
                 if record.payload_conflicts() == 0 && record.reaped.is_none() {
-                    let count = payloads.len();
                     return Err(format!("job {job} was taken with {count} payloads, unnoticed"));
                 }
             }

@@ -236,6 +236,8 @@ impl TerminalStays {
             self.ended.insert(key, Ended { generation, created_ms, at });
         } else if ended.is_some_and(|ended| generation <= ended.generation) {
             return Err(format!("disk {}: job {job} step {step} is unfinished again", disk.0));
+        } else {
+            self.ended.remove(&key);
         }
         Ok(())
     }

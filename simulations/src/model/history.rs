@@ -121,7 +121,7 @@ impl History {
                 self.vote(disk, term)
             }
             Message::CompletionAck(token) if scene.preset == Preset::Strict => {
-                self.agreed.insert(*token);
+                self.note_agreed(scene, at, *token);
                 Ok(())
             }
             // Whoever asks for votes has given its own.
@@ -131,6 +131,17 @@ impl History {
                 self.give(scene, at, *token, (*job, *step, to))
             }
             _ => Ok(()),
+        }
+    }
+
+    /// A worker is told that its end is agreed on, if it is the one that was accepted.
+    fn note_agreed(&mut self, scene: &Scene<'_>, at: usize, token: Token) {
+        let Some((job, step)) = self.started.get(&token) else { return };
+        let record = scene.nodes[at].core.record(scene.pipeline, *job).expect("memory can be read");
+        let progress =
+            record.as_ref().and_then(|it| Some(&it.controls.get(&position(step))?.progress));
+        if matches!(progress, Some(Progress::Succeeded { token: by, .. }) if *by == token) {
+            self.agreed.insert(token);
         }
     }
 
