@@ -6,6 +6,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    mem,
     time::Duration,
 };
 
@@ -344,14 +345,16 @@ impl Core {
 
     /// The operator wants the node to stop.
     pub(super) fn on_draining(&mut self) {
-        self.draining = true;
+        let again = mem::replace(&mut self.draining, true);
         self.refusing = Some("the node is stopping".to_owned());
         self.advert_changed = true;
         self.grant_to_coordinators();
         self.let_readers_go();
         self.worker_decline_queued();
-        // Others take over while what runs here ends.
-        self.resign();
+        if !again {
+            // Others take over while what runs here ends.
+            self.resign();
+        }
     }
 
     /// This node takes no jobs any more: it leaves it to others to coordinate, as soon as they can.
