@@ -743,6 +743,7 @@ impl Core {
         }
     }
 
+    /// Whether these have all that there is, on the disks that they say they have: an advert may be an old one.
     fn are_complete<'a>(
         &self,
         pipeline: PipelineId,
@@ -752,8 +753,11 @@ impl Core {
         else {
             return false;
         };
-        holders.all(|(node, _)| {
-            *node == self.me() || reign.peers.get(node).is_some_and(|sync| sync.has_all())
+        holders.all(|holder| {
+            let (node, disk) = holder;
+            let said = reign.strict.leases.get(node);
+            let has_all = reign.peers.get(node).is_some_and(|sync| sync.has_all());
+            *holder == self.myself() || has_all && said.is_some_and(|(said, _)| said == disk)
         })
     }
 

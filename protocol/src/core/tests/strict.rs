@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use crate::{
-    id::PipelineId,
+    id::{DiskId, PipelineId},
     io::{Change, Input, Refusal, Request, Response, Target},
     message::{GroupUpdate, JobUpdate, Message, Replicate},
     pipeline::PhaseInput,
@@ -44,6 +44,28 @@ fn three_strict_with(phases: &[&str]) -> Cluster {
     cluster.apply_pipeline(0, strict.expect("a valid pipeline"));
     cluster.run_for(Duration::from_secs(5));
     cluster
+}
+
+#[test]
+fn a_disk_that_only_an_old_advert_speaks_of_does_not_come_into_the_view() {
+    let mut cluster = three_strict();
+    let pipeline = PipelineId::of_name("q");
+    let coordinates = |cluster: &Cluster, index: &usize| {
+        let core = cluster.nodes[*index].core.as_ref().expect("it runs");
+        core.groups[&pipeline].is_coordinator()
+    };
+    let coordinator = (0..3).find(|index| coordinates(&cluster, index)).expect("one coordinates");
+    let (other, gone) = ((coordinator + 1) % 3, DiskId(99));
+    let node = cluster.nodes[other].config.node;
+    // As if its last advert had been lost, and the one before were all that is known.
+    let core = cluster.nodes[coordinator].core.as_mut().expect("it runs");
+    core.members.get_mut(&node).expect("it is known").advert.disk = gone;
+    for _ in 0..20 {
+        cluster.run_for(Duration::from_millis(500));
+        let core = cluster.nodes[coordinator].core.as_ref().expect("it runs");
+        let holders = core.group_view(pipeline).holders();
+        assert!(!holders.contains(&(node, gone)), "{holders:?}");
+    }
 }
 
 fn recover(cluster: &mut Cluster, at: usize, lost: &[usize], accept_loss: bool) -> Response {
