@@ -264,6 +264,16 @@ fn forgotten_while_away(cluster: &mut Cluster, coordinates: bool) -> (JobId, usi
     (job, away)
 }
 
+/// The same, and its coordinator is lost as the node comes back. Says how often the job has run.
+fn lose_coordinator_as_one_comes_back(cluster: &mut Cluster) -> (JobId, u32) {
+    let (job, away) = forgotten_while_away(cluster, false);
+    let ran = runs(cluster, job);
+    let coordinator = cluster.coordinator();
+    cluster.kill(coordinator);
+    cluster.start(away);
+    (job, ran)
+}
+
 /// An operator can find what the node brought back, and nobody runs it.
 fn assert_set_aside(cluster: &mut Cluster, job: JobId, ran: u32) {
     cluster.run_for(Duration::from_secs(30));
@@ -309,11 +319,7 @@ fn nor_does_it_look_as_if_its_time_had_run_out() {
 #[test]
 fn nor_when_the_coordinator_is_lost_as_the_node_comes_back() {
     let mut cluster = forgetful();
-    let (job, away) = forgotten_while_away(&mut cluster, false);
-    let ran = runs(&cluster, job);
-    let coordinator = cluster.coordinator();
-    cluster.kill(coordinator);
-    cluster.start(away);
+    let (job, ran) = lose_coordinator_as_one_comes_back(&mut cluster);
     assert_set_aside(&mut cluster, job, ran);
 }
 
@@ -331,11 +337,7 @@ fn nor_when_all_restart_and_the_node_stands_first() {
 #[test]
 fn nor_when_who_takes_over_has_to_begin_again() {
     let mut cluster = forgetful();
-    let (job, away) = forgotten_while_away(&mut cluster, false);
-    let ran = runs(&cluster, job);
-    let coordinator = cluster.coordinator();
-    cluster.kill(coordinator);
-    cluster.start(away);
+    let (job, ran) = lose_coordinator_as_one_comes_back(&mut cluster);
     let doubts = |cluster: &Cluster, index: &usize| {
         let core = cluster.nodes[*index].core.as_ref();
         core.is_some_and(|core| !core.groups[&pipeline()].doubtful.is_empty())
