@@ -14,7 +14,7 @@ const AFTER_HELP: &str = "\
 Exit codes:
   0  every state within the bounds was seen, and all held
   1  an invariant was broken; the way there is printed
-  2  not all was seen, nothing happens within the bounds, or the preset is not there yet";
+  2  not all was seen, or nothing happens within the bounds";
 
 /// Explore elections and takeovers on the core itself, within bounds
 #[derive(Debug, Parser)]
