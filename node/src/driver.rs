@@ -167,6 +167,8 @@ struct Driver {
 struct Outgoing {
     lane: Lane,
     frame: BytesMut,
+    /// How large the last one was: the next is about as large.
+    last: usize,
 }
 
 /// Inputs that came in one round.
@@ -276,7 +278,7 @@ impl Driver {
     fn net_event(&mut self, now: Timestamp, event: NetEvent) -> Result<(), DriverError> {
         let input = match event {
             NetEvent::PeerUp(peer, lane) => {
-                self.lanes.insert(peer, Outgoing { lane, frame: BytesMut::new() });
+                self.lanes.insert(peer, Outgoing { lane, frame: BytesMut::new(), last: 0 });
                 Input::PeerUp(peer)
             }
             NetEvent::PeerDown(peer) => {
@@ -381,6 +383,9 @@ impl Driver {
             match effect {
                 Effect::Send { to, message } => {
                     let Some(outgoing) = self.lanes.get_mut(&to) else { continue };
+                    if outgoing.frame.is_empty() {
+                        outgoing.frame.reserve(outgoing.last);
+                    }
                     codec::encode_into(&message, &mut outgoing.frame);
                     if outgoing.frame.len() >= FRAME_BYTES {
                         outgoing.flush();
@@ -429,6 +434,7 @@ impl Driver {
 impl Outgoing {
     fn flush(&mut self) {
         if !self.frame.is_empty() {
+            self.last = self.frame.len().min(FRAME_BYTES);
             self.lane.send(self.frame.split().freeze());
         }
     }

@@ -71,6 +71,9 @@ const STRANGE_MESSAGES: u32 = 200;
 /// See [`STRANGE_MESSAGES`].
 const STRANGE_IN: Duration = Duration::from_secs(60);
 
+/// For how much of a frame there is room before it comes. Most fit.
+const FIRST_BYTES: usize = 256 << 10;
+
 /// Whose connection has to end, and why.
 pub(super) type Dead = (PeerId, Fault);
 
@@ -240,8 +243,8 @@ pub(super) async fn read_frame(reader: &mut (impl AsyncRead + Unpin)) -> io::Res
         let reason = format!("a frame of {length} bytes is over {FRAME_BYTES}");
         return Err(io::Error::new(io::ErrorKind::InvalidData, reason));
     }
-    // Room is made as bytes come: who only says that many will, takes no memory here.
-    let mut frame = BytesMut::new();
+    // Beyond that, room is made as bytes come: who only says that many will, takes little memory here.
+    let mut frame = BytesMut::with_capacity(length.min(FIRST_BYTES));
     while frame.len() < length {
         let have = frame.len();
         frame.resize(length.min(have + BUFFER_BYTES), 0);

@@ -394,7 +394,7 @@ impl Core {
             }
         }
         let ack = Effect::Send { to: from, message: Message::CatalogAck(known) };
-        self.hold_until_on_disk(Held::Effect(ack));
+        self.hold_until_on_disk(Held::Effect(Box::new(ack)));
     }
 
     pub(super) fn send_catalog(&mut self, to: NodeId) {

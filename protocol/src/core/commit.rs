@@ -56,8 +56,8 @@ pub(super) enum Held {
     Drop { pipeline: PipelineId, to: (NodeId, Term), live: Digest, finished: Digest },
     /// The pipeline's jobs are gone from the disk.
     Dropped(PipelineId),
-    /// An effect.
-    Effect(Effect),
+    /// An effect: in a box, since most of what waits is far smaller.
+    Effect(Box<Effect>),
     /// An attempt to be given to a worker.
     Assign { to: NodeId, assignment: Box<Assignment> },
     /// This node's vote for itself.
@@ -248,6 +248,8 @@ impl Core {
         let batch = mem::take(&mut self.batch);
         let id = self.next_persist_id();
         let mut writes = batch.writes;
+        // A job comes on a list and goes from another beside what is written of it.
+        writes.reserve(batch.dirty.values().map(|dirty| dirty.tags.len() + 2).sum());
         let mut groups: Vec<GroupUpdate> = Vec::new();
         let mut touched = Vec::with_capacity(batch.dirty.len());
         let mut pieces = Pieces::with_room(batch.bytes + batch.dirty.len() * KEY_BYTES);
@@ -542,7 +544,7 @@ impl Core {
 
     pub(super) fn let_go(&mut self, held: Held) {
         match held {
-            Held::Effect(effect) => self.effects.push_back(effect),
+            Held::Effect(effect) => self.effects.push_back(*effect),
             Held::Assign { to, assignment } => self.hand_over(to, assignment),
             Held::OwnVote { pipeline, term } => self.on_own_vote(pipeline, term),
             Held::Adopted { pipeline, term } => self.on_adopted(pipeline, term),

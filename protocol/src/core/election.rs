@@ -354,7 +354,7 @@ impl Core {
         if self.has(Mutant::VoteBeforeSync) {
             return self.effects.push_back(answer);
         }
-        self.hold_until_on_disk(Held::Effect(answer));
+        self.hold_until_on_disk(Held::Effect(Box::new(answer)));
     }
 
     pub(super) fn on_ballot(&mut self, from: NodeId, ballot: Ballot) {

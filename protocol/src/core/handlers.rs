@@ -193,7 +193,7 @@ impl Core {
             }
         }
         let ack = Effect::Send { to: from, message: Message::HandlersAck(known) };
-        self.hold_until_on_disk(Held::Effect(ack));
+        self.hold_until_on_disk(Held::Effect(Box::new(ack)));
     }
 
     /// A peer says what it has, and wants what differs: one in each message, since they may be large.

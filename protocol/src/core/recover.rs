@@ -176,7 +176,7 @@ impl Core {
         self.write_promise(pipeline);
         self.store_view(pipeline);
         let response = Response::Recovered { members: nodes, lost };
-        self.hold_until_on_disk(Held::Effect(Effect::Reply { id: request, response }));
+        self.hold_until_on_disk(Held::Effect(Box::new(Effect::Reply { id: request, response })));
         self.consider_election(pipeline);
     }
 }

@@ -347,7 +347,7 @@ impl Core {
         update: &JobUpdate,
         origin: Origin,
     ) -> Result<bool, ReadError> {
-        let replicate = origin != Origin::Change;
+        let replicate = matches!(origin, Origin::Copy { .. });
         let doubted = origin == Origin::Copy { current: false };
         if self.is_strict(pipeline) {
             match self.groups.get(&pipeline).map(|group| &group.role) {
@@ -365,7 +365,7 @@ impl Core {
         }
         let Some(update) = self.still_counting(pipeline, update) else { return Ok(false) };
         let update = &*update;
-        let unknown = !self.load_job(pipeline, update.job)?;
+        let unknown = origin == Origin::New || !self.load_job(pipeline, update.job)?;
         if !unknown {
             self.make_way(pipeline, update);
         }
@@ -500,7 +500,7 @@ impl Core {
             self.send(from, ack);
             return Ok(());
         }
-        self.hold_until_on_disk(Held::Effect(Effect::Send { to: from, message: ack }));
+        self.hold_until_on_disk(Held::Effect(Box::new(Effect::Send { to: from, message: ack })));
         Ok(())
     }
 
@@ -592,7 +592,7 @@ impl Core {
                 self.send(from, message);
                 return Ok(());
             }
-            let stored = Held::Effect(Effect::Send { to: from, message });
+            let stored = Held::Effect(Box::new(Effect::Send { to: from, message }));
             self.answer_when_on_disk(pipeline, stored);
         }
         Ok(())
@@ -657,6 +657,9 @@ impl Core {
             }
         } else if let Some(refusal) = self.refusal(pipeline) {
             return Ok(StoreResult::Refused(refusal));
+        } else {
+            self.absorb(pipeline, update, Origin::New)?;
+            return Ok(StoreResult::Stored);
         }
         self.absorb(pipeline, update, Origin::Change)?;
         Ok(StoreResult::Stored)
@@ -693,7 +696,9 @@ fn join(record: &mut JobRecord, job: JobId, component: Component) -> Result<(), 
 /// Where records come from that are joined with what is here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Origin {
-    /// A coordinator's change, or a gateway's job: whoever sent it sends it to all replicas.
+    /// A gateway's job that is not here, as was just looked up: whoever sent it sends it to all replicas.
+    New,
+    /// A coordinator's change, or a gateway's job that may be here: the same.
     Change,
     /// Another's copy, of which others may not know.
     Copy {

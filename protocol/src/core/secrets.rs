@@ -243,7 +243,7 @@ impl Core {
             }
         }
         let ack = Effect::Send { to: from, message: Message::SecretsAck(known) };
-        self.hold_until_on_disk(Held::Effect(ack));
+        self.hold_until_on_disk(Held::Effect(Box::new(ack)));
     }
 
     /// A peer says what it has, and wants what differs.

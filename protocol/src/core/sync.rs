@@ -414,7 +414,7 @@ impl Core {
         };
         // The other may drop what is said to be here: it has to be durable by then.
         let answer = Effect::Send { to: from, message: Message::SyncReply(reply) };
-        self.hold_until_durable(pipeline, Held::Effect(answer));
+        self.hold_until_durable(pipeline, Held::Effect(Box::new(answer)));
         Ok(())
     }
 
@@ -591,7 +591,10 @@ impl Core {
         }
         let disk = self.config.disk;
         let message = Message::SyncPushAck { session, part, disk };
-        self.hold_until_durable(pipeline, Held::Effect(Effect::Send { to: from, message }));
+        self.hold_until_durable(
+            pipeline,
+            Held::Effect(Box::new(Effect::Send { to: from, message })),
+        );
         Ok(())
     }
 
