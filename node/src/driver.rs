@@ -167,8 +167,8 @@ struct Driver {
 struct Outgoing {
     lane: Lane,
     frame: BytesMut,
-    /// How large the last one was: the next is about as large.
-    last: usize,
+    /// For how much there is room in the next: somewhat more than the last one had.
+    room: usize,
 }
 
 /// Inputs that came in one round.
@@ -278,7 +278,7 @@ impl Driver {
     fn net_event(&mut self, now: Timestamp, event: NetEvent) -> Result<(), DriverError> {
         let input = match event {
             NetEvent::PeerUp(peer, lane) => {
-                self.lanes.insert(peer, Outgoing { lane, frame: BytesMut::new(), last: 0 });
+                self.lanes.insert(peer, Outgoing { lane, frame: BytesMut::new(), room: 0 });
                 Input::PeerUp(peer)
             }
             NetEvent::PeerDown(peer) => {
@@ -384,7 +384,7 @@ impl Driver {
                 Effect::Send { to, message } => {
                     let Some(outgoing) = self.lanes.get_mut(&to) else { continue };
                     if outgoing.frame.is_empty() {
-                        outgoing.frame.reserve(outgoing.last);
+                        outgoing.frame.reserve(outgoing.room);
                     }
                     codec::encode_into(&message, &mut outgoing.frame);
                     if outgoing.frame.len() >= FRAME_BYTES {
@@ -434,7 +434,8 @@ impl Driver {
 impl Outgoing {
     fn flush(&mut self) {
         if !self.frame.is_empty() {
-            self.last = self.frame.len().min(FRAME_BYTES);
+            let bytes = self.frame.len().min(FRAME_BYTES);
+            self.room = bytes + bytes / 8;
             self.lane.send(self.frame.split().freeze());
         }
     }

@@ -83,7 +83,8 @@ fn table_options(cache: &Cache) -> Options {
 impl Storage for RocksStorage {
     fn write(&self, batch: &[Write], durable: bool) -> Result<(), StorageError> {
         // What grows step by step is copied at each.
-        let mut rows = WriteBatch::with_capacity_bytes(batch.iter().map(size).sum());
+        let bytes = BATCH_BYTES + batch.iter().map(size).sum::<usize>();
+        let mut rows = WriteBatch::with_capacity_bytes(bytes);
         for write in batch {
             match write {
                 Write::Put { table, key, value } => rows.put_cf(self.family(*table)?, key, value),
@@ -193,6 +194,9 @@ impl Storage for RocksStorage {
         checkpoint.create_checkpoint(folder).map_err(failed)
     }
 }
+
+/// What a batch takes by itself.
+const BATCH_BYTES: usize = 12;
 
 /// What a change takes in a batch, at most.
 fn size(write: &Write) -> usize {

@@ -243,7 +243,7 @@ pub(super) async fn read_frame(reader: &mut (impl AsyncRead + Unpin)) -> io::Res
         let reason = format!("a frame of {length} bytes is over {FRAME_BYTES}");
         return Err(io::Error::new(io::ErrorKind::InvalidData, reason));
     }
-    // Beyond that, room is made as bytes come: who only says that many will, takes little memory here.
+    // Room for more than that is made as bytes come: who only says that many will, takes little memory here.
     let mut frame = BytesMut::with_capacity(length.min(FIRST_BYTES));
     while frame.len() < length {
         let have = frame.len();

@@ -24,6 +24,13 @@ const _: () = assert!(1000 * size_of::<StoreResult>() <= FREE_BYTES);
 /// The most that lists may take: what is larger than this is payload.
 const MOST_BYTES: usize = 32 << 20;
 
+/// How bincode writes unsigned numbers: those up to this one in one byte, larger ones behind a mark that says in
+/// how many bytes. What is written most is read here, since that is most of what reading takes; bincode
+/// reads all else.
+const LARGEST_BYTE: u8 = 250;
+const EIGHT_BYTES: u8 = 253;
+const SIXTEEN_BYTES: u8 = 254;
+
 /// How deep optional values may lie within each other; what a node sends does less.
 const MOST_DEPTH: usize = 16;
 
@@ -51,8 +58,63 @@ impl<'a> Reader<'a> {
         Ok(value)
     }
 
+    /// The next byte, where it is a whole number by itself, as most are.
+    #[inline]
+    fn small(&mut self) -> Option<u8> {
+        match self.rest {
+            [number, rest @ ..] if *number <= LARGEST_BYTE => {
+                self.rest = rest;
+                Some(*number)
+            }
+            _ => None,
+        }
+    }
+
+    /// The number in so many bytes behind a mark, where it is written so.
+    #[inline]
+    fn marked<const N: usize>(&mut self, mark: u8) -> Option<[u8; N]> {
+        let (number, rest) = self.rest.strip_prefix(&[mark])?.split_first_chunk()?;
+        self.rest = rest;
+        Some(*number)
+    }
+
+    #[inline]
+    fn u32(&mut self) -> Result<u32, DecodeError> {
+        match self.small() {
+            Some(small) => Ok(small.into()),
+            None => self.value(),
+        }
+    }
+
+    #[inline]
+    fn u64(&mut self) -> Result<u64, DecodeError> {
+        if let Some(small) = self.small() {
+            return Ok(small.into());
+        }
+        match self.marked(EIGHT_BYTES) {
+            Some(bytes) => Ok(u64::from_le_bytes(bytes)),
+            None => self.value(),
+        }
+    }
+
+    #[inline]
+    fn u128(&mut self) -> Result<u128, DecodeError> {
+        match self.marked(SIXTEEN_BYTES) {
+            Some(bytes) => Ok(u128::from_le_bytes(bytes)),
+            None => self.value(),
+        }
+    }
+
+    #[inline]
+    fn byte(&mut self) -> Result<u8, DecodeError> {
+        let (byte, rest) =
+            self.rest.split_first().ok_or(DecodeError::UnexpectedEnd { additional: 1 })?;
+        self.rest = rest;
+        Ok(*byte)
+    }
+
     fn length(&mut self) -> Result<usize, DecodeError> {
-        let length: u64 = self.value()?;
+        let length = self.u64()?;
         // Whatever it counts has at least one byte: what is not there is not waited for.
         usize::try_from(length)
             .ok()
@@ -92,11 +154,7 @@ impl<'de> Deserializer<'de> for &mut Reader<'_> {
 
     values! {
         deserialize_bool visit_bool
-        deserialize_u8 visit_u8
         deserialize_u16 visit_u16
-        deserialize_u32 visit_u32
-        deserialize_u64 visit_u64
-        deserialize_u128 visit_u128
         deserialize_i8 visit_i8
         deserialize_i16 visit_i16
         deserialize_i32 visit_i32
@@ -105,6 +163,22 @@ impl<'de> Deserializer<'de> for &mut Reader<'_> {
         deserialize_f32 visit_f32
         deserialize_f64 visit_f64
         deserialize_char visit_char
+    }
+
+    fn deserialize_u8<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, DecodeError> {
+        visitor.visit_u8(self.byte()?)
+    }
+
+    fn deserialize_u32<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, DecodeError> {
+        visitor.visit_u32(self.u32()?)
+    }
+
+    fn deserialize_u64<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, DecodeError> {
+        visitor.visit_u64(self.u64()?)
+    }
+
+    fn deserialize_u128<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, DecodeError> {
+        visitor.visit_u128(self.u128()?)
     }
 
     fn deserialize_any<V: Visitor<'de>>(self, _: V) -> Result<V::Value, DecodeError> {
@@ -136,7 +210,7 @@ impl<'de> Deserializer<'de> for &mut Reader<'_> {
     }
 
     fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, DecodeError> {
-        match self.value::<u8>()? {
+        match self.byte()? {
             0 => visitor.visit_none(),
             1 if self.depth == MOST_DEPTH => Err(DecodeError::custom("it lies too deep in itself")),
             1 => {
@@ -227,7 +301,7 @@ impl<'de> EnumAccess<'de> for &mut Reader<'_> {
         self,
         seed: S,
     ) -> Result<(S::Value, Self), DecodeError> {
-        let index: u32 = self.value()?;
+        let index = self.u32()?;
         Ok((seed.deserialize(index.into_deserializer())?, self))
     }
 }
@@ -322,5 +396,37 @@ impl<'de> MapAccess<'de> for Elements<'_, '_> {
         seed: S,
     ) -> Result<S::Value, DecodeError> {
         self.element(seed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whether bytes are read as bincode reads them: the same number and as many bytes, or neither.
+    fn as_bincode<T: DeserializeOwned + Decode<()> + PartialEq + std::fmt::Debug>(bytes: &[u8]) {
+        let theirs = bincode::decode_from_slice::<T, _>(bytes, config::standard()).ok();
+        let ours = decode::<T>(bytes).ok().map(|(value, left)| (value, bytes.len() - left));
+        assert_eq!(ours, theirs, "{bytes:?}");
+    }
+
+    #[test]
+    fn numbers_are_read_as_bincode_reads_them() {
+        for first in 0..=u8::MAX {
+            for length in 0..=20 {
+                for fill in [0, 1, 0x7f, 0xff] {
+                    let mut bytes = vec![fill; length];
+                    bytes.iter_mut().skip(1).step_by(3).for_each(|byte| *byte ^= 0x5a);
+                    bytes.splice(0..length.min(1), [first]);
+                    as_bincode::<u8>(&bytes);
+                    as_bincode::<u16>(&bytes);
+                    as_bincode::<u32>(&bytes);
+                    as_bincode::<u64>(&bytes);
+                    as_bincode::<u128>(&bytes);
+                    as_bincode::<i64>(&bytes);
+                    as_bincode::<bool>(&bytes);
+                }
+            }
+        }
     }
 }

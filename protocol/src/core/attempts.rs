@@ -272,6 +272,8 @@ impl Core {
         if self.remove_running(pipeline, token).is_some() {
             self.note_ended(from);
         }
+        let resident =
+            self.groups.get(&pipeline).is_some_and(|group| group.jobs.contains_key(&job));
         // Without the job nothing can be said of it: the worker keeps the outcome and asks again.
         if !self.load_job(pipeline, job)? {
             let settled = self.groups.get(&pipeline).is_some_and(|group| self.is_settled(group));
@@ -292,7 +294,7 @@ impl Core {
             return Ok(());
         }
         // It may have been on disk only until now.
-        if self.is_anothers(pipeline, (job, step), token, from) {
+        if !resident && self.is_anothers(pipeline, (job, step), token, from) {
             self.forget_if_settled(pipeline, job);
             return Ok(());
         }

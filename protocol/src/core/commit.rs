@@ -40,6 +40,9 @@ use super::{
 /// A batch is sealed early when it has grown to this, so that no message nears the codec's limit.
 const LARGE_BATCH_BYTES: usize = 8 << 20;
 
+/// For how many of what waits for durability there is room before it comes, at most.
+const ROOM: usize = 4096;
+
 /// What a component's key takes, about.
 const KEY_BYTES: usize = 40;
 
@@ -56,7 +59,7 @@ pub(super) enum Held {
     Drop { pipeline: PipelineId, to: (NodeId, Term), live: Digest, finished: Digest },
     /// The pipeline's jobs are gone from the disk.
     Dropped(PipelineId),
-    /// An effect: in a box, since most of what waits is far smaller.
+    /// An effect: in a box, since all else that waits is smaller, and comes far more often.
     Effect(Box<Effect>),
     /// An attempt to be given to a worker.
     Assign { to: NodeId, assignment: Box<Assignment> },
@@ -246,6 +249,8 @@ impl Core {
             return;
         }
         let batch = mem::take(&mut self.batch);
+        // The next is about as large: what grows step by step is copied at each.
+        self.batch.settled.reserve(batch.settled.len().min(ROOM));
         let id = self.next_persist_id();
         let mut writes = batch.writes;
         // A job comes on a list and goes from another beside what is written of it.

@@ -120,7 +120,7 @@ impl Core {
 
     fn dispatch_phase(&mut self, phase: &Name, mut queues: VecDeque<(PipelineId, Name)>) {
         while let Some((pipeline, step)) = queues.pop_front() {
-            if self.least_loaded(phase, &[], [None; 2]).is_none() {
+            if !self.has_slot(phase) {
                 return;
             }
             let requires = self.catalog.get(&pipeline).map(|entry| entry.requires(&step).to_vec());
@@ -148,6 +148,17 @@ impl Core {
         let before = phases.and_then(|phases| phases.get(usize::from(step))?.after.last().copied());
         let me = Some(self.me()).filter(|me| last(step) != Some(*me));
         [before.and_then(last), me]
+    }
+
+    /// Whether any worker has a slot for a phase.
+    fn has_slot(&self, phase: &Name) -> bool {
+        self.windows.iter().any(|(worker, window)| {
+            window.phases.get(phase).is_some_and(|slots| {
+                slots.taken < slots.window
+                    && self.is_reachable(*worker)
+                    && self.is_trusted(*worker, slots.taken)
+            })
+        })
     }
 
     /// Of the workers that have what is required, the one with the smallest share of its window taken; of

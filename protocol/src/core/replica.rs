@@ -366,6 +366,13 @@ impl Core {
         let Some(update) = self.still_counting(pipeline, update) else { return Ok(false) };
         let update = &*update;
         let unknown = origin == Origin::New || !self.load_job(pipeline, update.job)?;
+        debug_assert!(
+            origin != Origin::New
+                || self.groups.get(&pipeline).is_none_or(|group| {
+                    !group.jobs.contains_key(&update.job) && !group.jobs.is_resting(&update.job)
+                }),
+            "a job that is new is not here"
+        );
         if !unknown {
             self.make_way(pipeline, update);
         }
@@ -630,7 +637,8 @@ impl Core {
         let Some(mut spec) = incoming.spec else {
             return Ok(StoreResult::Refused(Refusal::Unknown));
         };
-        if self.load_job(pipeline, job)? {
+        let known_here = self.load_job(pipeline, job)?;
+        if known_here {
             let entry = self.groups.get(&pipeline).and_then(|group| group.jobs.get(&job));
             let known = entry.and_then(|entry| entry.record.spec.clone());
             if entry.is_some_and(|entry| {
@@ -657,11 +665,9 @@ impl Core {
             }
         } else if let Some(refusal) = self.refusal(pipeline) {
             return Ok(StoreResult::Refused(refusal));
-        } else {
-            self.absorb(pipeline, update, Origin::New)?;
-            return Ok(StoreResult::Stored);
         }
-        self.absorb(pipeline, update, Origin::Change)?;
+        let origin = if known_here { Origin::Change } else { Origin::New };
+        self.absorb(pipeline, update, origin)?;
         Ok(StoreResult::Stored)
     }
 
@@ -696,9 +702,9 @@ fn join(record: &mut JobRecord, job: JobId, component: Component) -> Result<(), 
 /// Where records come from that are joined with what is here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Origin {
-    /// A gateway's job that is not here, as was just looked up: whoever sent it sends it to all replicas.
+    /// A gateway's job that is not here, as was just looked up. What else is to have it gets it from there.
     New,
-    /// A coordinator's change, or a gateway's job that may be here: the same.
+    /// A coordinator's change, or a gateway's job that is here in part: others get it from there too.
     Change,
     /// Another's copy, of which others may not know.
     Copy {

@@ -345,14 +345,17 @@ impl Core {
         pipeline: PipelineId,
         update: &'a JobUpdate,
     ) -> Option<Cow<'a, JobUpdate>> {
-        let marks = update.components.iter().filter(|component| component.tag == REAPED);
+        let mut marks = update.components.iter().filter(|component| component.tag == REAPED);
+        if marks.clone().next().is_none() {
+            return Some(Cow::Borrowed(update));
+        }
         let horizon_ms = self.unmarked_ms(pipeline);
         let is_old = |mark: &Component| {
             let mut record = JobRecord::default();
             let _ = record.merge(mark);
             record.reaped.is_some_and(|reaped| reaped.at_ms < horizon_ms)
         };
-        if !marks.clone().any(is_old) {
+        if !marks.any(is_old) {
             return Some(Cow::Borrowed(update));
         }
         let counts = |component: &&Component| component.tag != REAPED || !is_old(component);
@@ -369,10 +372,13 @@ impl Core {
     /// Drops what is held of a job where that is of one that was forgotten long ago, and the key has
     /// got another since.
     pub(super) fn make_way(&mut self, pipeline: PipelineId, update: &JobUpdate) {
+        if !update.components.iter().any(|component| component.tag == SPEC) {
+            return;
+        }
         let horizon_ms = self.unmarked_ms(pipeline);
         let group = self.groups.get(&pipeline);
         let Some(entry) = group.and_then(|group| group.jobs.get(&update.job)) else { return };
-        if horizon_ms == 0 || !update.components.iter().any(|component| component.tag == SPEC) {
+        if horizon_ms == 0 {
             return;
         }
         let gone = self.is_as_good_as_unknown(pipeline, &entry.record);

@@ -100,12 +100,19 @@ impl Worker {
     /// They share their slots, the most that one of them has: whoever began longest ago is next, so
     /// that what waits in one namespace holds up no other.
     fn next_of(&self, local: &str) -> Option<Name> {
-        let alike = || self.phases.iter().filter(|(phase, _)| phase.local() == local);
-        let slots = alike().map(|(_, host)| host.slots).max()?;
-        let busy: u32 = alike().map(|(_, host)| host.busy).sum();
-        let may = alike().filter(|(_, host)| host.busy < host.slots && !host.queue.is_empty());
-        let next = may.min_by_key(|(_, host)| host.last).map(|(phase, _)| phase.clone());
-        next.filter(|_| busy < slots)
+        // Names are taken apart only where something waits.
+        if self.phases.values().all(|host| host.queue.is_empty()) {
+            return None;
+        }
+        let (mut slots, mut busy, mut next) = (0, 0, None::<(&Name, &Host)>);
+        for (phase, host) in self.phases.iter().filter(|(phase, _)| phase.local() == local) {
+            (slots, busy) = (host.slots.max(slots), busy + host.busy);
+            let may = host.busy < host.slots && !host.queue.is_empty();
+            if may && next.is_none_or(|(_, earlier)| host.last < earlier.last) {
+                next = Some((phase, host));
+            }
+        }
+        next.filter(|_| busy < slots).map(|(phase, _)| phase.clone())
     }
 
     /// An attempt that has not ended, and its number.
@@ -187,7 +194,8 @@ impl Core {
         if self.draining || host.queue.len() >= room {
             return self.decline(from, token);
         }
-        let Assignment { pipeline, job, step, phase, number, .. } = assignment.clone();
+        let Assignment { pipeline, job, step, number, .. } = assignment;
+        let phase = assignment.phase.clone();
         let attempt = Box::new(Attempt {
             token,
             job,
