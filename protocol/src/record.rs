@@ -594,7 +594,7 @@ impl JobRecord {
 
     /// A hash of the whole state: equal for equal records, on every node.
     pub fn digest(&self) -> u64 {
-        let mut hasher = Hasher::default();
+        let mut hasher = Xxh3::new();
         if let Some(spec) = &self.spec {
             hasher.update(&spec.generation.to_le_bytes());
             hasher.update(&spec.revision.to_le_bytes());
@@ -629,7 +629,7 @@ impl JobRecord {
             hasher.update(&tag.to_le_bytes());
             hasher.update(bytes);
         }
-        hasher.finish()
+        hasher.digest()
     }
 
     /// About how much memory it takes.
@@ -645,41 +645,6 @@ impl JobRecord {
             + kept
             + controls.sum::<usize>()
             + self.unknown.values().map(Bytes::len).sum::<usize>()
-    }
-}
-
-/// XXH3 of what it is given, piece by piece: short input, which most is, is gathered and hashed at once,
-/// without a state that would be set up and fed.
-#[derive(Default)]
-struct Hasher {
-    short: Vec<u8>,
-    long: Option<Xxh3>,
-}
-
-/// What is hashed at once has at most this size.
-const SHORT_BYTES: usize = 1 << 10;
-
-impl Hasher {
-    fn update(&mut self, bytes: &[u8]) {
-        if let Some(long) = &mut self.long {
-            return long.update(bytes);
-        }
-        if self.short.len() + bytes.len() <= SHORT_BYTES {
-            if self.short.capacity() == 0 {
-                self.short.reserve(SHORT_BYTES / 2);
-            }
-            return self.short.extend_from_slice(bytes);
-        }
-        let long = self.long.insert(Xxh3::new());
-        long.update(&self.short);
-        long.update(bytes);
-    }
-
-    fn finish(self) -> u64 {
-        match self.long {
-            Some(long) => long.digest(),
-            None => xxhash_rust::xxh3::xxh3_64(&self.short),
-        }
     }
 }
 
@@ -710,18 +675,6 @@ impl Known {
 mod tests {
     use super::*;
 
-    #[test]
-    fn what_is_hashed_piece_by_piece_has_the_hash_of_the_whole() {
-        let input: Vec<u8> = (0..3 * SHORT_BYTES).map(|at| (at * 7 + at / 251) as u8).collect();
-        for length in [0, 1, 16, 240, 241, SHORT_BYTES, SHORT_BYTES + 1, 3 * SHORT_BYTES] {
-            for piece in [1, 7, 64, SHORT_BYTES, 2 * SHORT_BYTES] {
-                let mut hasher = Hasher::default();
-                input[..length].chunks(piece).for_each(|piece| hasher.update(piece));
-                let whole = xxhash_rust::xxh3::xxh3_64(&input[..length]);
-                assert_eq!(hasher.finish(), whole, "{length} bytes by {piece}");
-            }
-        }
-    }
     /// Nodes of other releases compare their digests with ours.
     #[test]
     fn digests_stay_what_they_were() {
