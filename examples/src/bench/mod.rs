@@ -6,6 +6,7 @@
 
 pub mod failover;
 pub mod far;
+pub mod growth;
 pub mod idle;
 pub mod latency;
 mod load;

@@ -11,7 +11,7 @@ use carbonmesh_examples::{
     bench::{
         Plan, Results, failover,
         far::{self, Far},
-        idle, latency, machine, plot, queue,
+        growth, idle, latency, machine, plot, queue,
         throughput::{self, Case},
     },
 };
@@ -32,7 +32,7 @@ struct Options {
     /// How many seconds each rate is kept
     #[arg(long, default_value_t = 20)]
     seconds: u32,
-    /// How many jobs wait at most while memory is measured; 10000000 takes minutes more
+    /// How many jobs wait at most while memory and growth are measured; 10000000 takes minutes more
     #[arg(long, default_value_t = 1_000_000)]
     queued: usize,
     /// How many nodes are killed for each failover figure
@@ -72,6 +72,8 @@ enum Part {
     Latency,
     /// Memory by the number of jobs that wait
     Queue,
+    /// What a job costs where many wait, many are done, or there are many pipelines
+    Growth,
     /// Kills with signal 9
     Failover,
     /// Throughput by the number of partitions
@@ -101,8 +103,8 @@ impl Part {
     fn is_possible(self, options: &Options) -> bool {
         // The others have more nodes than there are places far from each other, or tell nothing new.
         let far = matches!(self, Self::Throughput | Self::Latency | Self::Partitions);
-        // One kills the coordinator of all jobs, the other has numbers of its own.
-        let one = matches!(self, Self::Failover | Self::Partitions);
+        // One kills the coordinator of all jobs, one asks it for all, and one has numbers of its own.
+        let one = matches!(self, Self::Failover | Self::Growth | Self::Partitions);
         (options.delay.is_none() || far) && (options.partitions == 1 || !one)
     }
 }
@@ -177,6 +179,10 @@ async fn measure(options: &Options, parts: &[Part], results: &mut Results) -> Re
                 latency::measure(results, plan, options.singles, options.seconds).await?;
             }
             Part::Queue => queue::measure(results, plan, options.queued).await?,
+            Part::Growth => {
+                growth::queued(results, plan, options.queued).await?;
+                growth::kept(results, plan).await?;
+            }
             Part::Failover => {
                 failover::coordinators(results, plan, options.kills).await?;
                 failover::workers(results, plan, options.kills).await?;

@@ -1,0 +1,211 @@
+//! What a job costs where much else is there: jobs that wait, jobs that are done, other pipelines.
+//!
+//! Costs are CPU time of all nodes, which tells more of a node's work than a rate does, and is steadier.
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use super::{Bench, PATIENCE, Plan, Results, load, process, wait_for};
+use crate::api::{Api, Error, http_client};
+
+/// With how many jobs a cost is measured: they take some seconds of CPU time, which is told in hundredths.
+const SAMPLE: usize = 20_000;
+
+/// How many jobs wait, and the last part of that figure's name.
+static QUEUED: [(usize, &str); 5] = [
+    (1000, "queued_1e3"),
+    (10_000, "queued_1e4"),
+    (100_000, "queued_1e5"),
+    (1_000_000, "queued_1e6"),
+    (10_000_000, "queued_1e7"),
+];
+
+/// Of how many jobs on it is one node that is measured, which has as much to do for each at any number: three
+/// would take three times as much of the disk and of the memory.
+const ALONE: usize = 10_000_000;
+
+/// How often it is asked how many are done: with a thousand pipelines, answering that is work.
+const ASKED_EVERY: Duration = Duration::from_millis(250);
+
+/// How many jobs go into one request.
+const BATCH: usize = 10_000;
+
+/// How many jobs are done already where that is measured, and how many pipelines there are.
+const DONE: usize = 500_000;
+const PIPELINES: usize = 1000;
+
+/// Room for all of that.
+const LIMITS: &str =
+    "[limits]\nwaiting_jobs = 100_000_000\nwaiting_bytes = 1_000_000_000_000\npipelines = 2000\n";
+
+/// `growth.queued_1eN.cpu_s_per_1000`: what it takes to run jobs through one no-op phase while 10^N wait in
+/// front of the same phase; `growth.queued.ratio` compares the most with the fewest. What wait have been
+/// enqueued before, while the pipeline was paused. On one node, if `most` is 10^7: `growth.alone...`.
+///
+/// # Errors
+/// The cluster does not start, refuses a job, or does not finish in time.
+pub async fn queued(results: &mut Results, plan: Plan<'_>, most: usize) -> Result<(), Error> {
+    let sizes =
+        |least: usize| QUEUED.iter().filter(move |(size, _)| *size <= most && *size < least);
+    waiting(results, Plan { nodes: 3, ..plan }, "growth", sizes(ALONE)).await?;
+    if most < ALONE {
+        println!("  growth.alone is left out: --queued {ALONE} measures it");
+        return Ok(());
+    }
+    let ends = QUEUED.iter().filter(|(size, _)| *size == QUEUED[0].0 || *size == ALONE);
+    waiting(results, Plan { nodes: 1, ..plan }, "growth.alone", ends).await
+}
+
+async fn waiting(
+    results: &mut Results,
+    plan: Plan<'_>,
+    prefix: &str,
+    sizes: impl Iterator<Item = &'static (usize, &'static str)>,
+) -> Result<(), Error> {
+    let grown = Grown::start(&Plan { phases: 1, config: LIMITS, ..plan }).await?;
+    grown.pause(true).await?;
+    let (mut there, mut costs) = (0, Vec::new());
+    for (size, name) in sizes {
+        let (mut cpu_s, mut done) = (0.0, 0);
+        // Where few wait, they are run and replaced several times.
+        while done < SAMPLE {
+            there += grown.enqueue(size - there).await?;
+            let (before, began) = (grown.succeeded().await?, grown.cpu_s()?);
+            grown.pause(false).await?;
+            grown.await_succeeded(results, before + SAMPLE.min(*size)).await?;
+            grown.pause(true).await?;
+            grown.await_idle().await?;
+            let ran = grown.succeeded().await? - before;
+            cpu_s += grown.cpu_s()? - began;
+            (done, there) = (done + ran, there - ran);
+        }
+        let cost = cpu_s / done as f64 * 1000.0;
+        let meaning = format!("CPU time of 1,000 jobs, {size} wait (nodes: {})", plan.nodes);
+        results.add(&format!("{prefix}.{name}.cpu_s_per_1000"), cost, &meaning);
+        costs.push(cost);
+    }
+    if let [first, .., last] = costs[..] {
+        let meaning = "the same, most by fewest";
+        results.add(&format!("{prefix}.queued.ratio"), last / first, meaning);
+    }
+    Ok(())
+}
+
+/// `growth.first`, `growth.done_5e5` and `growth.pipelines_1000`: what W1 takes, enqueueing included, where
+/// nothing else is there, where half a million jobs are done that are still kept, and where there are a
+/// thousand pipelines beside that; `.ratio` compares the last two with the first.
+///
+/// # Errors
+/// As for [`queued`].
+pub async fn kept(results: &mut Results, plan: Plan<'_>) -> Result<(), Error> {
+    let grown = Grown::start(&Plan { nodes: 3, phases: 1, config: LIMITS, ..plan }).await?;
+    // The first jobs warm connections and caches.
+    grown.cost(results, SAMPLE / 4).await?;
+    let first = grown.cost(results, SAMPLE).await?;
+    let meaning = "CPU time of 1,000 jobs of W1, nothing else is there";
+    results.add("growth.first.cpu_s_per_1000", first, meaning);
+    let done = grown.succeeded().await?;
+    grown.cost(results, DONE.saturating_sub(done)).await?;
+    let cost = grown.cost(results, SAMPLE).await?;
+    let meaning = format!("the same, {DONE} jobs are done and kept");
+    results.add("growth.done_5e5.cpu_s_per_1000", cost, &meaning);
+    results.add("growth.done_5e5.ratio", cost / first, "of the first");
+    for at in 1..PIPELINES {
+        let phase = json!({ "name": "s", "phase": plan.phase });
+        grown.api.apply(&json!({ "name": format!("other{at}"), "phases": [phase] })).await?;
+    }
+    grown.await_coordinators().await?;
+    let cost = grown.cost(results, SAMPLE).await?;
+    let meaning = format!("the same, and there are {PIPELINES} pipelines");
+    results.add("growth.pipelines_1000.cpu_s_per_1000", cost, &meaning);
+    results.add("growth.pipelines_1000.ratio", cost / first, "of the first");
+    Ok(())
+}
+
+/// A cluster that is asked through its coordinator.
+struct Grown {
+    bench: Bench,
+    api: Api,
+    http: reqwest::Client,
+    url: String,
+}
+
+impl Grown {
+    async fn start(plan: &Plan<'_>) -> Result<Self, Error> {
+        let bench = Bench::start(plan).await?;
+        let api = bench.api(&bench.coordinator("a").await?)?;
+        let url = bench.jobs_url(&bench.gateway().await?)?;
+        Ok(Self { bench, api, http: http_client().build()?, url })
+    }
+
+    /// Enqueues jobs. Says how many.
+    async fn enqueue(&self, jobs: usize) -> Result<usize, Error> {
+        let mut left = jobs;
+        while left > 0 {
+            let batch = left.min(BATCH);
+            load::enqueue(&self.http, &self.url, load::lines(batch, 0), batch).await?;
+            left -= batch;
+        }
+        Ok(jobs)
+    }
+
+    /// CPU time of 1,000 jobs that are enqueued and done.
+    async fn cost(&self, results: &mut Results, jobs: usize) -> Result<f64, Error> {
+        let (before, began) = (self.succeeded().await?, self.cpu_s()?);
+        self.enqueue(jobs).await?;
+        self.await_succeeded(results, before + jobs).await?;
+        Ok((self.cpu_s()? - began) / jobs.max(1) as f64 * 1000.0)
+    }
+
+    async fn pause(&self, paused: bool) -> Result<(), Error> {
+        let what = if paused { "pause" } else { "resume" };
+        self.api.post(&format!("/v1/pipelines/p/{what}"), &json!({})).await?.success()?;
+        Ok(())
+    }
+
+    /// Waits until no attempt runs.
+    async fn await_idle(&self) -> Result<(), Error> {
+        wait_for("nothing runs", async || {
+            let pipeline = self.api.get("/v1/pipelines/p").await?.success()?;
+            Ok((pipeline["counts"]["running"] == 0).then_some(()))
+        })
+        .await
+    }
+
+    /// Waits until every pipeline has a coordinator.
+    async fn await_coordinators(&self) -> Result<(), Error> {
+        wait_for("each pipeline has a coordinator", async || {
+            let list = self.api.get("/v1/pipelines?limit=1000").await?.success()?;
+            let led = |it: &Value| !it["coordinator"].is_null();
+            let all = list["pipelines"].as_array().is_some_and(|all| all.iter().all(led));
+            Ok(all.then_some(()))
+        })
+        .await
+    }
+
+    async fn succeeded(&self) -> Result<usize, Error> {
+        Ok(self.bench.succeeded(&self.api).await? as usize)
+    }
+
+    /// Waits for as long as it takes, but not for a cluster that stands still.
+    async fn await_succeeded(&self, results: &mut Results, count: usize) -> Result<(), Error> {
+        let (mut done, mut since) = (self.succeeded().await?, Instant::now());
+        while done < count {
+            tokio::time::sleep(ASKED_EVERY).await;
+            let now = self.succeeded().await?;
+            if now > done {
+                (done, since) = (now, Instant::now());
+            } else if since.elapsed() > PATIENCE {
+                results.lose(count - done);
+                return Err(format!("{done} of {count} jobs are done, and no more are").into());
+            }
+        }
+        Ok(())
+    }
+
+    /// What all nodes have used so far.
+    fn cpu_s(&self) -> Result<f64, Error> {
+        self.bench.pids()?.into_iter().try_fold(0.0, |sum, pid| Ok(sum + process::cpu_s(pid)?))
+    }
+}
