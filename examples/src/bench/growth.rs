@@ -13,7 +13,7 @@ use crate::api::{Api, Error, http_client};
 const SAMPLE: usize = 20_000;
 
 /// How many jobs wait, and the last part of that figure's name.
-static QUEUED: [(usize, &str); 5] = [
+const QUEUED: [(usize, &str); 5] = [
     (1000, "queued_1e3"),
     (10_000, "queued_1e4"),
     (100_000, "queued_1e5"),
@@ -24,6 +24,12 @@ static QUEUED: [(usize, &str); 5] = [
 /// Of how many jobs on it is one node that is measured, which has as much to do for each at any number: three
 /// would take three times as much of the disk and of the memory.
 const ALONE: usize = 10_000_000;
+
+/// How long nodes have for what they do in the background, after many jobs.
+const SETTLED: Duration = Duration::from_secs(3);
+
+/// What a job takes of a node's memory, in bytes, and somewhat more.
+const JOB_BYTES: usize = 150;
 
 /// How often it is asked how many are done: with a thousand pipelines, answering that is work.
 const ASKED_EVERY: Duration = Duration::from_millis(250);
@@ -39,9 +45,10 @@ const PIPELINES: usize = 1000;
 const LIMITS: &str =
     "[limits]\nwaiting_jobs = 100_000_000\nwaiting_bytes = 1_000_000_000_000\npipelines = 2000\n";
 
-/// `growth.queued_1eN.cpu_s_per_1000`: what it takes to run jobs through one no-op phase while 10^N wait in
-/// front of the same phase; `growth.queued.ratio` compares the most with the fewest. What wait have been
-/// enqueued before, while the pipeline was paused. On one node, if `most` is 10^7: `growth.alone...`.
+/// `growth.queued_1eN.cpu_ms_per_1000`: what it takes to run jobs through one no-op phase where 10^N wait in
+/// front of it, as they were enqueued while the pipeline was paused; `growth.queued.ratio` compares the most
+/// with the fewest. Where fewer wait than are measured, they are run and replaced in several rounds, each
+/// with its pause. On one node, if `most` is 10^7: `growth.alone...`.
 ///
 /// # Errors
 /// The cluster does not start, refuses a job, or does not finish in time.
@@ -66,23 +73,37 @@ async fn waiting(
     let grown = Grown::start(&Plan { phases: 1, config: LIMITS, ..plan }).await?;
     grown.pause(true).await?;
     let (mut there, mut costs) = (0, Vec::new());
+    // The first jobs warm connections and caches.
+    grown.enqueue(SAMPLE / 4).await?;
+    grown.pause(false).await?;
+    grown.await_succeeded(results, SAMPLE / 4).await?;
+    grown.pause(true).await?;
     for (size, name) in sizes {
+        let (needed, free) =
+            (size * JOB_BYTES * plan.nodes >> 20, process::available_mib()? as usize);
+        if needed > free {
+            println!("  {prefix}.{name} is left out: {needed} MiB needed, {free} MiB free");
+            continue;
+        }
         let (mut cpu_s, mut done) = (0.0, 0);
         // Where few wait, they are run and replaced several times.
         while done < SAMPLE {
-            there += grown.enqueue(size - there).await?;
+            let missing = size - there;
+            there += grown.enqueue(missing).await?;
+            grown.settle(missing).await;
             let (before, began) = (grown.succeeded().await?, grown.cpu_s()?);
             grown.pause(false).await?;
             grown.await_succeeded(results, before + SAMPLE.min(*size)).await?;
             grown.pause(true).await?;
             grown.await_idle().await?;
-            let ran = grown.succeeded().await? - before;
             cpu_s += grown.cpu_s()? - began;
-            (done, there) = (done + ran, there - ran);
+            let ran = grown.succeeded().await?.saturating_sub(before);
+            grown.check_coordinator().await?;
+            (done, there) = (done + ran, there.saturating_sub(ran));
         }
-        let cost = cpu_s / done as f64 * 1000.0;
+        let cost = cpu_s / done as f64 * 1e6;
         let meaning = format!("CPU time of 1,000 jobs, {size} wait (nodes: {})", plan.nodes);
-        results.add(&format!("{prefix}.{name}.cpu_s_per_1000"), cost, &meaning);
+        results.add(&format!("{prefix}.{name}.cpu_ms_per_1000"), cost, &meaning);
         costs.push(cost);
     }
     if let [first, .., last] = costs[..] {
@@ -92,7 +113,7 @@ async fn waiting(
     Ok(())
 }
 
-/// `growth.first`, `growth.done_5e5` and `growth.pipelines_1000`: what W1 takes, enqueueing included, where
+/// `growth.first`, `growth.done_5e5` and `growth.pipelines_1e3`: what W1 takes, enqueueing included, where
 /// nothing else is there, where half a million jobs are done that are still kept, and where there are a
 /// thousand pipelines beside that; `.ratio` compares the last two with the first.
 ///
@@ -104,12 +125,12 @@ pub async fn kept(results: &mut Results, plan: Plan<'_>) -> Result<(), Error> {
     grown.cost(results, SAMPLE / 4).await?;
     let first = grown.cost(results, SAMPLE).await?;
     let meaning = "CPU time of 1,000 jobs of W1, nothing else is there";
-    results.add("growth.first.cpu_s_per_1000", first, meaning);
+    results.add("growth.first.cpu_ms_per_1000", first, meaning);
     let done = grown.succeeded().await?;
     grown.cost(results, DONE.saturating_sub(done)).await?;
     let cost = grown.cost(results, SAMPLE).await?;
     let meaning = format!("the same, {DONE} jobs are done and kept");
-    results.add("growth.done_5e5.cpu_s_per_1000", cost, &meaning);
+    results.add("growth.done_5e5.cpu_ms_per_1000", cost, &meaning);
     results.add("growth.done_5e5.ratio", cost / first, "of the first");
     for at in 1..PIPELINES {
         let phase = json!({ "name": "s", "phase": plan.phase });
@@ -118,14 +139,15 @@ pub async fn kept(results: &mut Results, plan: Plan<'_>) -> Result<(), Error> {
     grown.await_coordinators().await?;
     let cost = grown.cost(results, SAMPLE).await?;
     let meaning = format!("the same, and there are {PIPELINES} pipelines");
-    results.add("growth.pipelines_1000.cpu_s_per_1000", cost, &meaning);
-    results.add("growth.pipelines_1000.ratio", cost / first, "of the first");
+    results.add("growth.pipelines_1e3.cpu_ms_per_1000", cost, &meaning);
+    results.add("growth.pipelines_1e3.ratio", cost / first, "of the first");
     Ok(())
 }
 
 /// A cluster that is asked through its coordinator.
 struct Grown {
     bench: Bench,
+    coordinator: String,
     api: Api,
     http: reqwest::Client,
     url: String,
@@ -134,9 +156,10 @@ struct Grown {
 impl Grown {
     async fn start(plan: &Plan<'_>) -> Result<Self, Error> {
         let bench = Bench::start(plan).await?;
-        let api = bench.api(&bench.coordinator("a").await?)?;
+        let coordinator = bench.coordinator("a").await?;
+        let api = bench.api(&coordinator)?;
         let url = bench.jobs_url(&bench.gateway().await?)?;
-        Ok(Self { bench, api, http: http_client().build()?, url })
+        Ok(Self { bench, coordinator, api, http: http_client().build()?, url })
     }
 
     /// Enqueues jobs. Says how many.
@@ -152,10 +175,28 @@ impl Grown {
 
     /// CPU time of 1,000 jobs that are enqueued and done.
     async fn cost(&self, results: &mut Results, jobs: usize) -> Result<f64, Error> {
+        self.settle(SAMPLE).await;
         let (before, began) = (self.succeeded().await?, self.cpu_s()?);
         self.enqueue(jobs).await?;
         self.await_succeeded(results, before + jobs).await?;
-        Ok((self.cpu_s()? - began) / jobs.max(1) as f64 * 1000.0)
+        let cost = (self.cpu_s()? - began) / jobs.max(1) as f64 * 1e6;
+        self.check_coordinator().await?;
+        Ok(cost)
+    }
+
+    /// After many jobs: waits until what is done with them in the background is over, for the most part.
+    async fn settle(&self, jobs: usize) {
+        if jobs >= SAMPLE {
+            tokio::time::sleep(SETTLED).await;
+        }
+    }
+
+    /// Another coordinator counts anew what has succeeded lately: such figures are none.
+    async fn check_coordinator(&self) -> Result<(), Error> {
+        match self.bench.coordinator("a").await? == self.coordinator {
+            true => Ok(()),
+            false => Err("another node coordinates now: the costs would be wrong".into()),
+        }
     }
 
     async fn pause(&self, paused: bool) -> Result<(), Error> {
@@ -178,7 +219,8 @@ impl Grown {
         wait_for("each pipeline has a coordinator", async || {
             let list = self.api.get("/v1/pipelines?limit=1000").await?.success()?;
             let led = |it: &Value| !it["coordinator"].is_null();
-            let all = list["pipelines"].as_array().is_some_and(|all| all.iter().all(led));
+            let all = list["pipelines"].as_array();
+            let all = all.is_some_and(|all| all.len() == PIPELINES && all.iter().all(led));
             Ok(all.then_some(()))
         })
         .await

@@ -249,8 +249,6 @@ impl Core {
             return;
         }
         let batch = mem::take(&mut self.batch);
-        // The next is about as large: what grows step by step is copied at each.
-        self.batch.settled.reserve(batch.settled.len().min(ROOM));
         let id = self.next_persist_id();
         let mut writes = batch.writes;
         // A job comes on a list and goes from another beside what is written of it.
@@ -282,6 +280,8 @@ impl Core {
         self.write_finished(&mut writes);
         let (mut held, mut settled) = (batch.strict, batch.settled);
         self.hold_turns(turns, &mut held, &mut settled);
+        // The next is about as large: what grows step by step is copied at each.
+        self.batch.settled.reserve(settled.len().min(ROOM));
         let strict: BTreeSet<PipelineId> =
             proposed.keys().chain(held.keys()).chain(&batch.views).copied().collect();
         for &pipeline in &strict {

@@ -702,7 +702,7 @@ fn join(record: &mut JobRecord, job: JobId, component: Component) -> Result<(), 
 /// Where records come from that are joined with what is here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Origin {
-    /// A gateway's job that is not here, as was just looked up. What else is to have it gets it from there.
+    /// A gateway's job that is not here, as was just looked up. Whoever else is to have it gets it from there.
     New,
     /// A coordinator's change, or a gateway's job that is here in part: others get it from there too.
     Change,
