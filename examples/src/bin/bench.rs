@@ -38,7 +38,7 @@ struct Options {
     /// How many nodes are killed for each failover figure
     #[arg(long, default_value_t = 5)]
     kills: usize,
-    /// Measure only these [default: all but `partitions`]
+    /// Measure only these [default: all but `growth` and `partitions`]
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Part>,
     /// How many partitions the pipeline has, each with a coordinator of its own
@@ -91,7 +91,7 @@ impl Options {
             .into());
         }
         let is_wanted = |part: &Part| match self.only.is_empty() {
-            true => *part != Part::Partitions && part.is_possible(self),
+            true => !part.is_long() && part.is_possible(self),
             false => self.only.contains(part),
         };
         Ok(Part::value_variants().iter().copied().filter(is_wanted).collect())
@@ -99,6 +99,11 @@ impl Options {
 }
 
 impl Part {
+    /// Whether it is measured only where it is asked for.
+    fn is_long(self) -> bool {
+        matches!(self, Self::Growth | Self::Partitions)
+    }
+
     /// Whether it can be measured on such clusters.
     fn is_possible(self, options: &Options) -> bool {
         // The others have more nodes than there are places far from each other, or tell nothing new.
