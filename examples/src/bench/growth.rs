@@ -83,8 +83,8 @@ async fn waiting(
     grown.await_succeeded(results, SAMPLE / 4).await?;
     grown.pause(true).await?;
     for (size, name) in sizes {
-        let (needed, free) =
-            (size * JOB_BYTES * plan.nodes >> 20, process::available_mib()? as usize);
+        let needed = (size * JOB_BYTES * plan.nodes) >> 20;
+        let free = process::available_mib()? as usize;
         if needed > free {
             println!("  {prefix}.{name} is left out: {needed} MiB needed, {free} MiB free");
             continue;
