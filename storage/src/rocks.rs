@@ -5,9 +5,9 @@ use std::path::Path;
 use bytes::Bytes;
 use carbonmesh_protocol::store::{Row, Table, Write};
 use rocksdb::{
-    BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType,
-    DBRecoveryMode, ErrorKind, IteratorMode, LogLevel, Options, ReadOptions, WriteBatch,
-    WriteOptions, checkpoint::Checkpoint,
+    BlockBasedIndexType, BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB,
+    DBCompressionType, DBRecoveryMode, ErrorKind, IteratorMode, LogLevel, Options, ReadOptions,
+    WriteBatch, WriteOptions, checkpoint::Checkpoint,
 };
 
 use crate::storage::{Statistics, Storage, StorageError};
@@ -70,6 +70,12 @@ fn table_options(cache: &Cache) -> Options {
     blocks.set_block_cache(cache);
     blocks.set_cache_index_and_filter_blocks(true);
     blocks.set_bloom_filter(10.0, false);
+    // Indexes and filters in parts: whole ones of large files push each other out of so small a cache, and
+    // each look-up of a record would read and unpack some of them.
+    blocks.set_index_type(BlockBasedIndexType::TwoLevelIndexSearch);
+    blocks.set_partition_filters(true);
+    blocks.set_metadata_block_size(4096);
+    blocks.set_pin_top_level_index_and_filter(true);
     let mut options = Options::default();
     options.set_block_based_table_factory(&blocks);
     options.set_compression_type(DBCompressionType::Lz4);
