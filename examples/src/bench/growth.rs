@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::{Bench, PATIENCE, Plan, Results, load, process, wait_for};
 use crate::api::{Api, Error, http_client};
 
-/// With how many jobs a cost is measured: they take some seconds of CPU time, which is told in hundredths.
+/// With how many jobs a cost is measured: they take a second of CPU time or more, which is told in hundredths.
 const SAMPLE: usize = 20_000;
 
 /// How many jobs wait, and the last part of that figure's name.
