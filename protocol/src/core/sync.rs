@@ -34,8 +34,18 @@ use super::{
 /// How many jobs a page lists.
 const PAGE: usize = 2048;
 
+/// What even an empty page counts as: looking for jobs is work, too.
+const LEAST_OF_A_PAGE: usize = 32;
+
+/// How long a comparison waits for its turn behind others.
+const TURN: Duration = Duration::from_millis(1);
+
 /// How many bytes of records go into one message, about.
 const RECORDS_BYTES: usize = 4 << 20;
+
+/// How many records go into one message at most. A disk that has none of them at hand may take some
+/// milliseconds for each, here and where they arrive, and beats have to go out meanwhile.
+pub(super) const RECORDS: usize = 256;
 
 /// How often a comparison that stands still is begun again before its peer is put out.
 const MAX_RESTARTS: u32 = 2;
@@ -187,6 +197,12 @@ impl Core {
         let now = self.now;
         let Some(session) = self.sessions.get_mut(&id) else { return Ok(()) };
         if session.page.is_none() && session.next.is_some() && session.owed.is_empty() {
+            let (at, listed) = self.listed;
+            if at == now && listed >= PAGE {
+                // Many pipelines may be compared at a time: others are heard between them.
+                self.arm(TURN, Timer::Sync(id));
+                return Ok(());
+            }
             return self.send_page(id);
         }
         if session.deadline > now {
@@ -236,6 +252,8 @@ impl Core {
         let (peer, pipeline, scope) = (session.peer, session.pipeline, session.scope);
         let only_these = matches!(session.purpose, Purpose::HandOff { .. });
         let (entries, to) = self.listing(pipeline, scope, from, JobId::MAX)?;
+        let listed = if self.listed.0 == self.now { self.listed.1 } else { 0 };
+        self.listed = (self.now, listed + entries.len() + LEAST_OF_A_PAGE);
         if let Some(session) = self.sessions.get_mut(&id) {
             session.page = Some((from, to));
             session.next = None;
@@ -361,9 +379,9 @@ impl Core {
         }
         let copy = self.groups.get(&pipeline).map_or(0, |group| group.copy);
         let (own, covered) = if only_these {
-            // They are read one by one, so not too many of them.
-            let covered = if entries.len() > PAGE { entries[PAGE - 1].0 } else { to };
-            entries.truncate(PAGE);
+            // They are read one by one.
+            let covered = if entries.len() > RECORDS { entries[RECORDS - 1].0 } else { to };
+            entries.truncate(RECORDS);
             (self.listing_of(pipeline, &entries)?, covered)
         } else {
             self.listing(pipeline, scope, first, to)?
@@ -373,9 +391,16 @@ impl Core {
         let mine: std::collections::BTreeMap<JobId, u64> = own.into_iter().collect();
         let all: BTreeSet<JobId> = theirs.keys().chain(mine.keys()).copied().collect();
         let (mut records, mut want, mut bytes, mut upto) = (Vec::new(), Vec::new(), 0, covered);
+        // Whether all that is here was listed.
+        let complete = only_these || scope == Scope::All;
+        let mut looked_up = 0;
         for job in all {
             let both = theirs.contains_key(&job) && mine.contains_key(&job);
             if theirs.get(&job) == mine.get(&job) || both && self.has(Mutant::ContentIgnored) {
+                continue;
+            }
+            if complete && !mine.contains_key(&job) {
+                want.push(job);
                 continue;
             }
             match self.whole(pipeline, job)? {
@@ -390,7 +415,8 @@ impl Core {
                 }
                 None => want.push(job),
             }
-            if bytes > RECORDS_BYTES {
+            looked_up += 1;
+            if bytes > RECORDS_BYTES || looked_up == RECORDS {
                 upto = job;
                 break;
             }
@@ -538,9 +564,12 @@ impl Core {
         }
         let (peer, pipeline, term) = (session.peer, session.pipeline, session.purpose.term());
         let (mut records, mut bytes) = (Vec::new(), 0);
+        let mut looked_up = 0;
         while bytes < RECORDS_BYTES
+            && looked_up < RECORDS
             && let Some(job) = self.sessions.get_mut(&id).and_then(|it| it.owed.pop_front())
         {
+            looked_up += 1;
             if let Some(record) = self.whole(pipeline, job)? {
                 bytes += update_bytes(&record);
                 records.push(record);

@@ -2,7 +2,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -28,9 +31,9 @@ use crate::{
 
 const LATENCY: Duration = Duration::from_millis(1);
 
-/// A disk that survives its node.
+/// A disk that survives its node. It counts how often it was asked for rows that follow each other.
 #[derive(Clone, Default)]
-pub(super) struct Disk(Arc<Mutex<Rows>>);
+pub(super) struct Disk(Arc<Mutex<Rows>>, Arc<AtomicUsize>);
 
 type Rows = BTreeMap<(Table, Bytes), Bytes>;
 
@@ -76,6 +79,7 @@ impl Reader for Disk {
         end: &[u8],
         limit: usize,
     ) -> Result<Vec<Row>, ReadError> {
+        self.1.fetch_add(1, Ordering::Relaxed);
         let rows = self.0.lock().expect("not poisoned");
         let range = (table, Bytes::copy_from_slice(start))..(table, Bytes::copy_from_slice(end));
         Ok(rows
@@ -122,6 +126,8 @@ pub(super) struct Cluster {
     connected: BTreeSet<(usize, usize)>,
     /// Whose disk answers no more.
     pub(super) stalled: Option<usize>,
+    /// How many records were read for one input or time-out, at most.
+    pub(super) most_reads: usize,
     /// Whether workers finish attempts by themselves.
     pub(super) automatic: bool,
     /// How long an automatic attempt takes.
@@ -192,6 +198,7 @@ impl Cluster {
             next_request: 0,
             connected: BTreeSet::new(),
             stalled: None,
+            most_reads: 0,
             automatic: true,
             run_time: LATENCY,
             runs: BTreeMap::new(),
@@ -344,6 +351,8 @@ impl Cluster {
     }
 
     fn drain(&mut self, index: usize) {
+        let reads = self.nodes[index].disk.1.swap(0, Ordering::Relaxed);
+        self.most_reads = self.most_reads.max(reads);
         let mut effects = VecDeque::new();
         if let Some(core) = self.nodes[index].core.as_mut() {
             effects.extend(std::iter::from_fn(|| core.poll_effect()));

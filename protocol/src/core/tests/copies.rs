@@ -10,6 +10,7 @@ use crate::{
 };
 
 use super::{
+    super::sync::RECORDS,
     PHASES,
     cluster::{Cluster, chain, name},
 };
@@ -280,4 +281,29 @@ fn whose_disk_answers_no_more_hands_on_what_it_heard_in_the_same_round() {
     cluster.kill(coordinator);
     cluster.run_until("another coordinates", |cluster| cluster.coordinators().len() == 1);
     assert!(cluster.all_succeeded(&[first.job, second.job]), "both ends were handed on");
+}
+
+#[test]
+fn copies_are_compared_in_steps_of_a_few_reads_so_that_others_are_heard_between_them() {
+    let mut cluster = Cluster::new(3, &PHASES);
+    cluster.apply_pipeline(0, chain("p", &["a"]));
+    cluster.coordinator();
+    cluster.run_for(Duration::from_secs(5));
+    // Two sides of a cut, of which each gets what the other lacks.
+    (1..3).for_each(|index| cluster.disconnect(0, index));
+    let mut jobs = Vec::new();
+    for index in [0, 1] {
+        for _ in 0..8 {
+            let some = cluster.enqueue_many(index, "p", 250);
+            cluster.run_until("all done", |cluster| cluster.all_succeeded(&some));
+            jobs.extend(some);
+        }
+    }
+    cluster.most_reads = 0;
+    (1..3).for_each(|index| cluster.connect(0, index));
+    cluster.run_until("all have all", |cluster| {
+        (0..3).all(|index| kept(cluster, index) == Some(4000))
+    });
+    // What came is looked up and compared, and some of it is answered.
+    assert!(cluster.most_reads <= 4 * RECORDS, "{} at once", cluster.most_reads);
 }
