@@ -19,6 +19,10 @@ const WRITE_BUFFER_BYTES: usize = 16 << 20;
 /// Among how many rows in a row those that are gone are counted.
 const DELETION_WINDOW: usize = 10_000;
 
+/// How large the files of the first level below the newest are; those of each further level four times as
+/// large.
+const FILE_BYTES: u64 = 4 << 20;
+
 /// How much is read again at a start, at most.
 const LOG_BYTES: u64 = 128 << 20;
 
@@ -80,6 +84,10 @@ fn table_options(cache: &Cache) -> Options {
     options.set_block_based_table_factory(&blocks);
     options.set_compression_type(DBCompressionType::Lz4);
     options.set_write_buffer_size(WRITE_BUFFER_BYTES / 2);
+    // Rows are written near two places that move on: where jobs come in, and where they run. What lies
+    // between is not to be written again with them, so the files of the first level are small.
+    options.set_target_file_size_base(FILE_BYTES);
+    options.set_target_file_size_multiplier(4);
     // A file in which this many rows of a window are gone is compacted soon, not only when its level
     // is full: else what was forgotten keeps its room, and scans walk over it.
     options.add_compact_on_deletion_collector_factory(DELETION_WINDOW, DELETION_WINDOW / 2, 0.5);
