@@ -108,7 +108,7 @@ impl Core {
         }
         let lines = split_lines(&lines);
         let count = first.saturating_add(lines.len() as u32);
-        match self.refusal(pipeline) {
+        match self.refusal(pipeline, self.memory_elsewhere(pipeline)) {
             // Its worker asks again.
             Some(Refusal::StorageFull(_)) => return Ok(()),
             Some(refusal) => {

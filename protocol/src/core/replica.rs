@@ -580,8 +580,9 @@ impl Core {
             return Ok(());
         }
         let mut results = Vec::with_capacity(jobs.len());
+        let elsewhere = self.memory_elsewhere(pipeline);
         for job in jobs {
-            results.push(self.store_job(pipeline, job)?);
+            results.push(self.store_job(pipeline, job, elsewhere)?);
         }
         let nothing_done = results.iter().all(|result| matches!(result, StoreResult::Refused(_)));
         if from == self.me() && nothing_done {
@@ -627,6 +628,7 @@ impl Core {
         &mut self,
         pipeline: PipelineId,
         update: &JobUpdate,
+        elsewhere: usize,
     ) -> Result<StoreResult, ReadError> {
         let job = update.job;
         let mut incoming = JobRecord::default();
@@ -663,7 +665,7 @@ impl Core {
                     () => StoreResult::Conflict,
                 });
             }
-        } else if let Some(refusal) = self.refusal(pipeline) {
+        } else if let Some(refusal) = self.refusal(pipeline, elsewhere) {
             return Ok(StoreResult::Refused(refusal));
         }
         let origin = if known_here { Origin::Change } else { Origin::New };
@@ -671,8 +673,15 @@ impl Core {
         Ok(StoreResult::Stored)
     }
 
-    /// Why this node takes no more jobs of a pipeline, if so.
-    pub(super) fn refusal(&self, pipeline: PipelineId) -> Option<Refusal> {
+    /// What the jobs of all other pipelines take of this node's memory, in bytes.
+    pub(super) fn memory_elsewhere(&self, pipeline: PipelineId) -> usize {
+        let others = self.groups.values().filter(|group| group.id != pipeline);
+        others.map(Group::memory).sum()
+    }
+
+    /// Why this node takes no more jobs of a pipeline, if so. `elsewhere` is what the others' take: of
+    /// many jobs that come together it is the same.
+    pub(super) fn refusal(&self, pipeline: PipelineId, elsewhere: usize) -> Option<Refusal> {
         if let Some(reason) = &self.refusing {
             return Some(Refusal::StorageFull(format!("{}: {reason}", self.config.name)));
         }
@@ -681,8 +690,9 @@ impl Core {
             return Some(Refusal::StorageFull(reason));
         }
         let limits = &self.config.limits;
-        let waiting = self.groups.get(&pipeline).map_or(0, |group| group.jobs.len() as u64);
-        let bytes: usize = self.groups.values().map(Group::memory).sum();
+        let group = self.groups.get(&pipeline);
+        let waiting = group.map_or(0, |group| group.jobs.len() as u64);
+        let bytes = elsewhere + group.map_or(0, Group::memory);
         if waiting >= limits.waiting_jobs {
             return Some(Refusal::Busy { waiting, limit: limits.waiting_jobs });
         }

@@ -31,7 +31,7 @@ use crate::{
 
 const LATENCY: Duration = Duration::from_millis(1);
 
-/// A disk that survives its node. It counts how often it was asked for rows that follow each other.
+/// A disk that survives its node. It counts how often records of jobs were read.
 #[derive(Clone, Default)]
 pub(super) struct Disk(Arc<Mutex<Rows>>, Arc<AtomicUsize>);
 
@@ -79,7 +79,7 @@ impl Reader for Disk {
         end: &[u8],
         limit: usize,
     ) -> Result<Vec<Row>, ReadError> {
-        self.1.fetch_add(1, Ordering::Relaxed);
+        self.1.fetch_add(usize::from(table == Table::Jobs), Ordering::Relaxed);
         let rows = self.0.lock().expect("not poisoned");
         let range = (table, Bytes::copy_from_slice(start))..(table, Bytes::copy_from_slice(end));
         Ok(rows
@@ -325,6 +325,7 @@ impl Cluster {
             }
             self.now = self.now.max(at);
             let now = self.now;
+            self.nodes[index].disk.1.store(0, Ordering::Relaxed);
             let core = self.nodes[index].core.as_mut().expect("it has a time-out");
             core.handle_timeout(now).expect("the disk can be read");
             self.drain(index);
@@ -344,6 +345,7 @@ impl Cluster {
 
     pub(super) fn input(&mut self, index: usize, input: Input) {
         let now = self.now;
+        self.nodes[index].disk.1.store(0, Ordering::Relaxed);
         if let Some(core) = self.nodes[index].core.as_mut() {
             core.handle_input(now, input).expect("the disk can be read");
             self.drain(index);

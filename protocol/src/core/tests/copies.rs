@@ -307,3 +307,25 @@ fn copies_are_compared_in_steps_of_a_few_reads_so_that_others_are_heard_between_
     // What came is looked up and compared, and some of it is answered.
     assert!(cluster.most_reads <= 4 * RECORDS, "{} at once", cluster.most_reads);
 }
+
+#[test]
+fn many_pipelines_are_compared_in_turns() {
+    let mut cluster = Cluster::new(3, &PHASES);
+    let pipelines: Vec<String> = (0..200).map(|at| format!("p{at}")).collect();
+    for pipeline in &pipelines {
+        cluster.apply_pipeline(0, chain(pipeline, &["a"]));
+    }
+    cluster.run_for(Duration::from_secs(5));
+    // One is away while all are done.
+    (0..2).for_each(|index| cluster.disconnect(2, index));
+    let jobs: Vec<JobId> = pipelines.iter().flat_map(|it| cluster.enqueue_many(0, it, 1)).collect();
+    cluster.run_until("all done", |cluster| cluster.all_succeeded(&jobs));
+    cluster.most_reads = 0;
+    (0..2).for_each(|index| cluster.connect(2, index));
+    cluster.run_until("all are back", |cluster| {
+        let core = cluster.nodes[2].core.as_ref().expect("it runs");
+        let finished = core.snapshot().groups.values().map(|it| it.finished.count).sum::<u64>();
+        finished == jobs.len() as u64
+    });
+    assert!(cluster.most_reads <= 80, "{} at once", cluster.most_reads);
+}

@@ -24,7 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(600);
 /// Three nodes with their default settings.
 #[derive(Debug, Default)]
 pub(crate) struct Ours {
-    /// How many jobs a run takes, once that is known.
+    /// How many jobs a run takes, once that is known: so many that the faster work takes long enough.
     jobs: OnceCell<usize>,
 }
 
@@ -47,7 +47,7 @@ impl Peer for Ours {
         Box::pin(async move {
             let known = self.jobs.get_or_try_init(async || {
                 let first = bench("throughput", FIRST_JOBS, effort).await?;
-                Ok::<_, Error>(jobs_for(figure(&first, "/w3/jobs_per_s")?, effort.seconds))
+                Ok::<_, Error>(jobs_for(figure(&first, "/w1/jobs_per_s")?, effort.seconds))
             });
             let results = bench("throughput,latency", *known.await?, effort).await?;
             // The result's latency has been told under another name.
