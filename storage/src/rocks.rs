@@ -19,9 +19,9 @@ const WRITE_BUFFER_BYTES: usize = 16 << 20;
 /// Among how many rows in a row those that are gone are counted.
 const DELETION_WINDOW: usize = 10_000;
 
-/// How large the files of the first level below the newest are; those of each further level four times as
-/// large.
-const FILE_BYTES: u64 = 4 << 20;
+/// How large the files of the first two levels below the newest are; those of each further level are four
+/// times as large.
+const FILE_BYTES: u64 = 8 << 20;
 
 /// How much is read again at a start, at most.
 const LOG_BYTES: u64 = 128 << 20;
@@ -85,7 +85,7 @@ fn table_options(cache: &Cache) -> Options {
     options.set_compression_type(DBCompressionType::Lz4);
     options.set_write_buffer_size(WRITE_BUFFER_BYTES / 2);
     // Rows are written near two places that move on: where jobs come in, and where they run. What lies
-    // between is not to be written again with them, so the files of the first level are small.
+    // between is not to be written again with them, so the files of the first levels are small.
     options.set_target_file_size_base(FILE_BYTES);
     options.set_target_file_size_multiplier(4);
     // A file in which this many rows of a window are gone is compacted soon, not only when its level

@@ -38,7 +38,7 @@ struct Options {
     /// How many nodes are killed for each failover figure
     #[arg(long, default_value_t = 5)]
     kills: usize,
-    /// Measure only these [default: all but `growth` and `partitions`]
+    /// Measure only these [default: all but `partitions`]
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Part>,
     /// How many partitions the pipeline has, each with a coordinator of its own
@@ -72,10 +72,10 @@ enum Part {
     Latency,
     /// Memory by the number of jobs that wait
     Queue,
-    /// What a job costs where many wait, many are done, or there are many pipelines
-    Growth,
     /// Kills with signal 9
     Failover,
+    /// What a job costs where many wait, many are done, or there are many pipelines
+    Growth,
     /// Throughput by the number of partitions
     Partitions,
 }
@@ -91,7 +91,7 @@ impl Options {
             .into());
         }
         let is_wanted = |part: &Part| match self.only.is_empty() {
-            true => !part.is_long() && part.is_possible(self),
+            true => *part != Part::Partitions && part.is_possible(self),
             false => self.only.contains(part),
         };
         Ok(Part::value_variants().iter().copied().filter(is_wanted).collect())
@@ -99,11 +99,6 @@ impl Options {
 }
 
 impl Part {
-    /// Whether it is measured only where it is asked for.
-    fn is_long(self) -> bool {
-        matches!(self, Self::Growth | Self::Partitions)
-    }
-
     /// Whether it can be measured on such clusters.
     fn is_possible(self, options: &Options) -> bool {
         // The others have more nodes than there are places far from each other, or tell nothing new.
@@ -184,13 +179,13 @@ async fn measure(options: &Options, parts: &[Part], results: &mut Results) -> Re
                 latency::measure(results, plan, options.singles, options.seconds).await?;
             }
             Part::Queue => queue::measure(results, plan, options.queued).await?,
-            Part::Growth => {
-                growth::queued(results, plan, options.queued).await?;
-                growth::kept(results, plan).await?;
-            }
             Part::Failover => {
                 failover::coordinators(results, plan, options.kills).await?;
                 failover::workers(results, plan, options.kills).await?;
+            }
+            Part::Growth => {
+                growth::queued(results, plan, options.queued).await?;
+                growth::kept(results, plan).await?;
             }
             Part::Partitions => throughput::partitions(results, plan, case).await?,
         }

@@ -34,8 +34,11 @@ use super::{
 /// How many jobs a page lists.
 const PAGE: usize = 2048;
 
-/// What even an empty page counts as: looking for jobs is work, too.
-const LEAST_OF_A_PAGE: usize = 32;
+/// What even an empty page counts as: whoever gets it may list and read as many.
+const LEAST_OF_A_PAGE: usize = RECORDS;
+
+/// How long a comparison pauses for each job that it lists next.
+const PAUSE: Duration = Duration::from_micros(10);
 
 /// How long a comparison waits for its turn behind others.
 const TURN: Duration = Duration::from_millis(1);
@@ -43,9 +46,13 @@ const TURN: Duration = Duration::from_millis(1);
 /// How many bytes of records go into one message, about.
 const RECORDS_BYTES: usize = 4 << 20;
 
-/// How many records go into one message at most. A disk that has none of them at hand may take some
+/// How many records one answer or push has at most. A disk that has none of them at hand may take some
 /// milliseconds for each, here and where they arrive, and beats have to go out meanwhile.
-pub(super) const RECORDS: usize = 256;
+pub(super) const RECORDS: usize = 512;
+
+/// How many pushes of a comparison are under way at once, and how many bytes of records each has, about.
+const PUSHES: usize = 8;
+const PUSH_BYTES: usize = RECORDS_BYTES / PUSHES;
 
 /// How often a comparison that stands still is begun again before its peer is put out.
 const MAX_RESTARTS: u32 = 2;
@@ -92,6 +99,8 @@ pub(super) struct Session {
     page: Option<(JobId, JobId)>,
     /// Where the next page begins, while there is one.
     next: Option<JobId>,
+    /// How many jobs it lists: fewer where no more than that are read for the answer.
+    size: usize,
     unacknowledged: BTreeSet<u64>,
     last_part: u64,
     /// What the other held of finished jobs, as it said last.
@@ -113,6 +122,13 @@ pub(super) struct Session {
     owed: VecDeque<JobId>,
     /// When it counts as standing still.
     deadline: Timestamp,
+}
+
+impl Session {
+    /// Whether records are owed, and there is room for them on the way.
+    fn owes_more(&self) -> bool {
+        !self.owed.is_empty() && self.unacknowledged.len() < PUSHES
+    }
 }
 
 impl Core {
@@ -141,6 +157,7 @@ impl Core {
             purpose,
             page: None,
             next: Some(JobId::MIN),
+            size: if matches!(purpose, Purpose::HandOff { .. }) { RECORDS } else { PAGE },
             unacknowledged: BTreeSet::new(),
             last_part: 0,
             theirs: Digest::default(),
@@ -197,13 +214,19 @@ impl Core {
         let now = self.now;
         let Some(session) = self.sessions.get_mut(&id) else { return Ok(()) };
         if session.page.is_none() && session.next.is_some() && session.owed.is_empty() {
-            let (at, listed) = self.listed;
-            if at == now && listed >= PAGE {
+            let (scope, pipeline, (at, listed)) = (session.scope, session.pipeline, self.listed);
+            let role = self.groups.get(&pipeline).map(|group| &group.role);
+            let urgent = scope == Scope::Live || matches!(role, Some(Role::TakingOver(_)));
+            if !urgent && at == now && listed >= PAGE {
                 // Many pipelines may be compared at a time: others are heard between them.
                 self.arm(TURN, Timer::Sync(id));
                 return Ok(());
             }
             return self.send_page(id);
+        }
+        if session.owes_more() {
+            self.push_records(id)?;
+            return self.go_on(id);
         }
         if session.deadline > now {
             return Ok(());
@@ -251,9 +274,11 @@ impl Core {
         let Some(from) = session.next else { return Ok(()) };
         let (peer, pipeline, scope) = (session.peer, session.pipeline, session.scope);
         let only_these = matches!(session.purpose, Purpose::HandOff { .. });
-        let (entries, to) = self.listing(pipeline, scope, from, JobId::MAX)?;
-        let listed = if self.listed.0 == self.now { self.listed.1 } else { 0 };
-        self.listed = (self.now, listed + entries.len() + LEAST_OF_A_PAGE);
+        let (entries, to) = self.listing(pipeline, scope, (from, JobId::MAX), session.size)?;
+        if scope == Scope::All {
+            let listed = if self.listed.0 == self.now { self.listed.1 } else { 0 };
+            self.listed = (self.now, listed + entries.len() + LEAST_OF_A_PAGE);
+        }
         if let Some(session) = self.sessions.get_mut(&id) {
             session.page = Some((from, to));
             session.next = None;
@@ -275,26 +300,26 @@ impl Core {
         }
     }
 
-    /// What this node holds in a range, at most a page of it.
+    /// What this node holds in a range, at most `most` of it.
     fn listing(
         &self,
         pipeline: PipelineId,
         scope: Scope,
-        from: JobId,
-        to: JobId,
+        (from, to): (JobId, JobId),
+        most: usize,
     ) -> Result<Listing, ReadError> {
         let Some(group) = self.groups.get(&pipeline) else { return Ok((Vec::new(), to)) };
         let hash = |id: JobId, job: &Job| self.hash_in_memory(pipeline, id, job);
         let mut entries: Vec<(JobId, u64)> = match scope {
-            Scope::Live => group.jobs.unfinished(from..=to, hash).take(PAGE).collect(),
+            Scope::Live => group.jobs.unfinished(from..=to, hash).take(most).collect(),
             Scope::All => {
                 let in_memory = group.jobs.range(from..=to).map(|(id, job)| (*id, hash(*id, job)));
-                in_memory.take(PAGE).collect()
+                in_memory.take(most).collect()
             }
         };
-        let mut covered = if entries.len() == PAGE { entries[PAGE - 1].0 } else { to };
+        let mut covered = if entries.len() == most { entries[most - 1].0 } else { to };
         if scope == Scope::All {
-            let (on_disk, upto) = self.listing_on_disk(pipeline, from, covered)?;
+            let (on_disk, upto) = self.listing_on_disk(pipeline, (from, covered), most)?;
             covered = upto;
             let known: BTreeSet<JobId> = entries.iter().map(|(job, _)| *job).collect();
             entries.extend(on_disk.into_iter().filter(|(job, _)| !known.contains(job)));
@@ -334,10 +359,10 @@ impl Core {
     fn listing_on_disk(
         &self,
         pipeline: PipelineId,
-        from: JobId,
-        to: JobId,
+        (from, to): (JobId, JobId),
+        most: usize,
     ) -> Result<Listing, ReadError> {
-        let (jobs, upto) = self.jobs_on_disk(pipeline, from..=to, PAGE, RECORDS_BYTES)?;
+        let (jobs, upto) = self.jobs_on_disk(pipeline, from..=to, most, RECORDS_BYTES)?;
         let hashed = jobs.iter().map(|(job, record)| (*job, record.digest() ^ job_hash(*job)));
         Ok((hashed.collect(), upto))
     }
@@ -384,14 +409,15 @@ impl Core {
             entries.truncate(RECORDS);
             (self.listing_of(pipeline, &entries)?, covered)
         } else {
-            self.listing(pipeline, scope, first, to)?
+            // No more of them can be of any use for the answer.
+            self.listing(pipeline, scope, (first, to), entries.len().min(PAGE) + RECORDS)?
         };
         let theirs: std::collections::BTreeMap<JobId, u64> =
             entries.into_iter().take_while(|(job, _)| *job <= covered).collect();
         let mine: std::collections::BTreeMap<JobId, u64> = own.into_iter().collect();
         let all: BTreeSet<JobId> = theirs.keys().chain(mine.keys()).copied().collect();
         let (mut records, mut want, mut bytes, mut upto) = (Vec::new(), Vec::new(), 0, covered);
-        // Whether all that is here was listed.
+        // Whether what is not listed is not here.
         let complete = only_these || scope == Scope::All;
         let mut looked_up = 0;
         for job in all {
@@ -413,7 +439,11 @@ impl Core {
                     bytes += update_bytes(&record);
                     records.push(record);
                 }
-                None => want.push(job),
+                // That is quickly seen.
+                None => {
+                    want.push(job);
+                    continue;
+                }
             }
             looked_up += 1;
             if bytes > RECORDS_BYTES || looked_up == RECORDS {
@@ -474,6 +504,11 @@ impl Core {
         session.disk = Some(reply.disk);
         session.theirs = reply.finished;
         session.next = (reply.upto < JobId::MAX).then(|| reply.upto.next());
+        let hands_off = matches!(session.purpose, Purpose::HandOff { .. });
+        session.size = match hands_off || reply.upto < to {
+            true => RECORDS,
+            false => PAGE.min(session.size * 2),
+        };
         let (pipeline, purpose) = (session.pipeline, session.purpose);
         let elected = self.groups.get(&pipeline).is_some_and(|it| it.elected_term().is_some());
         if elected && self.lapse_if_stale(pipeline, reply.horizon_ms) {
@@ -535,7 +570,10 @@ impl Core {
             (None, _) => self.finish_if_done(id),
             (Some(_), Scope::Live) => self.send_page(id)?,
             // A comparison of all that ever was is not urgent: work goes first.
-            (Some(_), Scope::All) => self.arm(Duration::from_millis(20), Timer::Sync(id)),
+            (Some(_), Scope::All) => {
+                let listed = session.size as u32;
+                self.arm(PAUSE * listed, Timer::Sync(id));
+            }
         }
         Ok(())
     }
@@ -555,21 +593,18 @@ impl Core {
         Ok(mine.is_some_and(|mine| mine != theirs.digest()))
     }
 
-    /// Sends one message of the records that are owed: the next goes once it is acknowledged, so
-    /// that no more than that waits for a slow peer.
+    /// Sends one message of the records that are owed. A few may be under way, so that a peer that is far
+    /// away does not take long, and little waits for a slow one.
     fn push_records(&mut self, id: u64) -> Result<(), ReadError> {
-        let Some(session) = self.sessions.get(&id) else { return Ok(()) };
-        if !session.unacknowledged.is_empty() {
+        let Some(session) = self.sessions.get(&id).filter(|session| session.owes_more()) else {
             return Ok(());
-        }
+        };
         let (peer, pipeline, term) = (session.peer, session.pipeline, session.purpose.term());
         let (mut records, mut bytes) = (Vec::new(), 0);
-        let mut looked_up = 0;
-        while bytes < RECORDS_BYTES
-            && looked_up < RECORDS
+        while bytes < PUSH_BYTES
+            && records.len() < RECORDS
             && let Some(job) = self.sessions.get_mut(&id).and_then(|it| it.owed.pop_front())
         {
-            looked_up += 1;
             if let Some(record) = self.whole(pipeline, job)? {
                 bytes += update_bytes(&record);
                 records.push(record);
@@ -580,8 +615,11 @@ impl Core {
         };
         session.last_part += 1;
         session.unacknowledged.insert(session.last_part);
-        let part = session.last_part;
+        let (part, more) = (session.last_part, session.owes_more());
         self.send(peer, Message::SyncPush { session: id, part, pipeline, term, records });
+        if more {
+            self.arm(TURN, Timer::Sync(id));
+        }
         Ok(())
     }
 
