@@ -39,10 +39,6 @@ use crate::{
 /// How many inputs of one kind are handed in before effects are taken.
 pub(crate) const ROUND: usize = 1024;
 
-/// How long inputs are handed in at most before beats, and whatever else is due, go out: work that waits
-/// for the disk may take its time.
-const BREATH: Duration = Duration::from_millis(100);
-
 /// A frame to a peer is sent when it has grown to this, even within a round.
 const FRAME_BYTES: usize = 4 << 20;
 
@@ -165,8 +161,6 @@ struct Driver {
     answers: BTreeMap<RequestId, oneshot::Sender<Response>>,
     drained: Vec<oneshot::Sender<()>>,
     wall_clock_at: Timestamp,
-    /// When effects went out last, or the round began.
-    breathed_at: Timestamp,
 }
 
 /// A peer's lane, and the frame that is being gathered for it.
@@ -224,7 +218,6 @@ impl Driver {
 
     fn hand_in(&mut self, round: &mut Round) -> Result<(), DriverError> {
         let now = clock::now()?;
-        self.breathed_at = now;
         if now.since(self.wall_clock_at) >= WALL_CLOCK_EVERY {
             self.wall_clock_at = now;
             self.core.set_wall_clock(now, clock::unix_ms());
@@ -282,19 +275,6 @@ impl Driver {
         Ok(())
     }
 
-    /// Lets effects out, if handing in has taken long.
-    fn breathe(&mut self) -> Result<(), DriverError> {
-        let now = clock::now()?;
-        if now.since(self.breathed_at) >= BREATH {
-            self.breathed_at = now;
-            if self.core.poll_timeout().is_some_and(|at| at <= now) {
-                self.core.handle_timeout(now)?;
-            }
-            self.take_effects()?;
-        }
-        Ok(())
-    }
-
     fn net_event(&mut self, now: Timestamp, event: NetEvent) -> Result<(), DriverError> {
         let input = match event {
             NetEvent::PeerUp(peer, lane) => {
@@ -332,7 +312,6 @@ impl Driver {
                         continue;
                     }
                     self.core.handle_input(now, Input::Message { from, message })?;
-                    self.breathe()?;
                 }
                 return Ok(());
             }

@@ -138,8 +138,8 @@ pub struct Core {
     proposed: BTreeMap<PersistId, BTreeSet<PipelineId>>,
     sessions: BTreeMap<u64, Session>,
     next_session: u64,
-    /// How many jobs were listed for comparisons, and when last.
-    listed: (Timestamp, usize),
+    /// When jobs were listed or read for comparisons last, and how many then.
+    compared: (Timestamp, usize),
 
     beats: Beats,
     windows: BTreeMap<NodeId, Window>,
@@ -211,7 +211,7 @@ impl Core {
             proposed: BTreeMap::new(),
             sessions: BTreeMap::new(),
             next_session: first,
-            listed: (now, 0),
+            compared: (now, 0),
             beats: Beats::new(now),
             windows: BTreeMap::new(),
             avoided: BTreeMap::new(),

@@ -213,20 +213,21 @@ impl Core {
     pub(super) fn on_sync_timer(&mut self, id: u64) -> Result<(), ReadError> {
         let now = self.now;
         let Some(session) = self.sessions.get_mut(&id) else { return Ok(()) };
-        if session.page.is_none() && session.next.is_some() && session.owed.is_empty() {
-            let (scope, pipeline, (at, listed)) = (session.scope, session.pipeline, self.listed);
-            let role = self.groups.get(&pipeline).map(|group| &group.role);
-            let urgent = scope == Scope::Live || matches!(role, Some(Role::TakingOver(_)));
-            if !urgent && at == now && listed >= PAGE {
-                // Many pipelines may be compared at a time: others are heard between them.
+        let page_due = session.page.is_none() && session.next.is_some() && session.owed.is_empty();
+        if page_due || session.owes_more() {
+            if self.has_turn(id) {
+                match page_due {
+                    true => self.send_page(id)?,
+                    false => {
+                        self.push_records(id)?;
+                        self.note_step(id);
+                        self.go_on(id)?;
+                    }
+                }
+            } else {
                 self.arm(TURN, Timer::Sync(id));
-                return Ok(());
             }
-            return self.send_page(id);
-        }
-        if session.owes_more() {
-            self.push_records(id)?;
-            return self.go_on(id);
+            return Ok(());
         }
         if session.deadline > now {
             return Ok(());
@@ -243,6 +244,24 @@ impl Core {
             }
         }
         Ok(())
+    }
+
+    /// Whether a comparison may go on at once: many pipelines may be compared at a time, and others are to
+    /// be heard between them.
+    fn has_turn(&self, id: u64) -> bool {
+        let Some(session) = self.sessions.get(&id) else { return true };
+        let role = self.groups.get(&session.pipeline).map(|group| &group.role);
+        let urgent = session.scope == Scope::Live || matches!(role, Some(Role::TakingOver(_)));
+        let (at, jobs) = self.compared;
+        urgent || at != self.now || jobs < PAGE
+    }
+
+    /// Counts jobs that are listed or read for a comparison.
+    fn note_compared(&mut self, scope: Scope, jobs: usize) {
+        if scope == Scope::All {
+            let before = if self.compared.0 == self.now { self.compared.1 } else { 0 };
+            self.compared = (self.now, before + jobs);
+        }
     }
 
     /// A strict group's replica refused a change, since something of its own outranks that: it has to
@@ -275,10 +294,7 @@ impl Core {
         let (peer, pipeline, scope) = (session.peer, session.pipeline, session.scope);
         let only_these = matches!(session.purpose, Purpose::HandOff { .. });
         let (entries, to) = self.listing(pipeline, scope, (from, JobId::MAX), session.size)?;
-        if scope == Scope::All {
-            let listed = if self.listed.0 == self.now { self.listed.1 } else { 0 };
-            self.listed = (self.now, listed + entries.len() + LEAST_OF_A_PAGE);
-        }
+        self.note_compared(scope, entries.len() + LEAST_OF_A_PAGE);
         if let Some(session) = self.sessions.get_mut(&id) {
             session.page = Some((from, to));
             session.next = None;
@@ -615,7 +631,8 @@ impl Core {
         };
         session.last_part += 1;
         session.unacknowledged.insert(session.last_part);
-        let (part, more) = (session.last_part, session.owes_more());
+        let (part, scope, more) = (session.last_part, session.scope, session.owes_more());
+        self.note_compared(scope, records.len());
         self.send(peer, Message::SyncPush { session: id, part, pipeline, term, records });
         if more {
             self.arm(TURN, Timer::Sync(id));
