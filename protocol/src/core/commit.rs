@@ -15,6 +15,8 @@ use std::{
 };
 
 use bytes::Bytes;
+use indexmap::IndexMap;
+use rustc_hash::FxBuildHasher;
 
 use crate::{
     codec::{self, Pieces},
@@ -119,7 +121,8 @@ type Written = (Option<Term>, JobUpdate, (Option<Standing>, Standing));
 /// What changed since the last round.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Batch {
-    dirty: BTreeMap<(PipelineId, JobId), Dirty>,
+    /// What of which jobs, in the order in which they were touched first.
+    dirty: BTreeMap<PipelineId, IndexMap<JobId, Dirty, FxBuildHasher>>,
     writes: Vec<Write>,
     on_disk: Vec<Held>,
     settled: Vec<Held>,
@@ -160,7 +163,7 @@ pub(super) struct Commit {
 impl Core {
     /// A component of a job's record changed. `replicate` unless the others get it from elsewhere.
     pub(super) fn touch(&mut self, pipeline: PipelineId, job: JobId, tag: u16, replicate: bool) {
-        let dirty = self.batch.dirty.entry((pipeline, job)).or_default();
+        let dirty = self.batch.dirty.entry(pipeline).or_default().entry(job).or_default();
         dirty.replicate |= replicate;
         if dirty.note(tag, None) {
             let record = self.groups.get(&pipeline).and_then(|group| group.jobs.get(&job));
@@ -183,7 +186,7 @@ impl Core {
         component: &Component,
         replicate: bool,
     ) {
-        let dirty = self.batch.dirty.entry((pipeline, job)).or_default();
+        let dirty = self.batch.dirty.entry(pipeline).or_default().entry(job).or_default();
         dirty.replicate |= replicate;
         self.batch.bytes += component.bytes.len();
         dirty.note(component.tag, Some(component.bytes.clone()));
@@ -191,13 +194,12 @@ impl Core {
 
     /// Whether this batch changes a job.
     pub(super) fn is_dirty(&self, pipeline: PipelineId, job: JobId) -> bool {
-        self.batch.dirty.contains_key(&(pipeline, job))
+        self.batch.dirty.get(&pipeline).is_some_and(|jobs| jobs.contains_key(&job))
     }
 
     /// Whether this batch changes any job of a pipeline.
     pub(super) fn is_any_dirty(&self, pipeline: PipelineId) -> bool {
-        let jobs = (pipeline, JobId::MIN)..=(pipeline, JobId::MAX);
-        self.batch.dirty.range(jobs).next().is_some()
+        self.batch.dirty.contains_key(&pipeline)
     }
 
     /// Says of a pipeline's jobs that they are here, once this batch is on disk.
@@ -252,13 +254,18 @@ impl Core {
         let id = self.next_persist_id();
         let mut writes = batch.writes;
         // A job comes on a list and goes from another beside what is written of it.
-        writes.reserve(batch.dirty.values().map(|dirty| dirty.tags.len() + 2).sum());
+        let dirty = batch.dirty.values().flat_map(IndexMap::values);
+        writes.reserve(dirty.map(|dirty| dirty.tags.len() + 2).sum());
+        let jobs = batch.dirty.values().map(IndexMap::len).sum();
         let mut groups: Vec<GroupUpdate> = Vec::new();
-        let mut touched = Vec::with_capacity(batch.dirty.len());
-        let mut pieces = Pieces::with_room(batch.bytes + batch.dirty.len() * KEY_BYTES);
+        let mut touched = Vec::with_capacity(jobs);
+        let mut pieces = Pieces::with_room(batch.bytes + jobs * KEY_BYTES);
         let mut proposed: BTreeMap<PipelineId, Vec<JobId>> = BTreeMap::new();
         let mut turns = Vec::new();
-        for ((pipeline, job), dirty) in batch.dirty {
+        let each = |(pipeline, jobs): (PipelineId, IndexMap<_, _, _>)| {
+            jobs.into_iter().map(move |(job, dirty)| (pipeline, job, dirty))
+        };
+        for (pipeline, job, dirty) in batch.dirty.into_iter().flat_map(each) {
             let replicate = dirty.replicate;
             let written = self.write_job(pipeline, job, dirty, &mut writes, &mut pieces);
             let Some((term, update, turned)) = written else { continue };
@@ -507,7 +514,7 @@ impl Core {
     fn is_being_written(&self, pipeline: PipelineId, job: JobId) -> bool {
         let Some(group) = self.groups.get(&pipeline) else { return false };
         let pending = group.jobs.get(&job).is_some_and(|entry| entry.pending > 0);
-        (pending || self.batch.dirty.contains_key(&(pipeline, job))) && !self.is_strict(pipeline)
+        (pending || self.is_dirty(pipeline, job)) && !self.is_strict(pipeline)
     }
 
     /// When the oldest batch will have waited too long.
