@@ -7,6 +7,9 @@
 //! ```
 //! One mechanism serves a takeover, a replica that comes back, a node that was deposed, and one that
 //! hands its copies on. Since records are joined, it may run at any time, in both directions at once.
+//!
+//! All of it is read on the core's thread: each step is so small, and many pipelines take such turns, that
+//! beats go out in between.
 
 use std::{
     collections::{BTreeSet, VecDeque},
