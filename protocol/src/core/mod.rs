@@ -31,6 +31,7 @@ mod handlers;
 mod inspect;
 mod items;
 mod members;
+mod offer;
 mod overdue;
 mod pages;
 mod partitions;
