@@ -116,6 +116,12 @@ pub struct Limits {
     /// How many bytes of memory they may take before those that only wait are kept on disk, and no
     /// more of them in memory than some 100 bytes each. Default 64 MiB.
     pub resident_bytes: usize,
+    /// How many bytes of changes of unfinished jobs are written together before each of these jobs has rows
+    /// of its own. Default 2 MiB.
+    pub journal_bytes: usize,
+    /// How many jobs are written together as unfinished ones before each is listed by itself, if it still
+    /// is one. A start looks for each of them. Default 65,536.
+    pub journal_jobs: usize,
     /// How many pipelines there may be. Default 1,000.
     pub pipelines: usize,
     /// How many requests may wait in a node. Default 10,000.
@@ -139,6 +145,8 @@ impl Limits {
         waiting_jobs: 10_000_000,
         waiting_bytes: 1 << 30,
         resident_bytes: 64 << 20,
+        journal_bytes: 2 << 20,
+        journal_jobs: 65_536,
         pipelines: 1000,
         requests: 10_000,
         events: 16_384,

@@ -16,6 +16,7 @@ pub mod group_view;
 pub mod handler;
 pub mod id;
 pub mod io;
+pub mod journal;
 pub mod mapping;
 pub mod message;
 pub mod mutant;

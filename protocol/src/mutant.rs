@@ -87,4 +87,10 @@ pub enum Mutant {
     RunsMissed,
     /// Values and secrets are kept in memory alone.
     SecretsUnwritten,
+    /// What changed last of jobs goes with the journal.
+    ChangesDropped,
+    /// Which jobs came last goes with the journal.
+    ArrivalsDropped,
+    /// What the journal says of a job stays when another may come under its id.
+    ChangesStay,
 }

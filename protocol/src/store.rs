@@ -2,7 +2,7 @@
 //!
 //! Keys sort so that one pipeline's jobs lie together, and one job's components behind each other:
 //! `Jobs: pipeline(16) job(16) tag(2)`, `Live: pipeline(16) job(16)`, `Meta: kind(1) rest`,
-//! `Ended: pipeline(16) end(1) ms(8) job(16)`.
+//! `Ended: pipeline(16) end(1) ms(8) job(16)`, `Journal: kind(1) sequence(8)`.
 
 use std::fmt;
 
@@ -18,15 +18,17 @@ pub enum Table {
     Meta,
     /// Components of job records.
     Jobs,
-    /// Which jobs are unfinished, so that a start reads only those.
+    /// Which jobs are unfinished, so that a start reads only those; the latest are in the journal.
     Live,
     /// Which jobs have ended, by how and when, so that the oldest are found.
     Ended,
+    /// What changed last of unfinished jobs, many in a row.
+    Journal,
 }
 
 impl Table {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Meta, Self::Jobs, Self::Live, Self::Ended];
+    pub const ALL: [Self; 5] = [Self::Meta, Self::Jobs, Self::Live, Self::Ended, Self::Journal];
 
     /// Its name on disk.
     pub const fn name(self) -> &'static str {
@@ -35,6 +37,7 @@ impl Table {
             Self::Jobs => "jobs",
             Self::Live => "live",
             Self::Ended => "ended",
+            Self::Journal => "journal",
         }
     }
 }

@@ -35,6 +35,8 @@ pub struct Options {
     pub phases: usize,
     /// What jobs take of a node's memory before those that only wait are on disk alone.
     pub resident_bytes: usize,
+    /// How many bytes of changes, and how many new jobs, a journal has before they get rows of their own.
+    pub journal: (usize, usize),
     /// Attempts of one phase that a worker runs at once.
     pub slots: u32,
     /// How many requests clients make.
@@ -135,6 +137,10 @@ pub struct Options {
 /// The longest absence in worlds with long ones.
 const LONG_MS: u64 = 60_000;
 
+/// How much a journal holds, in bytes of changes and in new jobs: as by default, little, nothing.
+const JOURNALS: [(usize, usize); 5] =
+    [(2 << 20, 65_536), (600, 4), (200, 65_536), (2 << 20, 1), (0, 0)];
+
 /// A way to make a world simpler: its name, and what it does.
 pub type Simplification = (&'static str, fn(&mut Options));
 
@@ -174,6 +180,7 @@ pub const SIMPLIFICATIONS: &[Simplification] = &[
     ("cron", |it| it.cron = false),
     ("dates", |it| it.dated_per_mille = 0),
     ("changes", |it| it.changes_per_mille = 0),
+    ("journal", |it| it.journal = (0, 0)),
     ("half-the-requests", |it| it.requests = it.requests.div_ceil(2)),
     ("long-absences", |it| it.away_ms = it.away_ms.min(6000)),
     ("half-the-time", |it| it.faults_ms /= 2),
@@ -300,7 +307,8 @@ impl Options {
             items: one_of(&[0, 0, 1]) == 1,
             undone: one_of(&[0, 0, 1]) == 1,
             resident_bytes: one_of(&[64 << 20, 64 << 20, 4000, 0]) as usize,
-            // Drawn by itself, so that earlier worlds stay what they were.
+            // Drawn by themselves, so that earlier worlds stay what they were.
+            journal: JOURNALS[Random::new(seed.rotate_left(48)).below(JOURNALS.len())],
             timed: Random::new(!seed).below(3) == 0,
             #[cfg(feature = "mutants")]
             mutant: None,

@@ -93,5 +93,7 @@ mutants! {
     events_that_nobody_orders: EventsUnordered => ["events"];
     runs_that_nobody_makes_good: RunsMissed => ["schedules"];
     secrets_that_nobody_writes_down: SecretsUnwritten => ["secrets"];
+    changes_that_are_dropped: ChangesDropped => ["durable-before-said"];
+    jobs_that_nobody_lists: ArrivalsDropped => ["acked-survives", "no-lost-job"];
     a_boot_that_is_used_twice: BootReused => ["fenced", "one-vote", "durable-before-said"];
 }

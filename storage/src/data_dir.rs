@@ -34,7 +34,9 @@ use crate::{
 const FORMAT_FILE: &str = "FORMAT";
 const FORMAT_NAME: &str = "carbonmesh data";
 /// The version of a data folder's format that this release writes, and the latest that it reads.
-pub const FORMAT_VERSION: u32 = 1;
+///
+/// 2: rows that many jobs share, in a table of their own.
+pub const FORMAT_VERSION: u32 = 2;
 const STORE: &str = "store";
 
 /// Where the store keeps who it is; the protocol's own keys begin with 1 and above.
@@ -183,6 +185,8 @@ impl DataDir {
         let store = path.join(STORE);
         let sealer = seal::open(path, key, !store.exists());
         let sealer = sealer.map_err(|source| seal_failed(path, source))?;
+        // From here on an earlier release would not find all that is in it.
+        raise_format(&path.join(FORMAT_FILE)).map_err(|error| io_failed(path, &error))?;
         let rocks = RocksStorage::open(&store).map_err(|error| open_failed(path, &error))?;
         let rocks = within(rocks, sealer.as_ref());
         let stored = |error| store_failed(path, error);
@@ -422,6 +426,19 @@ fn write_format(path: &Path, format: &Path) -> io::Result<()> {
     file.write_all(format!("{FORMAT_NAME} {FORMAT_VERSION}\n").as_bytes())?;
     file.sync_all()?;
     File::open(path)?.sync_all()
+}
+
+/// Says that the folder is of this release's format. Within the file that is there: another would make it
+/// another folder.
+fn raise_format(format: &Path) -> io::Result<()> {
+    let text = format!("{FORMAT_NAME} {FORMAT_VERSION}\n");
+    if fs::read_to_string(format)? == text {
+        return Ok(());
+    }
+    let mut file = File::options().write(true).open(format)?;
+    file.write_all(text.as_bytes())?;
+    file.set_len(text.len() as u64)?;
+    file.sync_all()
 }
 
 fn check_format(path: &Path, text: &str) -> Result<(), OpenError> {

@@ -64,6 +64,7 @@ fn place(table: Table, key: &[u8]) -> Vec<u8> {
         Table::Jobs => 1,
         Table::Live => 2,
         Table::Ended => 3,
+        Table::Journal => 4,
     };
     [&[number], key].concat()
 }

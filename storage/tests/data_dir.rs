@@ -196,9 +196,29 @@ fn a_damaged_store_is_said_to_be() {
 fn a_store_from_a_newer_release_is_left_alone() {
     let mut folder = Folder::new();
     drop(folder.opened());
-    fs::write(folder.path.join("FORMAT"), "carbonmesh data 2\n").unwrap();
+    fs::write(folder.path.join("FORMAT"), "carbonmesh data 3\n").unwrap();
     let error = folder.error();
-    assert!(matches!(error, OpenError::Newer { found: 2, .. }), "{error}");
+    assert!(matches!(error, OpenError::Newer { found: 3, .. }), "{error}");
+}
+
+#[test]
+fn a_store_of_an_earlier_release_goes_on_as_ours() {
+    let mut folder = Folder::new();
+    let disk = {
+        let opened = folder.opened();
+        fill(&opened, 10);
+        opened.disk_id
+    };
+    let format = folder.path.join("FORMAT");
+    let ours = fs::read_to_string(&format).unwrap();
+    fs::write(&format, "carbonmesh data 1\n").unwrap();
+    let opened = folder.opened();
+    assert_eq!((opened.disk_id, &opened.amnesia), (disk, &None));
+    assert_eq!(
+        fs::read_to_string(&format).unwrap(),
+        ours,
+        "an earlier release is to refuse it now"
+    );
 }
 
 #[test]

@@ -43,7 +43,7 @@ fn folders_are_opened_or_refused() {
 #[test]
 fn a_planted_format_is_refused() {
     let folder = tempfile::tempdir().unwrap();
-    fs::write(folder.path().join("FORMAT"), "carbonmesh data 2\n").unwrap();
+    fs::write(folder.path().join("FORMAT"), "carbonmesh data 3\n").unwrap();
     let refused = DataDir::open(folder.path(), || ID).map(|_| ());
-    assert!(matches!(refused, Err(OpenError::Newer { found: 2, .. })), "{refused:?}");
+    assert!(matches!(refused, Err(OpenError::Newer { found: 3, .. })), "{refused:?}");
 }

@@ -255,6 +255,8 @@ fn defaults_are_those_of_the_code() {
         ("limits.waiting_jobs", limits.waiting_jobs.into()),
         ("limits.waiting_bytes", limits.waiting_bytes as u128),
         ("limits.resident_bytes", limits.resident_bytes as u128),
+        ("limits.journal_bytes", limits.journal_bytes as u128),
+        ("limits.journal_jobs", limits.journal_jobs as u128),
         ("limits.pipelines", limits.pipelines as u128),
         ("limits.requests", limits.requests as u128),
         ("limits.events", limits.events as u128),

@@ -34,7 +34,8 @@ use super::{
     Core,
     catalog::meta_key,
     events::Kept,
-    group::{End, PeerSync, Standing},
+    group::{End, Job, PeerSync, Standing},
+    journal::{Page, write_rows},
     query::Asker,
     sync::update_bytes,
 };
@@ -262,12 +263,14 @@ impl Core {
         let mut pieces = Pieces::with_room(batch.bytes + jobs * KEY_BYTES);
         let mut proposed: BTreeMap<PipelineId, Vec<JobId>> = BTreeMap::new();
         let mut turns = Vec::new();
+        let mut page = Page::default();
         let each = |(pipeline, jobs): (PipelineId, IndexMap<_, _, _>)| {
             jobs.into_iter().map(move |(job, dirty)| (pipeline, job, dirty))
         };
         for (pipeline, job, dirty) in batch.dirty.into_iter().flat_map(each) {
             let replicate = dirty.replicate;
-            let written = self.write_job(pipeline, job, dirty, &mut writes, &mut pieces);
+            let out = (&mut page, &mut writes, &mut pieces);
+            let written = self.write_job(pipeline, job, dirty, out);
             let Some((term, update, turned)) = written else { continue };
             let turn = self.turn(pipeline, job, turned);
             turns.extend(turn.map(|(first, kept)| (pipeline, first, kept)));
@@ -284,6 +287,7 @@ impl Core {
                 }
             }
         }
+        self.write_journal(page, &mut writes, &mut pieces);
         self.write_finished(&mut writes);
         let (mut held, mut settled) = (batch.strict, batch.settled);
         self.hold_turns(turns, &mut held, &mut settled);
@@ -359,11 +363,12 @@ impl Core {
         pipeline: PipelineId,
         job: JobId,
         dirty: Dirty,
-        writes: &mut Vec<Write>,
-        pieces: &mut Pieces,
+        (page, writes, pieces): (&mut Page, &mut Vec<Write>, &mut Pieces),
     ) -> Option<Written> {
+        let strict = self.is_strict(pipeline);
         let group = self.groups.get_mut(&pipeline)?;
         debug_assert!(group.jobs.contains_key(&job), "a job that changed is in memory");
+        let (before, now) = group.recount(job)?;
         let entry = group.jobs.get_mut(&job)?;
         entry.pending += 1;
         // What came earlier in this batch may have been forgotten since.
@@ -378,16 +383,27 @@ impl Core {
                 None => entry.record.component_in(tag, pieces),
             })
             .collect();
-        writes.extend(components.iter().map(|component| {
-            let key = pieces.take(|out| put_component_key(out, pipeline, job, component.tag));
-            Write::Put { table: Table::Jobs, key, value: component.bytes.clone() }
-        }));
+        // What is not known as a job yet is not found by what the journal says of it.
+        let journals = now.is_live() && !strict && entry.record.spec.is_some();
+        let is_row = |tag: u16| !journals || tag < FIRST_CONTROL;
+        for Component { tag, bytes } in &components {
+            if is_row(*tag) {
+                let key = pieces.take(|out| put_component_key(out, pipeline, job, *tag));
+                writes.push(Write::Put { table: Table::Jobs, key, value: bytes.clone() });
+            }
+        }
         writes.extend(entry.take_dropped().into_iter().map(|tag| {
             let key = pieces.take(|out| put_component_key(out, pipeline, job, tag));
             Write::Delete { table: Table::Jobs, key }
         }));
-        let (before, now) = group.recount(job)?;
-        list(pipeline, job, before, now, writes);
+        if journals {
+            page.change(&self.journal, pipeline, job, entry, &components);
+        } else {
+            // Those of this batch are in rows already.
+            entry.journaled.leave_out(components.iter().map(|component| component.tag));
+            write_rows(pipeline, job, entry, writes, pieces);
+        }
+        list((pipeline, job), before, now, entry, page, writes);
         Some((group.elected_term(), JobUpdate { job, components }, (before, now)))
     }
 
@@ -615,26 +631,32 @@ impl Core {
 
 /// Keeps a job on the list where it belongs.
 fn list(
-    pipeline: PipelineId,
-    job: JobId,
+    (pipeline, job): (PipelineId, JobId),
     before: Option<Standing>,
     now: Standing,
+    entry: &mut Job,
+    page: &mut Page,
     writes: &mut Vec<Write>,
 ) {
+    let was_live = before.is_some_and(Standing::is_live);
+    if now.is_live() && !was_live {
+        page.arrive(pipeline, job);
+    }
+    if !now.is_live() && mem::take(&mut entry.listed) {
+        writes.push(Write::Delete { table: Table::Live, key: job_key(pipeline, job) });
+    }
     let key = |standing: Standing| match standing {
-        Standing::Live { .. } => Some((Table::Live, job_key(pipeline, job))),
         // Items go with the job that they are a part of.
-        Standing::Ended(End::Item, _) => None,
-        Standing::Ended(end, at_ms) => {
-            Some((Table::Ended, ended_key(pipeline, end as u8, at_ms, job)))
-        }
+        Standing::Live { .. } | Standing::Ended(End::Item, _) => None,
+        Standing::Ended(end, at_ms) => Some(ended_key(pipeline, end as u8, at_ms, job)),
     };
     let (before, now) = (before.and_then(key), key(now));
     if before == now {
         return;
     }
-    writes.extend(before.map(|(table, key)| Write::Delete { table, key }));
-    writes.extend(now.map(|(table, key)| Write::Put { table, key, value: Bytes::new() }));
+    let table = Table::Ended;
+    writes.extend(before.map(|key| Write::Delete { table, key }));
+    writes.extend(now.map(|key| Write::Put { table, key, value: Bytes::new() }));
 }
 
 fn tag_bytes(record: &crate::record::JobRecord, tag: u16) -> usize {

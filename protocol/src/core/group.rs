@@ -30,6 +30,7 @@ use super::{
     collect::{Collected, Collecting},
     events::{Readers, Ring},
     fan::Fan,
+    journal::Journaled,
     query::Watcher,
     ready::{QueueName, ReadyQueue},
     said::Logs,
@@ -151,6 +152,10 @@ pub(super) struct Job {
     dropped: BTreeSet<u16>,
     /// How many batches that are not settled touch it.
     pub(super) pending: u32,
+    /// What of it has no rows of its own.
+    pub(super) journaled: Journaled,
+    /// Whether it may be on the list of unfinished jobs.
+    pub(super) listed: bool,
     size: usize,
 }
 
@@ -631,6 +636,7 @@ impl Group {
     pub(super) fn insert_counted(&mut self, id: JobId, record: JobRecord) {
         let counted = Some((Standing::of(&record), record.digest() ^ job_hash(id)));
         let size = record.size();
+        let listed = counted.is_some_and(|(standing, _)| standing.is_live());
         self.bytes += size;
         debug_assert!(
             self.jobs.find_resting(&id).map(|it| it.hash).is_none_or(
@@ -638,7 +644,7 @@ impl Group {
             ),
             "a job that rests lies on disk as it is counted"
         );
-        self.jobs.insert(id, Box::new(Job { record, counted, size, ..Job::default() }));
+        self.jobs.insert(id, Box::new(Job { record, counted, size, listed, ..Job::default() }));
     }
 
     /// Puts an unfinished job that was read at the start into memory.
@@ -669,6 +675,7 @@ impl Group {
             let spec = job.record.spec.as_ref().filter(|_| job.pending == 0)?;
             let (revision, priority) = (spec.revision, spec.options.priority);
             let waits = job.record.is_untouched() && job.dropped.is_empty();
+            debug_assert!(!waits || job.journaled.is_none(), "what waits has no control value");
             waits.then_some(Waiting { job: id, hash, revision, priority })
         });
         let Some(job) = idle.and_then(|waiting| self.jobs.rest(waiting)) else { return false };

@@ -9,6 +9,7 @@ use std::{
 use crate::{
     group_view::GroupView,
     id::{DiskId, JobId, NodeId, PipelineId, Term},
+    journal::Content,
     message::Digest,
     record::JobRecord,
     store::{ReadError, Reader},
@@ -175,12 +176,14 @@ impl Core {
     /// The store cannot be read.
     pub fn count_anew(&self, pipeline: PipelineId) -> Result<(Digest, Digest), ReadError> {
         let (mut live, mut finished) = (Digest::default(), Digest::default());
+        let journal = Content::read(&*self.reader)?;
         let mut from = JobId::MIN;
         loop {
             let (jobs, upto) = self.jobs_on_disk(pipeline, from..=JobId::MAX, 1000, usize::MAX)?;
-            for (job, record) in &jobs {
+            for (job, mut record) in jobs {
+                journal.join(pipeline, job, &mut record)?;
                 let digest = if record.is_over() { &mut finished } else { &mut live };
-                digest.add(record.digest() ^ job_hash(*job));
+                digest.add(record.digest() ^ job_hash(job));
             }
             if upto == JobId::MAX {
                 return Ok((live, finished));

@@ -30,6 +30,7 @@ mod group;
 mod handlers;
 mod inspect;
 mod items;
+mod journal;
 mod members;
 mod offer;
 mod overdue;
@@ -88,6 +89,7 @@ use events::ClusterEvents;
 use gateway::Gateway;
 use group::Group;
 use handlers::Handlers;
+use journal::Journal;
 use members::Member;
 use overdue::Avoided;
 use partitions::Splits;
@@ -133,6 +135,7 @@ pub struct Core {
     groups: BTreeMap<PipelineId, Group>,
 
     batch: Batch,
+    journal: Journal,
     commits: VecDeque<Commit>,
     next_persist: u64,
     /// Batches that wait for a majority of some strict groups.
@@ -207,6 +210,7 @@ impl Core {
             secrets: Secrets::default(),
             groups: BTreeMap::new(),
             batch: Batch::default(),
+            journal: Journal::new(),
             commits: VecDeque::new(),
             next_persist: first,
             proposed: BTreeMap::new(),

@@ -11,6 +11,7 @@ use crate::{
     codec,
     id::{JobId, NodeId, PipelineId, Term},
     io::{Effect, Refusal},
+    journal::Content,
     message::{JobUpdate, Message, Replicate, StoreResult},
     mutant::Mutant,
     pipeline::{MAX_PHASES, Revision},
@@ -59,7 +60,9 @@ impl Core {
         let pipelines: Vec<PipelineId> = self.catalog.keys().copied().collect();
         let held = self.reader.scan(Table::Meta, &[PROMISE], &[PROMISE + 1], usize::MAX)?;
         let held = held.iter().filter_map(|(key, _)| key.get(1..17)?.try_into().ok());
-        for pipeline in held.map(PipelineId::from_be_bytes).chain(pipelines) {
+        let journal = self.read_journal()?;
+        let held = held.map(PipelineId::from_be_bytes).chain(pipelines);
+        for pipeline in held.chain(journal.pipelines()) {
             self.groups.entry(pipeline).or_insert_with(|| Group::new(pipeline, now));
         }
         let ids: Vec<PipelineId> = self.groups.keys().copied().collect();
@@ -72,13 +75,35 @@ impl Core {
             group.horizon_ms = group.promise.horizon_ms;
             group.finished = finished.unwrap_or_default();
             group.view = view;
-            self.load_jobs(id)?;
+            self.load_jobs(id, &journal)?;
             self.consider_election(id);
+        }
+        self.end_old_journal(&journal);
+        Ok(())
+    }
+
+    /// Reads the unfinished jobs: those on the list, and the latest.
+    fn load_jobs(&mut self, pipeline: PipelineId, journal: &Content) -> Result<(), ReadError> {
+        self.load_listed(pipeline, journal)?;
+        for (at, job) in journal.arrivals(pipeline).enumerate() {
+            let group = self.groups.get(&pipeline);
+            if group.is_some_and(|it| it.jobs.contains_key(&job) || it.jobs.is_resting(&job)) {
+                continue;
+            }
+            let Some(mut record) = self.read_record(pipeline, job)? else { continue };
+            // By its rows alone a job that was begun anew may seem to be over.
+            self.join_journal(journal, pipeline, job, &mut record)?;
+            if let Some(group) = self.groups.get_mut(&pipeline).filter(|_| !record.is_over()) {
+                group.load(job, record);
+                self.list_from_journal(pipeline, job);
+                self.note_crowded(at);
+                self.rest_if_crowded(pipeline, job);
+            }
         }
         Ok(())
     }
 
-    fn load_jobs(&mut self, pipeline: PipelineId) -> Result<(), ReadError> {
+    fn load_listed(&mut self, pipeline: PipelineId, journal: &Content) -> Result<(), ReadError> {
         let mut from = JobId::MIN;
         loop {
             let (start, end) =
@@ -88,9 +113,9 @@ impl Core {
             let Some((_, last, _)) = parse_key(last) else { return Ok(()) };
             for (at, (key, _)) in rows.iter().enumerate() {
                 let Some((_, job, _)) = parse_key(key) else { continue };
-                if let Some(record) = self.read_record(pipeline, job)?
-                    && let Some(group) = self.groups.get_mut(&pipeline)
-                {
+                if let Some(mut record) = self.read_record(pipeline, job)? {
+                    self.join_journal(journal, pipeline, job, &mut record)?;
+                    let Some(group) = self.groups.get_mut(&pipeline) else { continue };
                     group.load(job, record);
                     self.note_crowded(at);
                     self.rest_if_crowded(pipeline, job);

@@ -13,6 +13,7 @@ use carbonmesh_protocol::{
     core::{Core, GroupSnapshot, StoredPromise, stored_promise},
     id::{JobId, PipelineId, Token},
     io::PersistId,
+    journal::changes,
     record::{Component, JobRecord},
     store::{Reader, Table, Write},
     time::Timestamp,
@@ -60,6 +61,15 @@ impl Disk {
         for (key, bytes) in &rows {
             let tag = u16::from_be_bytes([key[32], key[33]]);
             record.merge(&Component { tag, bytes: bytes.clone() }).expect("it reads back");
+        }
+        let journal = self.reader().scan(Table::Journal, &[], &[u8::MAX], usize::MAX);
+        for (key, value) in journal.expect("memory can be read").iter().filter(|_| !rows.is_empty())
+        {
+            let read = changes(key, value).expect("it reads back").unwrap_or_default();
+            let of = read.0.iter().filter(|(of, _)| *of == pipeline).flat_map(|(_, all)| all);
+            for component in of.filter(|it| it.job == job).flat_map(|it| &it.components) {
+                record.merge(component).expect("it reads back");
+            }
         }
         (!rows.is_empty()).then_some(record)
     }

@@ -5,8 +5,11 @@
 
 use std::{cell::RefCell, collections::BTreeMap, sync::Arc};
 
+use bytes::Bytes;
 use carbonmesh_protocol::{
     id::{JobId, PipelineId},
+    journal::{Changes, changes},
+    message::JobUpdate,
     record::{Component, JobRecord},
     store::{Table, Write},
 };
@@ -23,6 +26,8 @@ pub(crate) struct Disk {
     damaged: bool,
     /// How often all jobs of a pipeline were taken off it, since others hold them.
     emptied: BTreeMap<PipelineId, u32>,
+    /// What its journal says of jobs, by row.
+    journal: BTreeMap<Bytes, Vec<(PipelineId, JobUpdate)>>,
     /// Jobs that were read; those that are not there as well.
     read: RefCell<Records>,
 }
@@ -34,6 +39,7 @@ impl Disk {
             storage: self.storage.copy().into(),
             damaged: self.damaged,
             emptied: self.emptied.clone(),
+            journal: self.journal.clone(),
             read: RefCell::default(),
         }
     }
@@ -65,6 +71,28 @@ impl Disk {
                     read.retain(|(of, _), _| *of != pipeline);
                     *self.emptied.entry(pipeline).or_default() += 1;
                 }
+                Write::Put { table: Table::Journal, key, value } => {
+                    let Some(Changes(changes)) = changes(key, value).expect("it reads back") else {
+                        continue;
+                    };
+                    let each = changes.into_iter().flat_map(|(pipeline, updates)| {
+                        updates.into_iter().map(move |update| (pipeline, update))
+                    });
+                    let updates: Vec<(PipelineId, JobUpdate)> = each.collect();
+                    for (pipeline, update) in &updates {
+                        read.remove(&(*pipeline, update.job));
+                    }
+                    self.journal.insert(key.clone(), updates);
+                }
+                Write::Delete { table: Table::Journal, key } => {
+                    for (pipeline, update) in self.journal.remove(key).into_iter().flatten() {
+                        read.remove(&(pipeline, update.job));
+                    }
+                }
+                Write::DeleteRange { table: Table::Journal, .. } => {
+                    self.journal.clear();
+                    read.clear();
+                }
                 _ => {}
             }
         }
@@ -90,10 +118,16 @@ impl Disk {
         let end = [&key(pipeline, job, u16::MAX)[..], &[0]].concat();
         let rows = self.storage.scan(Table::Jobs, &start, &end, usize::MAX).expect("memory reads");
         let mut record = JobRecord::default();
+        let mut readable = !rows.is_empty();
         for (key, bytes) in &rows {
             let tag = u16::from_be_bytes([key[32], key[33]]);
             let merged = record.merge(&Component { tag, bytes: bytes.clone() });
             assert!(merged.is_ok() || self.damaged, "it reads back");
+            readable &= merged.is_ok();
+        }
+        // What lies in a row that cannot be read came later, as a rule.
+        for component in self.journaled(pipeline, job).filter(|_| readable) {
+            record.merge(component).expect("it reads back");
         }
         (!rows.is_empty()).then(|| Arc::new(record))
     }
@@ -102,7 +136,15 @@ impl Disk {
     pub(crate) fn has(&self, pipeline: PipelineId, job: JobId, component: &Component) -> bool {
         let key = key(pipeline, job, component.tag);
         let value = self.storage.get(Table::Jobs, &key).expect("memory reads");
-        value.is_some_and(|value| value == component.bytes)
+        let journaled = || self.journaled(pipeline, job).any(|it| it == component);
+        value.is_some_and(|value| value == component.bytes) || journaled()
+    }
+
+    /// What its journal says of a job.
+    fn journaled(&self, pipeline: PipelineId, job: JobId) -> impl Iterator<Item = &Component> {
+        let all = self.journal.values().flatten();
+        let of = all.filter(move |(of, update)| (*of, update.job) == (pipeline, job));
+        of.flat_map(|(_, update)| &update.components)
     }
 }
 

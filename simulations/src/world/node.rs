@@ -121,7 +121,12 @@ impl Node {
             phases: if roles.worker { phases.collect() } else { Vec::new() },
             labels: BTreeMap::new(),
             timing,
-            limits: Limits { resident_bytes: options.resident_bytes, ..Limits::DEFAULT },
+            limits: Limits {
+                resident_bytes: options.resident_bytes,
+                journal_bytes: options.journal.0,
+                journal_jobs: options.journal.1,
+                ..Limits::DEFAULT
+            },
         };
         Self {
             core: None,
