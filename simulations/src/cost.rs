@@ -45,6 +45,7 @@ struct Node {
     frames: BTreeMap<NodeId, BytesMut>,
     done: usize,
     accepted: usize,
+    rows: usize,
 }
 
 fn name(text: &str) -> Name {
@@ -92,6 +93,11 @@ impl Cluster {
             self.run_for(Duration::from_millis(1));
         }
         panic!("{} of {} phases are done", self.done() - before, count * self.phases);
+    }
+
+    /// How many rows were put on all disks, or taken off them.
+    pub fn rows_written(&self) -> usize {
+        self.nodes.iter().map(|node| node.rows).sum()
     }
 
     fn done(&self) -> usize {
@@ -158,6 +164,7 @@ impl Node {
                     codec::encode_into(&message, self.frames.entry(to).or_default());
                 }
                 Effect::Persist { id, writes } => {
+                    self.rows += writes.len();
                     self.disk.write(&writes, true).expect("memory takes it");
                     self.inbox.push(Input::Persisted(id));
                 }
@@ -198,5 +205,5 @@ fn node(index: usize) -> Node {
     let reader = Box::new(StoreReader::new(disk.clone()));
     let core = Core::new(config, index as u64, start, unix_ms, reader).expect("an empty disk");
     let (inbox, frames) = (Vec::new(), BTreeMap::new());
-    Node { id, core, disk, inbox, frames, done: 0, accepted: 0 }
+    Node { id, core, disk, inbox, frames, done: 0, accepted: 0, rows: 0 }
 }

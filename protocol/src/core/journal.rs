@@ -6,8 +6,8 @@
 //! batch ──┼─ ids of jobs that came ─────────────► one row for all ─the oldest─► Table::Live, of the same
 //!         └─ all else, and jobs that are over ──► rows of their own
 //! ```
-//! A job of three phases takes six rows of its own in this way, and twelve without it; rows are what a disk
-//! has most to do for. A start reads the journal, gives each job that it tells of its rows, and begins anew.
+//! A job of three phases takes five rows of its own in this way, and ten without it; rows are what a disk has
+//! most to do for. A start reads the journal, gives each job that it tells of its rows, and begins anew.
 //!
 //! Values join in any order (`record.rs`), so that an older one does no harm beside what came later, as long
 //! as the job is the same. Before one may come back as another, no change stays in the journal

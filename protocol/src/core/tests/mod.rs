@@ -9,6 +9,7 @@ mod figures;
 mod forgotten;
 mod handlers;
 mod items;
+mod journal;
 mod lists;
 mod namespaces;
 mod overdue;
