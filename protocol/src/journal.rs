@@ -125,22 +125,21 @@ impl Content {
         self.arrivals.get(&pipeline).into_iter().flatten().copied()
     }
 
-    /// Joins what it says of a job with what rows of its own do. Gives back the tags of what it says.
+    /// Joins what it says of a job with what rows of its own do. Gives back the tags of what was news.
     pub(crate) fn join(
         &self,
         pipeline: PipelineId,
         job: JobId,
         record: &mut JobRecord,
     ) -> Result<BTreeSet<u16>, ReadError> {
-        let components = self.changes.get(&(pipeline, job)).into_iter().flatten();
-        components
-            .map(|component| {
-                let joined = record.merge(component).map(|_| component.tag);
-                joined.map_err(|error| ReadError {
-                    table: Table::Journal.name(),
-                    reason: format!("what it says of job {job} is damaged: {error}"),
-                })
-            })
-            .collect()
+        let mut news = BTreeSet::new();
+        for component in self.changes.get(&(pipeline, job)).into_iter().flatten() {
+            let joined = record.merge(component).map_err(|error| ReadError {
+                table: Table::Journal.name(),
+                reason: format!("what it says of job {job} is damaged: {error}"),
+            });
+            news.extend(joined?.then_some(component.tag));
+        }
+        Ok(news)
     }
 }

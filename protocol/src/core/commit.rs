@@ -35,7 +35,7 @@ use super::{
     catalog::meta_key,
     events::Kept,
     group::{End, Job, PeerSync, Standing},
-    journal::{Page, write_rows},
+    journal::{Journal, Page, is_for_journal, write_rows},
     query::Asker,
     sync::update_bytes,
 };
@@ -385,12 +385,11 @@ impl Core {
             .collect();
         // What is not known as a job yet is not found by what the journal says of it.
         let journals = now.is_live() && !strict && entry.record.spec.is_some();
-        let is_row = |tag: u16| !journals || tag < FIRST_CONTROL;
-        for Component { tag, bytes } in &components {
-            if is_row(*tag) {
-                let key = pieces.take(|out| put_component_key(out, pipeline, job, *tag));
-                writes.push(Write::Put { table: Table::Jobs, key, value: bytes.clone() });
-            }
+        let is_row = |component: &&Component| !journals || !is_for_journal(component);
+        for Component { tag, bytes } in components.iter().filter(is_row) {
+            let key = pieces.take(|out| put_component_key(out, pipeline, job, *tag));
+            writes.push(Write::Put { table: Table::Jobs, key, value: bytes.clone() });
+            entry.journaled.leave_out(*tag);
         }
         writes.extend(entry.take_dropped().into_iter().map(|tag| {
             let key = pieces.take(|out| put_component_key(out, pipeline, job, tag));
@@ -399,11 +398,9 @@ impl Core {
         if journals {
             page.change(&self.journal, pipeline, job, entry, &components);
         } else {
-            // Those of this batch are in rows already.
-            entry.journaled.leave_out(components.iter().map(|component| component.tag));
             write_rows(pipeline, job, entry, writes, pieces);
         }
-        list((pipeline, job), before, now, entry, page, writes);
+        list((pipeline, job), before, now, entry, (&mut self.journal, page), writes);
         Some((group.elected_term(), JobUpdate { job, components }, (before, now)))
     }
 
@@ -635,15 +632,18 @@ fn list(
     before: Option<Standing>,
     now: Standing,
     entry: &mut Job,
-    page: &mut Page,
+    (journal, page): (&mut Journal, &mut Page),
     writes: &mut Vec<Write>,
 ) {
-    let was_live = before.is_some_and(Standing::is_live);
-    if now.is_live() && !was_live {
-        page.arrive(pipeline, job);
-    }
-    if !now.is_live() && mem::take(&mut entry.listed) {
-        writes.push(Write::Delete { table: Table::Live, key: job_key(pipeline, job) });
+    match (before.is_some_and(Standing::is_live), now.is_live()) {
+        (false, true) => page.arrive(journal, pipeline, job, entry),
+        (true, false) => {
+            journal.leave(entry);
+            if mem::take(&mut entry.listed) {
+                writes.push(Write::Delete { table: Table::Live, key: job_key(pipeline, job) });
+            }
+        }
+        _ => {}
     }
     let key = |standing: Standing| match standing {
         // Items go with the job that they are a part of.

@@ -154,6 +154,8 @@ pub(super) struct Job {
     pub(super) pending: u32,
     /// What of it has no rows of its own.
     pub(super) journaled: Journaled,
+    /// In which row of the journal it came, if it did in one.
+    pub(super) arrived: u64,
     /// Whether it may be on the list of unfinished jobs.
     pub(super) listed: bool,
     size: usize,

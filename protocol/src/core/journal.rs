@@ -7,19 +7,22 @@
 //!         └─ all else, and jobs that are over ──► rows of their own
 //! ```
 //! A job of three phases takes five rows of its own in this way, and ten without it; rows are what a disk has
-//! most to do for. A start reads the journal, gives each job that it tells of its rows, and begins anew.
+//! most to do for. A start joins the journal with the rows, writes what is news into rows, and begins anew. For
+//! that it reads each job that came in a row of which any has not ended.
 //!
 //! Values join in any order (`record.rs`), so that an older one does no harm beside what came later, as long
-//! as the job is the same. Before one may come back as another, no change stays in the journal
-//! ([`Journal::forget`]). Strict groups are left out: their disks take what comes in the highest term,
-//! whatever it is.
+//! as the job is the same. Before one may come back as another, what the journal says of it goes
+//! ([`Journal::forget`]). Strict groups are left out: what a majority decided is read from rows alone.
 
-use std::{collections::VecDeque, mem};
+use std::{
+    collections::{BTreeSet, VecDeque},
+    mem,
+};
 
 use bytes::Bytes;
 
 use crate::{
-    codec::Pieces,
+    codec::{self, Pieces},
     id::{JobId, PipelineId},
     journal::{Arrivals, Changes, Content, Entry},
     message::JobUpdate,
@@ -32,6 +35,12 @@ use super::{Core, group::Job};
 
 /// How many rows of a kind there are at most: each takes some memory, however little is in it.
 const ROWS: usize = 1024;
+
+/// What a row must not outgrow, whatever is configured: it is read as a whole.
+const MOST_BYTES: usize = 16 << 20;
+
+/// From which size on a value gets its row at once, since it would only be copied once more.
+const LARGE_BYTES: usize = 4 << 10;
 
 /// What changed of a pipeline's jobs, by pipeline in order.
 type ByPipeline<T> = Vec<(PipelineId, Vec<T>)>;
@@ -46,35 +55,43 @@ pub(super) struct Page {
 /// What of a job lies in the journal alone.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Journaled {
-    /// In which row the first of it is, if there is any.
-    since: u64,
     /// The steps that it is of, a bit each; those behind the last bit share it.
     steps: u64,
+    /// In which row the first of it is, if there is any.
+    since: u64,
 }
 
 impl Journaled {
     /// Whether all of the job has rows of its own.
     pub(super) fn is_none(self) -> bool {
-        self.since == 0
+        self.steps == 0
     }
 
-    /// Those under these tags have rows.
-    pub(super) fn leave_out(&mut self, tags: impl Iterator<Item = u16>) {
-        let shared = bit(u16::MAX);
-        let gone = tags.filter(|tag| *tag >= FIRST_CONTROL).fold(0, |all, tag| all | bit(tag));
-        self.steps &= !gone | shared;
+    /// What is under this tag has a row.
+    pub(super) fn leave_out(&mut self, tag: u16) {
+        if tag >= FIRST_CONTROL && bit(tag) != SHARED {
+            self.steps &= !bit(tag);
+        }
     }
 
     fn note(&mut self, sequence: u64, tag: u16) {
-        self.steps |= bit(tag);
-        if self.since == 0 {
+        if self.is_none() {
             self.since = sequence;
         }
+        self.steps |= bit(tag);
     }
 }
 
+/// The bit of all steps that have none of their own.
+const SHARED: u64 = 1 << 63;
+
 fn bit(tag: u16) -> u64 {
     1 << tag.saturating_sub(FIRST_CONTROL).min(63)
+}
+
+/// Whether a component of an unfinished job need not have a row of its own at once.
+pub(super) fn is_for_journal(component: &Component) -> bool {
+    component.tag >= FIRST_CONTROL && component.bytes.len() < LARGE_BYTES
 }
 
 /// Rows that are on disk, the oldest first.
@@ -101,14 +118,19 @@ impl Rows {
         self.rows.push_back(row);
     }
 
-    /// Takes the oldest off while there are more than there should be.
-    fn pop(&mut self, most: usize) -> Option<Row> {
-        if self.size <= most && self.rows.len() <= ROWS {
+    /// Takes the oldest off, as far as they come up to a sequence, or are more than there should be.
+    fn pop(&mut self, upto: u64, most: usize) -> Option<Row> {
+        let first = self.rows.front()?;
+        if first.sequence > upto && self.size <= most && self.rows.len() <= ROWS {
             return None;
         }
-        let row = self.rows.pop_front()?;
-        self.size -= row.size;
-        Some(row)
+        self.size -= first.size;
+        self.rows.pop_front()
+    }
+
+    /// Whether this is its last row.
+    fn ends_with(&self, sequence: u64) -> bool {
+        self.rows.back().is_some_and(|row| row.sequence == sequence)
     }
 }
 
@@ -119,26 +141,49 @@ pub(super) struct Journal {
     next: u64,
     /// Sized by bytes.
     changes: Rows,
-    /// Sized by jobs.
+    /// Sized by jobs: by those that have not ended since.
     arrivals: Rows,
-    /// Whether no change may stay in it.
-    forgets: bool,
+    /// Up to which row no change may stay in it.
+    forgets: u64,
+    /// Rows of arrivals that have all ended.
+    ended: Vec<u64>,
 }
 
 impl Journal {
     pub(super) const fn new() -> Self {
-        Self { next: 1, changes: Rows::new(), arrivals: Rows::new(), forgets: false }
+        Self { next: 1, changes: Rows::new(), arrivals: Rows::new(), forgets: 0, ended: Vec::new() }
     }
 
-    /// A job's last traces go: what comes under its id from now on is another. With this batch all that the
-    /// journal still says goes into rows.
-    pub(super) fn forget(&mut self) {
-        self.forgets = true;
+    /// The last traces of these jobs go: what comes under their ids from now on is another. With this batch
+    /// what the journal still says of them goes too.
+    pub(super) fn forget(&mut self, gone: &BTreeSet<JobId>) {
+        let names =
+            |row: &&Row| row.jobs.iter().flat_map(|(_, jobs)| jobs).any(|job| gone.contains(job));
+        let last = self.changes.rows.iter().rfind(names).map_or(0, |row| row.sequence);
+        self.forgets = self.forgets.max(last);
+    }
+
+    /// The same for all jobs, and for what this batch says of them.
+    pub(super) fn forget_all(&mut self) {
+        self.forgets = u64::MAX;
+    }
+
+    /// A job is over.
+    pub(super) fn leave(&mut self, entry: &mut Job) {
+        let sequence = mem::take(&mut entry.arrived);
+        let rows = &mut self.arrivals.rows;
+        let Ok(at) = rows.binary_search_by_key(&sequence, |row| row.sequence) else { return };
+        rows[at].size -= 1;
+        self.arrivals.size -= 1;
+        if rows[at].size == 0 {
+            rows.remove(at);
+            self.ended.push(sequence);
+        }
     }
 }
 
 impl Page {
-    /// An unfinished job has changed: its control values are put here.
+    /// An unfinished job has changed: of its control values are put here what is not too large.
     pub(super) fn change(
         &mut self,
         journal: &Journal,
@@ -147,8 +192,8 @@ impl Page {
         entry: &mut Job,
         components: &[Component],
     ) {
-        let controls = components.iter().filter(|component| component.tag >= FIRST_CONTROL);
-        let components: Vec<Component> = controls.cloned().collect();
+        let components = components.iter().filter(|component| is_for_journal(component));
+        let components: Vec<Component> = components.cloned().collect();
         if components.is_empty() {
             return;
         }
@@ -159,7 +204,14 @@ impl Page {
     }
 
     /// A job is an unfinished one from now on.
-    pub(super) fn arrive(&mut self, pipeline: PipelineId, job: JobId) {
+    pub(super) fn arrive(
+        &mut self,
+        journal: &Journal,
+        pipeline: PipelineId,
+        job: JobId,
+        entry: &mut Job,
+    ) {
+        entry.arrived = journal.next;
         last_of(&mut self.arrivals, pipeline).push(job);
     }
 }
@@ -209,48 +261,56 @@ impl Core {
     ) {
         let Page { changes, arrivals } = page;
         let limits = &self.config.limits;
-        let (most_bytes, most_jobs) = (limits.journal_bytes, limits.journal_jobs);
+        let (most_bytes, most_jobs) = (limits.journal_bytes.min(MOST_BYTES), limits.journal_jobs);
         let sequence = self.journal.next;
+        // Jobs are told by it in which row they came, be it gone or not.
         self.journal.next += u64::from(!changes.is_empty() || !arrivals.is_empty());
-        let forgets = mem::take(&mut self.journal.forgets) && !self.has(Mutant::ChangesStay);
-        if !changes.is_empty() {
+        let forgets = match mem::take(&mut self.journal.forgets) {
+            _ if self.has(Mutant::ChangesStay) => 0,
+            upto => upto,
+        };
+        let changes = Some(Changes(changes)).filter(|page| !page.0.is_empty()).map(|page| {
             let ids = |updates: &[JobUpdate]| updates.iter().map(|update| update.job).collect();
-            let jobs = changes.iter().map(|(pipeline, all)| (*pipeline, ids(all))).collect();
-            let size = put(sequence, &Changes(changes), writes);
-            self.journal.changes.push(Row { sequence, size, jobs });
-        }
-        while let Some(row) = self.journal.changes.pop(if forgets { 0 } else { most_bytes }) {
-            writes.push(delete::<Changes>(row.sequence));
-            if self.has(Mutant::ChangesDropped) {
-                continue;
+            let jobs = page.0.iter().map(|(pipeline, all)| (*pipeline, ids(all))).collect();
+            let value = codec::encode(&page);
+            self.journal.changes.push(Row { sequence, size: value.len(), jobs });
+            value
+        });
+        while let Some(row) = self.journal.changes.pop(forgets, most_bytes) {
+            writes.extend(delete::<Changes>(row.sequence, sequence));
+            if !self.has(Mutant::ChangesDropped) {
+                self.give_rows(row, writes, pieces);
             }
-            self.give_rows(row, writes, pieces);
         }
-        if !arrivals.is_empty() {
-            let arrivals = Arrivals(arrivals);
-            put(sequence, &arrivals, writes);
-            let Arrivals(jobs) = arrivals;
-            let size = jobs.iter().map(|(_, jobs)| jobs.len()).sum();
-            self.journal.arrivals.push(Row { sequence, size, jobs });
+        let arrivals = Some(Arrivals(arrivals)).filter(|page| !page.0.is_empty()).map(|page| {
+            let value = codec::encode(&page);
+            let size = page.0.iter().map(|(_, jobs)| jobs.len()).sum();
+            self.journal.arrivals.push(Row { sequence, size, jobs: page.0 });
+            value
+        });
+        for ended in mem::take(&mut self.journal.ended) {
+            writes.extend(delete::<Arrivals>(ended, sequence));
         }
-        while let Some(row) = self.journal.arrivals.pop(most_jobs) {
-            writes.push(delete::<Arrivals>(row.sequence));
-            if self.has(Mutant::ArrivalsDropped) {
-                continue;
+        while let Some(row) = self.journal.arrivals.pop(0, most_jobs) {
+            writes.extend(delete::<Arrivals>(row.sequence, sequence));
+            if !self.has(Mutant::ArrivalsDropped) {
+                self.list_arrivals(row, writes);
             }
-            self.list_arrivals(row, writes);
         }
+        // What has gone already was never needed.
+        let changes = changes.filter(|_| self.journal.changes.ends_with(sequence));
+        let arrivals = arrivals.filter(|_| self.journal.arrivals.ends_with(sequence));
+        writes.extend(changes.map(|value| put::<Changes>(sequence, value)));
+        writes.extend(arrivals.map(|value| put::<Arrivals>(sequence, value)));
     }
 
-    /// A row of changes goes: whose first change it has, and who is unfinished, gets rows.
+    /// A row of changes goes: jobs whose first change it has get rows.
     fn give_rows(&mut self, row: Row, writes: &mut Vec<Write>, pieces: &mut Pieces) {
         for (pipeline, jobs) in row.jobs {
             let Some(group) = self.groups.get_mut(&pipeline) else { continue };
             for job in jobs {
-                let entry = group.jobs.get_mut(&job);
-                let entry = entry
-                    .filter(|it| !it.journaled.is_none() && it.journaled.since <= row.sequence);
-                if let Some(entry) = entry {
+                let Some(entry) = group.jobs.get_mut(&job) else { continue };
+                if entry.journaled.since <= row.sequence {
                     write_rows(pipeline, job, entry, writes, pieces);
                 }
             }
@@ -275,11 +335,11 @@ impl Core {
     /// Reads what an earlier process left in the journal.
     pub(super) fn read_journal(&mut self) -> Result<Content, ReadError> {
         let content = Content::read(&*self.reader)?;
-        self.journal.next = content.last + 1;
+        self.journal.next = content.last.saturating_add(1);
         Ok(content)
     }
 
-    /// What the journal says of a job that is unfinished by its rows: it gets rows of that too, and is listed.
+    /// Joins what the journal says of a job with its rows: it gets rows of what is news.
     pub(super) fn join_journal(
         &mut self,
         content: &Content,
@@ -309,13 +369,12 @@ impl Core {
     }
 }
 
-fn put<T: Entry>(sequence: u64, entry: &T, writes: &mut Vec<Write>) -> usize {
-    let value = crate::codec::encode(entry);
-    let size = value.len();
-    writes.push(Write::Put { table: Table::Journal, key: T::key(sequence), value });
-    size
+fn put<T: Entry>(sequence: u64, value: Bytes) -> Write {
+    Write::Put { table: Table::Journal, key: T::key(sequence), value }
 }
 
-fn delete<T: Entry>(sequence: u64) -> Write {
-    Write::Delete { table: Table::Journal, key: T::key(sequence) }
+/// Takes a row off that is on disk: all but this batch's are.
+fn delete<T: Entry>(sequence: u64, now: u64) -> Option<Write> {
+    let write = || Write::Delete { table: Table::Journal, key: T::key(sequence) };
+    (sequence != now).then(write)
 }

@@ -130,7 +130,7 @@ impl Core {
         group.dropping += 1;
         // What was promised stays; only the copy is not complete any more.
         group.promise.admitted = None;
-        self.journal.forget();
+        self.journal.forget_all();
         let start = job_key(pipeline, JobId::MIN);
         let end = {
             let mut end = component_key(pipeline, JobId::MAX, u16::MAX).to_vec();

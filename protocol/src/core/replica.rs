@@ -85,7 +85,8 @@ impl Core {
     /// Reads the unfinished jobs: those on the list, and the latest.
     fn load_jobs(&mut self, pipeline: PipelineId, journal: &Content) -> Result<(), ReadError> {
         self.load_listed(pipeline, journal)?;
-        for (at, job) in journal.arrivals(pipeline).enumerate() {
+        let mut loaded = 0;
+        for job in journal.arrivals(pipeline) {
             let group = self.groups.get(&pipeline);
             if group.is_some_and(|it| it.jobs.contains_key(&job) || it.jobs.is_resting(&job)) {
                 continue;
@@ -96,8 +97,9 @@ impl Core {
             if let Some(group) = self.groups.get_mut(&pipeline).filter(|_| !record.is_over()) {
                 group.load(job, record);
                 self.list_from_journal(pipeline, job);
-                self.note_crowded(at);
+                self.note_crowded(loaded);
                 self.rest_if_crowded(pipeline, job);
+                loaded += 1;
             }
         }
         Ok(())

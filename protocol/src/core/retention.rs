@@ -259,7 +259,7 @@ impl Core {
         if gone.is_empty() {
             return Ok(false);
         }
-        self.journal.forget();
+        self.journal.forget(&gone);
         self.store_horizon(pipeline);
         if let Some(group) = self.groups.get_mut(&pipeline) {
             group.expiring = gone;
@@ -398,7 +398,7 @@ impl Core {
                 self.groups.get_mut(&pipeline).and_then(|group| group.jobs.get_mut(&update.job))
         {
             entry.clear();
-            self.journal.forget();
+            self.journal.forget_all();
         }
     }
 

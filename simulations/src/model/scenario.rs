@@ -279,7 +279,7 @@ impl Scenario {
             phases: if worker { vec![(name("s0"), 1)] } else { Vec::new() },
             labels: BTreeMap::new(),
             timing: self.timing,
-            // How many batches it took to come to a state is to make no other of it.
+            // Each job has its rows at once: what lies in which row of a journal is to make no state of its own.
             limits: Limits { journal_bytes: 0, journal_jobs: 0, ..Limits::DEFAULT },
         }
     }
