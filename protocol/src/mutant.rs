@@ -91,6 +91,4 @@ pub enum Mutant {
     ChangesDropped,
     /// Which jobs came last goes with the journal.
     ArrivalsDropped,
-    /// What the journal says of a job stays when another may come under its id.
-    ChangesStay,
 }

@@ -15,6 +15,7 @@ use carbonmesh_protocol::{
     handler::{Handler, HandlerEntry, Language},
     id::{DiskId, JobId, NodeId, PipelineId, Term, Token},
     io::Outcome,
+    journal::{Arrivals, Changes},
     message::{
         Answer, AssignedWith, Assignment, BeatAck, CompletedWith, Completion, Gathered,
         GroupUpdate, Held, Items, JobUpdate, Message, Question, Replicate, SaidBatch, SessionOf,
@@ -337,7 +338,7 @@ fn the_bytes_of_this_release() {
     let mut with = JobRecord::new(spec());
     with.controls.insert(1, Control { session: Some(Box::new("{}".into())), ..control() });
     let with = with.component(FIRST_CONTROL + 1).expect("it is there");
-    current.push(format!("control-with-session {}", hex(with.bytes)));
+    current.push(format!("control-with-session {}", hex(with.bytes.clone())));
     let traced = JobRecord::new(spec()).traced(Some(trace()));
     current.push(format!("trace {}", hex(traced.component(TRACE).expect("it is there").bytes)));
     let module = Handler {
@@ -357,6 +358,11 @@ fn the_bytes_of_this_release() {
     let split = split.expect("valid").of_partition(2);
     let entry = CatalogEntry::new(split, BTreeSet::from([(node(), DiskId(1))]));
     current.push(format!("pipeline-in-partitions {}", hex(codec::encode(&entry))));
+    let update = JobUpdate { job: job(), components: vec![with] };
+    let changes = Changes(vec![(pipeline(), vec![update])]);
+    current.push(format!("journal-changes {}", hex(codec::encode(&changes))));
+    let arrivals = Arrivals(vec![(pipeline(), vec![job()])]);
+    current.push(format!("journal-arrivals {}", hex(codec::encode(&arrivals))));
     let current = current.join("\n") + "\n";
     assert_eq!(current, golden, "the encoding has changed");
 }

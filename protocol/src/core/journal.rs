@@ -265,10 +265,7 @@ impl Core {
         let sequence = self.journal.next;
         // Jobs are told by it in which row they came, be it gone or not.
         self.journal.next += u64::from(!changes.is_empty() || !arrivals.is_empty());
-        let forgets = match mem::take(&mut self.journal.forgets) {
-            _ if self.has(Mutant::ChangesStay) => 0,
-            upto => upto,
-        };
+        let forgets = mem::take(&mut self.journal.forgets);
         let changes = Some(Changes(changes)).filter(|page| !page.0.is_empty()).map(|page| {
             let ids = |updates: &[JobUpdate]| updates.iter().map(|update| update.job).collect();
             let jobs = page.0.iter().map(|(pipeline, all)| (*pipeline, ids(all))).collect();

@@ -3,8 +3,11 @@
 use std::time::Duration;
 
 use crate::{
-    id::JobId,
-    io::{Change, Outcome, Request, Target},
+    config::Timing,
+    id::{JobId, PipelineId},
+    io::{Change, NewJob, Outcome, Request, Response, Target},
+    pipeline::{Keep, PhaseInput, PipelineDef, Retention, Settings},
+    record::JobOptions,
     store::Table,
     view::JobState,
 };
@@ -135,4 +138,66 @@ fn a_journal_has_so_many_rows_and_no_more() {
     restart(&mut cluster);
     cluster.run_for(Duration::from_secs(1));
     assert_eq!(rows(&cluster, Table::Journal), 0);
+}
+
+#[test]
+fn a_journal_keeps_no_job_that_is_over() {
+    let mut cluster = alone(0, 1000);
+    let jobs = cluster.enqueue_many(0, "p", 10);
+    begun(&mut cluster, 10);
+    assert_eq!(rows(&cluster, Table::Journal), 1);
+    cluster.automatic = true;
+    end(&mut cluster, 10);
+    done(&mut cluster, jobs.len());
+    assert_eq!(rows(&cluster, Table::Journal), 0);
+}
+
+#[test]
+fn a_large_value_is_written_once() {
+    let mut cluster = alone(1 << 20, 1000);
+    cluster.enqueue_many(0, "p", 1);
+    begun(&mut cluster, 1);
+    let attempt = cluster.nodes[0].attempts.remove(0);
+    let result = format!("{{\"a\":\"{}\"}}", "x".repeat(100_000));
+    cluster.finish(0, attempt.token, Outcome::Succeeded(result.into()));
+    begun(&mut cluster, 1);
+    let all = cluster.nodes[0].disk.rows();
+    let large = all.iter().filter(|(_, value)| value.len() > 50_000).map(|((table, _), _)| *table);
+    assert_eq!(large.collect::<Vec<_>>(), [Table::Jobs]);
+    restart(&mut cluster);
+    cluster.automatic = true;
+    done(&mut cluster, 1);
+}
+
+#[test]
+fn a_job_that_has_a_key_anew_knows_nothing_of_the_one_before_after_a_start_either() {
+    let timing = Timing { tombstones: Duration::from_secs(60), ..Timing::DEFAULT };
+    let mut cluster = Cluster::with_timing(1, &[("a", 1)], timing);
+    let keep = Keep { age: Some(Duration::from_secs(2)), count: None };
+    let retention = Retention { succeeded: keep, ..Retention::DEFAULT };
+    let settings = Settings { retention, ..Settings::default() };
+    let definition = PipelineDef::with(name("p"), vec![PhaseInput::named(name("a"))], settings);
+    cluster.apply_pipeline(0, definition.expect("a valid pipeline"));
+    cluster.coordinator();
+    let enqueue = |cluster: &mut Cluster, not_before_ms: u64| {
+        let options = JobOptions { not_before_ms, ..JobOptions::default() };
+        let (key, instructions) = (Some("k".into()), "{}".into());
+        let jobs = vec![NewJob { key, options, trace: None, instructions }];
+        let request = Request::Enqueue { pipeline: name("p"), jobs };
+        let Response::Enqueued(told) = cluster.request(0, request) else { panic!("no receipt") };
+        told[0].as_ref().expect("accepted").job
+    };
+    let record = |cluster: &Cluster, job: JobId| {
+        let core = cluster.nodes[0].core.as_ref().expect("it runs");
+        core.record(PipelineId::of_name("p"), job).expect("the disk can be read")
+    };
+    let job = enqueue(&mut cluster, 0);
+    cluster.wait_for(0, job);
+    cluster.run_for(Duration::from_secs(60));
+    cluster.run_until("it is forgotten", |cluster| record(cluster, job).is_none());
+    // It does not begin within the test.
+    assert_eq!(enqueue(&mut cluster, u64::MAX), job);
+    restart(&mut cluster);
+    let again = record(&cluster, job).expect("it waits");
+    assert!(again.controls.is_empty() && !again.is_over(), "{again:?}");
 }
