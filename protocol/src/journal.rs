@@ -2,7 +2,7 @@
 //! job has rows of its own.
 //!
 //! A key is a kind and a sequence: `kind(1) sequence(8)`. Rows of one kind are written in the order of their
-//! sequences, and taken off the disk in the same order.
+//! sequences.
 
 use std::collections::{BTreeMap, BTreeSet};
 

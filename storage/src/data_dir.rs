@@ -42,7 +42,7 @@ const STORE: &str = "store";
 /// Where the store keeps who it is; the protocol's own keys begin with 1 and above.
 const IDENTITY_KEY: &[u8] = b"\0identity";
 
-/// The data folder cannot be used. Nothing in it was changed.
+/// The data folder cannot be used. Nothing in it was changed, but perhaps what says of which format it is.
 #[derive(Debug, Error)]
 pub enum OpenError {
     /// A node runs on it.
@@ -185,7 +185,7 @@ impl DataDir {
         let store = path.join(STORE);
         let sealer = seal::open(path, key, !store.exists());
         let sealer = sealer.map_err(|source| seal_failed(path, source))?;
-        // From here on an earlier release would not find all that is in it.
+        // From here on an earlier release would not find all that is in it, whatever comes of it.
         raise_format(&path.join(FORMAT_FILE)).map_err(|error| io_failed(path, &error))?;
         let rocks = RocksStorage::open(&store).map_err(|error| open_failed(path, &error))?;
         let rocks = within(rocks, sealer.as_ref());

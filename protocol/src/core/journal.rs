@@ -8,11 +8,11 @@
 //! ```
 //! A job of three phases takes five rows of its own in this way, and ten without it; rows are what a disk has
 //! most to do for. A start joins the journal with the rows, writes what is news into rows, and begins anew. For
-//! that it reads each job that came in a row of which any has not ended.
+//! that it reads each job that came in a row that is still there; those of which all jobs have ended are not.
 //!
 //! Values join in any order (`record.rs`), so that an older one does no harm beside what came later, as long
 //! as the job is the same. Before one may come back as another, what the journal says of it goes
-//! ([`Journal::forget`]). Strict groups are left out: what a majority decided is read from rows alone.
+//! ([`Journal::forget`]). Values of strict groups are left out: what a majority decided is read from rows alone.
 
 use std::{
     collections::{BTreeSet, VecDeque},
@@ -104,8 +104,18 @@ struct Rows {
 #[derive(Clone, Debug)]
 struct Row {
     sequence: u64,
+    /// Of changes, their bytes; of arrivals, all jobs that it names.
     size: usize,
+    /// How many of these jobs are not known to be over.
+    left: usize,
     jobs: ByPipeline<JobId>,
+}
+
+impl Row {
+    fn new(sequence: u64, size: usize, jobs: ByPipeline<JobId>) -> Self {
+        let left = jobs.iter().map(|(_, jobs)| jobs.len()).sum();
+        Self { sequence, size, left, jobs }
+    }
 }
 
 impl Rows {
@@ -141,7 +151,7 @@ pub(super) struct Journal {
     next: u64,
     /// Sized by bytes.
     changes: Rows,
-    /// Sized by jobs: by those that have not ended since.
+    /// Sized by jobs.
     arrivals: Rows,
     /// Up to which row no change may stay in it.
     forgets: u64,
@@ -173,10 +183,11 @@ impl Journal {
         let sequence = mem::take(&mut entry.arrived);
         let rows = &mut self.arrivals.rows;
         let Ok(at) = rows.binary_search_by_key(&sequence, |row| row.sequence) else { return };
-        rows[at].size -= 1;
-        self.arrivals.size -= 1;
-        if rows[at].size == 0 {
-            rows.remove(at);
+        rows[at].left -= 1;
+        if rows[at].left == 0
+            && let Some(row) = rows.remove(at)
+        {
+            self.arrivals.size -= row.size;
             self.ended.push(sequence);
         }
     }
@@ -270,7 +281,7 @@ impl Core {
             let ids = |updates: &[JobUpdate]| updates.iter().map(|update| update.job).collect();
             let jobs = page.0.iter().map(|(pipeline, all)| (*pipeline, ids(all))).collect();
             let value = codec::encode(&page);
-            self.journal.changes.push(Row { sequence, size: value.len(), jobs });
+            self.journal.changes.push(Row::new(sequence, value.len(), jobs));
             value
         });
         while let Some(row) = self.journal.changes.pop(forgets, most_bytes) {
@@ -282,7 +293,7 @@ impl Core {
         let arrivals = Some(Arrivals(arrivals)).filter(|page| !page.0.is_empty()).map(|page| {
             let value = codec::encode(&page);
             let size = page.0.iter().map(|(_, jobs)| jobs.len()).sum();
-            self.journal.arrivals.push(Row { sequence, size, jobs: page.0 });
+            self.journal.arrivals.push(Row::new(sequence, size, page.0));
             value
         });
         for ended in mem::take(&mut self.journal.ended) {
