@@ -24,25 +24,21 @@ pub(super) struct Schedules {
     applied: Option<Timestamp>,
     lost_disk: bool,
     faults_ms: u64,
-    /// Whether links may be too slow for any election: else somebody coordinates all the time, all but.
-    slow: bool,
     /// A node that coordinates, in which term, and since when.
     reign: Option<(NodeId, Term, Timestamp)>,
-    /// Until when somebody coordinated for long enough.
-    led_until_ms: u64,
+    /// From when until when somebody coordinated, for long enough to see to what came before.
+    led: Vec<(u64, u64)>,
 }
 
 impl Schedules {
     pub(super) fn new(options: &Options) -> Self {
         Self {
-            // With nobody to coordinate for long, runs are missed, of which the last alone is made good.
             checked: options.cron && !options.expires() && !options.has_long_absences(),
             applied: None,
             lost_disk: false,
             faults_ms: options.faults_ms,
-            slow: options.slow_links_per_mille > 0,
             reign: None,
-            led_until_ms: 0,
+            led: Vec::new(),
         }
     }
 }
@@ -62,7 +58,7 @@ impl Invariant for Schedules {
     }
 
     fn inspect(&mut self, seen: &Seen<'_>) -> Verdict {
-        if !self.checked || !self.slow || seen.now.as_millis() > self.faults_ms {
+        if !self.checked || seen.now.as_millis() > self.faults_ms {
             return Ok(());
         }
         let mut reigns = seen
@@ -71,9 +67,12 @@ impl Invariant for Schedules {
             .collect::<Vec<_>>();
         let known = self.reign.filter(|(node, term, _)| reigns.contains(&(*node, *term)));
         self.reign = known.or_else(|| reigns.pop().map(|(node, term)| (node, term, seen.now)));
-        let led_ms = self.reign.map_or(0, |(_, _, since)| seen.now.since(since).as_millis() as u64);
-        if led_ms >= BEGINS_MS {
-            self.led_until_ms = seen.now.as_millis() - BEGINS_MS;
+        let Some((_, _, since)) = self.reign else { return Ok(()) };
+        let (from, until) = (since.as_millis(), seen.now.as_millis().saturating_sub(BEGINS_MS));
+        match self.led.last_mut() {
+            Some((last, known)) if *last == from => *known = until,
+            _ if until >= from => self.led.push((from, until)),
+            _ => {}
         }
         Ok(())
     }
@@ -83,9 +82,17 @@ impl Invariant for Schedules {
             return Ok(());
         };
         let first = WALL_START_MS + applied.as_millis() + 2 * EVERY_MS;
-        let led_until_ms = if self.slow { self.led_until_ms } else { u64::MAX };
-        let last = WALL_START_MS + self.faults_ms.saturating_sub(SLACK_MS).min(led_until_ms);
-        for at_ms in (first..last).filter(|at_ms| at_ms.is_multiple_of(EVERY_MS)) {
+        let last = WALL_START_MS + self.faults_ms.saturating_sub(SLACK_MS);
+        // Of the runs that come while nobody coordinates, the last alone is made good.
+        let is_due = |at_ms: u64| {
+            let at = at_ms - WALL_START_MS;
+            at_ms.is_multiple_of(EVERY_MS)
+                && self
+                    .led
+                    .iter()
+                    .any(|(from, until)| from.saturating_sub(EVERY_MS) < at && at <= *until)
+        };
+        for at_ms in (first..last).filter(|at_ms| is_due(*at_ms)) {
             let schedule = crate::world::schedule();
             let job: JobId = schedule.job(seen.pipeline, at_ms);
             if !(0..seen.nodes.len()).any(|at| seen.has_on_disk(at, job)) {
