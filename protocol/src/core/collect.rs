@@ -1,7 +1,8 @@
 //! Reads what items gave, for the phase behind: a thousand at a time, before that is given away.
 //!
-//! Invariant: what is given away was read for the attempts whose items count by then. The job may have
-//! been tried again meanwhile, or have gone on with what came of another attempt elsewhere.
+//! Invariant: what is given away was read for the attempts whose items count by then, and still do when it
+//! goes. The job may have been tried again meanwhile, or have gone on with what came of another attempt
+//! elsewhere.
 
 use std::collections::BTreeMap;
 
@@ -41,11 +42,11 @@ pub(super) struct Collecting {
 }
 
 /// What items gave, all of it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Collected {
-    given: Vec<Gathered>,
+    pub(super) given: Vec<Gathered>,
     /// For which phases, and whose items these were for.
-    of: Vec<(u16, Token)>,
+    pub(super) of: Vec<(u16, Token)>,
 }
 
 impl Core {
@@ -97,14 +98,19 @@ impl Core {
         pipeline: PipelineId,
         job: JobId,
         step: u16,
-    ) -> Vec<Gathered> {
+    ) -> Collected {
         let reign = self.groups.get_mut(&pipeline).and_then(|group| group.reign());
         let collected = reign.and_then(|reign| reign.collected.remove(&(job, step)));
-        collected.map_or_else(Vec::new, |collected| collected.given)
+        collected.unwrap_or_default()
     }
 
     /// Whether what was read is that of the items which count.
-    fn still_count(&self, pipeline: PipelineId, job: JobId, of: &[(u16, Token)]) -> bool {
+    pub(super) fn still_count(
+        &self,
+        pipeline: PipelineId,
+        job: JobId,
+        of: &[(u16, Token)],
+    ) -> bool {
         let counts = |step: u16| self.gathered_by(pipeline, job, step).map(|(token, ..)| token);
         of.iter().all(|(step, token)| counts(*step) == Some(*token))
     }

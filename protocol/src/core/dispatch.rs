@@ -25,6 +25,7 @@ use crate::{
 use super::{
     Core,
     attempts::push_attempt,
+    collect::Collected,
     commit::Held,
     group::{Role, Running},
     ready::{Entry, QueueName, ReadyQueue, value_at},
@@ -324,7 +325,7 @@ impl Core {
                 return;
             }
         }
-        let gathered = self.take_collected(pipeline, job, step);
+        let Collected { given, of } = self.take_collected(pipeline, job, step);
         let mut token = Token { term, sequence: 0 };
         self.update_control(pipeline, job, step, |control| {
             token.sequence = control.sequence;
@@ -334,12 +335,12 @@ impl Core {
             }
             control.progress = Progress::Running { worker, token };
         });
-        let Some(assignment) = self.assignment(pipeline, job, step, token, gathered) else {
+        let Some(assignment) = self.assignment(pipeline, job, step, token, given) else {
             return;
         };
         let overdue_at = self.overdue_at(assignment.timeout);
-        let given = Running::new((job, step), name.clone(), key, worker);
-        let running = Running { overdue_at, ..given };
+        let running = Running::new((job, step), name.clone(), key, worker);
+        let running = Running { overdue_at, gathered: of, ..running };
         self.add_running(pipeline, token, running);
         self.note_attempt(pipeline, (job, step), worker);
         let assignment = Box::new(assignment);
@@ -432,7 +433,7 @@ impl Core {
         let Assignment { pipeline, job, step, token, .. } = *assignment;
         if !self.may_act(pipeline) || !self.is_wanted(pipeline, job, step, token) {
             // Its lease ran out while this became durable, and another may have taken over; or it was
-            // cancelled; or what it comes after is to be done again.
+            // cancelled; or what it comes after is to be done again, or was done by another attempt.
             return self.give_back(assignment.pipeline, assignment.token);
         }
         if to == self.me() {
@@ -445,7 +446,8 @@ impl Core {
         }
     }
 
-    /// Whether an attempt is still the one that its phase waits for, and all before it succeeded.
+    /// Whether an attempt is still the one that its phase waits for, all before it succeeded, and the items
+    /// are those that it got what they gave of.
     pub(super) fn is_wanted(
         &self,
         pipeline: PipelineId,
@@ -454,12 +456,16 @@ impl Core {
         token: Token,
     ) -> bool {
         let open = || {
-            let record = &self.groups.get(&pipeline)?.jobs.get(&job)?.record;
+            let group = self.groups.get(&pipeline)?;
+            let Role::Coordinator(reign) = &group.role else { return None };
+            let gathered = &reign.running.get(&token)?.gathered;
+            let record = &group.jobs.get(&job)?.record;
             let phases = self.phases_of(pipeline, record)?;
             let progress = &record.controls.get(&step)?.progress;
             let current = matches!(progress, Progress::Running { token: now, .. } if *now == token);
             let turn = self.may_run(pipeline, record);
-            Some(current && turn && is_open(record, phases, step.into()))
+            let open = current && turn && is_open(record, phases, step.into());
+            Some(open && self.still_count(pipeline, job, gathered))
         };
         open().unwrap_or(false)
     }

@@ -350,6 +350,8 @@ pub(super) struct Running {
     pub(super) deadline: Option<Timestamp>,
     /// When its worker has had it for too long, if it has a time-out.
     pub(super) overdue_at: Option<Timestamp>,
+    /// Of which phases it got what items gave, and whose items these were for.
+    pub(super) gathered: Vec<(u16, Token)>,
 }
 
 impl Running {
@@ -372,6 +374,7 @@ impl Running {
             missed: false,
             deadline: None,
             overdue_at: None,
+            gathered: Vec::new(),
         }
     }
 }

@@ -8,7 +8,7 @@ use crate::{
     io::{Change, Input, Outcome, Refusal, Request, Response, Target},
     message::{JobUpdate, Message},
     pipeline::{Combine, EachInput, Keep, PhaseInput, PipelineDef, Retention, Settings},
-    record::{Component, REAPED, Reaped, SPEC},
+    record::{Component, FIRST_CONTROL, Progress, REAPED, Reaped, SPEC},
     view::{JobState, JobSummary},
 };
 
@@ -159,6 +159,39 @@ fn what_was_read_before_a_retry_does_not_go_to_the_phase_behind() {
     }
     cluster.run_until("done", |cluster| cluster.all_succeeded(&jobs));
     assert_eq!(gathered(&cluster), [0, 3]);
+}
+
+#[test]
+fn what_was_read_of_other_items_does_not_go_to_the_phase_behind() {
+    let mut cluster = fanning(2, 0);
+    let (pipeline, coordinator) = (PipelineId::of_name("p"), cluster.coordinator());
+    let job = cluster.enqueue(0, "p", None, "{}").expect("accepted").job;
+    let record = |cluster: &Cluster| {
+        let core = cluster.nodes[coordinator].core.as_ref().expect("it runs");
+        core.record(pipeline, job).expect("readable").expect("known")
+    };
+    cluster.run_until("the phase behind is given out", |cluster| {
+        let controls = record(cluster).controls;
+        controls.get(&2).is_some_and(|it| it.state() == JobState::Running)
+    });
+    assert_eq!(runs_of(&cluster, "sum"), 0, "not before that is durable");
+    // Beyond a cut another attempt gave no items.
+    let mut records = record(&cluster);
+    let components = [0, 1].map(|step| {
+        let control = records.controls.get_mut(&step).expect("it ended");
+        let Progress::Succeeded { token, .. } = &mut control.progress else {
+            panic!("{control:?}")
+        };
+        token.sequence += 1000;
+        (control.sequence, control.items) = (control.sequence + 1000, 0);
+        Component { tag: FIRST_CONTROL + step, bytes: codec::encode(control) }
+    });
+    let records = vec![JobUpdate { job, components: components.into() }];
+    let message = Message::SyncPush { session: 1, part: 1, pipeline, term: Term::ZERO, records };
+    let from = cluster.nodes[(coordinator + 1) % 3].config.node;
+    cluster.input(coordinator, Input::Message { from, message });
+    assert_eq!(cluster.wait_for(0, job).state, JobState::Succeeded);
+    assert_eq!(gathered(&cluster), [0]);
 }
 
 #[test]
