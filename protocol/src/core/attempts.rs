@@ -239,6 +239,10 @@ impl Core {
             control.attempt_count = control.attempt_count.saturating_sub(1);
             control.attempts.retain(|attempt| attempt.token != token);
             control.progress = Progress::Waiting { not_before_ms: 0 };
+            if control.attempt_count == 0 {
+                // Nor has its phase begun: none of its time is spent, and its condition is asked again.
+                control.since_ms = 0;
+            }
         });
     }
 

@@ -433,7 +433,7 @@ impl Core {
         let Assignment { pipeline, job, step, token, .. } = *assignment;
         if !self.may_act(pipeline) || !self.is_wanted(pipeline, job, step, token) {
             // Its lease ran out while this became durable, and another may have taken over; or it was
-            // cancelled; or what it comes after is to be done again, or was done by another attempt.
+            // cancelled; or what it comes after is to be done again, or other items than those it got count.
             return self.give_back(assignment.pipeline, assignment.token);
         }
         if to == self.me() {

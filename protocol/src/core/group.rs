@@ -350,7 +350,8 @@ pub(super) struct Running {
     pub(super) deadline: Option<Timestamp>,
     /// When its worker has had it for too long, if it has a time-out.
     pub(super) overdue_at: Option<Timestamp>,
-    /// Of which phases it got what items gave, and whose items these were for.
+    /// Of which phases it got what items gave, and whose items these were for; empty if another
+    /// coordinator gave it out.
     pub(super) gathered: Vec<(u16, Token)>,
 }
 

@@ -190,6 +190,11 @@ fn what_was_read_of_other_items_does_not_go_to_the_phase_behind() {
     let message = Message::SyncPush { session: 1, part: 1, pipeline, term: Term::ZERO, records };
     let from = cluster.nodes[(coordinator + 1) % 3].config.node;
     cluster.input(coordinator, Input::Message { from, message });
+    cluster.run_until("it is given back, as if it had never begun", |cluster| {
+        let controls = record(cluster).controls;
+        let given_back = controls.get(&2).filter(|it| it.state() == JobState::Queued);
+        given_back.is_some_and(|it| (it.attempt_count, it.since_ms) == (0, 0))
+    });
     assert_eq!(cluster.wait_for(0, job).state, JobState::Succeeded);
     assert_eq!(gathered(&cluster), [0]);
 }
